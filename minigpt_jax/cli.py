@@ -1,0 +1,91 @@
+"""What all scripts share: flags made from the settings, one line for what is wrong, logs on standard error."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from tqdm import tqdm
+
+from minigpt_jax.config import SETTINGS, Setting, setting_type
+from minigpt_jax.errors import DataError, UsageError
+from minigpt_jax.runtime import keep_freed_memory
+
+RUNS_DIR = Path("runs")
+DEFINE = {int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFINE_bool, str: flags.DEFINE_string}
+
+
+def define_setting_flags() -> None:
+    """A flag for every setting, without a default of its own: what is not given comes from the preset."""
+    for name, known in SETTINGS.items():
+        DEFINE[setting_type(known.field)](name, None, setting_help(known))
+
+
+def setting_help(known: Setting) -> str:
+    choices, default = known.field.metadata["choices"], known.field.default
+    text = known.field.metadata["help"] + (f": {' | '.join(choices)}" if choices else "")
+    return text if default is None else f"{text} (default {str(default).lower() if isinstance(default, bool) else default})"
+
+
+def given_settings() -> dict[str, Any]:
+    """The settings that the command line gives."""
+    return {name: flags.FLAGS[name].value for name in SETTINGS if flags.FLAGS[name].value is not None}
+
+
+def newest_run() -> Path:
+    """The folder under `runs/` whose run was trained last. Raises DataError where there is none."""
+    runs = sorted(RUNS_DIR.glob("*/config.json"), key=lambda path: path.stat().st_mtime)
+    if not runs:
+        raise DataError(
+            f"there is no run under {RUNS_DIR}/: train one with scripts/train.py, or name its folder with --workdir"
+        )
+    return runs[-1].parent
+
+
+def run(main: Callable[[], None], usage: str) -> None:
+    """Parses the command line and calls `main`.
+
+    What a user got wrong ends in one line on standard error and its exit status, with no traceback: 2 for the command, 1 for
+    what it was to work on.
+    """
+    project_log = logging.getLogger("minigpt_jax")
+    project_log.setLevel(logging.INFO)
+    project_log.propagate = False
+    project_log.addHandler(LogHandler())
+    flags.DEFINE_bool("help", False, "show this help", short_name="h", allow_override=True)
+    keep_freed_memory()
+    try:
+        if unexpected := flags.FLAGS(sys.argv)[1:]:
+            raise UsageError(f"unexpected argument {unexpected[0]!r}: give settings as --name value")
+        if flags.FLAGS.help:
+            print_help(usage)
+        else:
+            main()
+    except flags.Error as error:
+        sys.exit(report(str(error), UsageError.exit_status))
+    except (UsageError, DataError) as error:
+        sys.exit(report(str(error), error.exit_status))
+    except BrokenPipeError:  # the reader of standard output has gone, as after `| head`: nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def report(message: str, exit_status: int) -> int:
+    print("error:", " ".join(message.split()), file=sys.stderr)
+    return exit_status
+
+
+def print_help(usage: str) -> None:
+    print(usage.strip(), "\n\nFlags:")
+    own = {name for name in flags.FLAGS if not flags.FLAGS.find_module_defining_flag(name, "").startswith("absl")}
+    for name in sorted(own - {"h", "help"}):
+        print(f"  --{name}\n      {flags.FLAGS[name].help}")
+
+
+class LogHandler(logging.Handler):
+    """Plain lines on standard error, above a progress bar if there is one."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(record.getMessage(), file=sys.stderr)

@@ -1,0 +1,275 @@
+"""What a run is: three frozen dataclasses, checked when they are made, and their way from preset and flags to JSON and back.
+
+Every setting stands once, as a field below. Its help line, its allowed values and its command-line flag all come from there.
+Precedence: the defaults here < a preset in `configs/` < flags on the command line.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from minigpt_jax.errors import DataError, UsageError, did_you_mean
+
+PRESETS_DIR = Path(__file__).resolve().parent.parent / "configs"
+
+
+def setting(default: Any, help: str, *, choices=(), at_least=None, above=None, below=None, may_change=False) -> Any:
+    """A dataclass field with what users are told about it (`help`) and what is allowed.
+
+    `at_least` is inclusive, `above` and `below` are exclusive bounds. `may_change` marks what may differ when a run is
+    resumed, because no number that training computes up to then depends on it.
+    """
+    rules = {"help": help, "choices": choices, "at_least": at_least, "above": above, "below": below}
+    return dataclasses.field(default=default, metadata=rules | {"may_change": may_change})
+
+
+def setting_type(field: dataclasses.Field) -> type:
+    """The plain type of a setting: `int` for a field declared `int | None`."""
+    if isinstance(field.type, types.UnionType):
+        return next(kind for kind in typing.get_args(field.type) if kind is not type(None))
+    return field.type
+
+
+def check_setting(field: dataclasses.Field, value: Any) -> None:
+    """Raises UsageError, saying what is allowed, unless `value` suits `field`."""
+    name, rules, kind = field.name, field.metadata, setting_type(field)
+    if value is None and field.type != kind:
+        return
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not (is_number if kind is float else type(value) is kind):
+        raise UsageError(f"{name}={value!r} must be of type {kind.__name__}")
+    if kind is float and not math.isfinite(value):
+        raise UsageError(f"{name}={value} must be a finite number")
+    if rules["choices"] and value not in rules["choices"]:
+        allowed = ", ".join(rules["choices"])
+        raise UsageError(f"{name}={value!r}{did_you_mean(value, rules['choices'])} must be one of: {allowed}")
+    if rules["at_least"] is not None and value < rules["at_least"]:
+        raise UsageError(f"{name}={value} must be at least {rules['at_least']}")
+    if rules["above"] is not None and value <= rules["above"]:
+        raise UsageError(f"{name}={value} must be above {rules['above']}")
+    if rules["below"] is not None and value >= rules["below"]:
+        raise UsageError(f"{name}={value} must be below {rules['below']}")
+
+
+class Section:
+    """Base of the three groups of settings: checks each field against its own rules."""
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            check_setting(field, getattr(self, field.name))
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(Section):
+    """The architecture. Everything that decides the shape of the parameters or the meaning of a forward pass."""
+
+    num_layers: int = setting(4, "transformer blocks", at_least=1)
+    num_heads: int = setting(4, "attention heads for queries", at_least=1)
+    num_kv_heads: int | None = setting(
+        None, "heads for keys and values; fewer than num_heads share them; None: as many", at_least=1
+    )
+    embed_dim: int = setting(128, "width of the residual stream", at_least=1)
+    ff_dim: int = setting(512, "hidden width of the feed-forward network", at_least=1)
+    context_length: int = setting(64, "longest sequence that the model attends over, in tokens", at_least=1)
+    vocab_size: int | None = setting(None, "tokens in the vocabulary; None: as many as the tokenizer has", at_least=1)
+    dropout: float = setting(
+        0.0, "probability of dropping an element of the embeddings and of each sub-layer's output", at_least=0.0, below=1.0
+    )
+    bias: bool = setting(False, "bias vectors in dense layers and norms")
+    positions: str = setting("rotary", "how positions enter", choices=("sinusoidal", "learned", "rotary"))
+    norm: str = setting("rmsnorm", "normalisation", choices=("layernorm", "rmsnorm"))
+    norm_placement: str = setting("pre", "norm before each sub-layer, or after the addition", choices=("pre", "post"))
+    activation: str = setting(
+        "relu2", "non-linearity of the feed-forward network", choices=("gelu", "relu", "relu2", "swiglu")
+    )
+    qk_norm: bool = setting(True, "normalise queries and keys before their product")
+    tie_embeddings: bool = setting(False, "the output layer is the transposed token embedding")
+    dtype: str = setting(
+        "float32", "type of the computation; parameters are always float32", choices=("float32", "bfloat16")
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.embed_dim % self.num_heads:
+            raise UsageError(f"embed_dim={self.embed_dim} must be divisible by num_heads={self.num_heads}")
+        if self.num_heads % self.kv_heads:
+            raise UsageError(f"num_heads={self.num_heads} must be divisible by num_kv_heads={self.kv_heads}")
+        if self.positions == "rotary" and self.head_size % 2:
+            raise UsageError(
+                f"positions=rotary turns pairs of features, so embed_dim/num_heads={self.head_size} must be even; "
+                "choose another num_heads, or positions learned or sinusoidal"
+            )
+
+    @property
+    def head_size(self) -> int:
+        return self.embed_dim // self.num_heads
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_kv_heads or self.num_heads
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig(Section):
+    """The optimisation and the rhythm of the run."""
+
+    batch_size: int = setting(12, "sequences in an optimizer step", at_least=1)
+    steps: int | None = setting(None, "optimizer steps (or give epochs)", at_least=1, may_change=True)
+    epochs: float | None = setting(None, "passes over the training text (or give steps)", above=0.0, may_change=True)
+    grad_accumulation: int = setting(
+        1, "parts that a batch is worked through in: the same result in less memory", at_least=1
+    )
+    learning_rate: float = setting(1e-3, "peak learning rate", above=0.0)
+    min_learning_rate: float = setting(1e-4, "learning rate at the last step", at_least=0.0)
+    warmup_steps: int = setting(100, "steps over which the rate rises linearly to its peak", at_least=0)
+    weight_decay: float = setting(0.1, "decoupled weight decay, on matrices only", at_least=0.0)
+    beta1: float = setting(0.9, "AdamW: decay of the mean of gradients", at_least=0.0, below=1.0)
+    beta2: float = setting(0.99, "AdamW: decay of the mean of squared gradients", at_least=0.0, below=1.0)
+    grad_clip: float = setting(1.0, "largest global norm of the gradient", above=0.0)
+    seed: int = setting(0, "root of all randomness: initial weights, order of the batches, dropout", at_least=0)
+    eval_every: int = setting(250, "steps between evaluations", at_least=1, may_change=True)
+    eval_batches: int = setting(
+        40, "batches of validation text in an evaluation, always the same ones", at_least=1, may_change=True
+    )
+    checkpoint_every: int = setting(500, "steps between checkpoints", at_least=1, may_change=True)
+    sample_every: int = setting(500, "steps between printed samples; 0: none", at_least=0, may_change=True)
+    log_every: int = setting(50, "steps between rows of training metrics", at_least=1, may_change=True)
+    keep_checkpoints: int = setting(2, "newest checkpoints to keep, beside the best", at_least=1, may_change=True)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.steps is not None and self.epochs is not None:
+            raise UsageError(f"steps={self.steps} and epochs={self.epochs} exclude each other: give one of them")
+        if self.batch_size % self.grad_accumulation:
+            raise UsageError(f"batch_size={self.batch_size} must be divisible by grad_accumulation={self.grad_accumulation}")
+        if self.min_learning_rate > self.learning_rate:
+            raise UsageError(f"min_learning_rate={self.min_learning_rate} is above learning_rate={self.learning_rate}")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(Section):
+    """The text and how it becomes tokens."""
+
+    dataset: str = setting("shakespeare", "a corpus (shakespeare, tiny_shakespeare) or the path of a UTF-8 text file")
+    data_dir: str | None = setting(
+        None, "folder for downloaded and tokenized text; None: the user's cache folder", may_change=True
+    )
+    tokenizer: str = setting("char", "how text is cut into tokens", choices=("char",))
+
+
+@dataclasses.dataclass(frozen=True)
+class Expectation:
+    """What a preset was measured to reach, so that a first run can say whether its result is normal.
+
+    `val_loss` is the mean over seeds of the loss over the whole validation split, in nats per token; `spread` is the
+    largest distance of a seed from that mean. Both hold for the preset as it stands, on its own dataset.
+    """
+
+    val_loss: float
+    spread: float
+    seeds: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    data: DataConfig = DataConfig()
+    expectation: Expectation | None = None
+
+    def override(self, changes: Mapping[str, Any]) -> "Config":
+        """A config with some settings changed, given by their plain names: `config.override({"num_layers": 6})`.
+
+        `steps` replaces a preset's `epochs` and the other way round. An expectation is kept only where nothing that it
+        was measured with changes. Raises UsageError for unknown names and bad values.
+        """
+        sections = {name: {} for name in SECTIONS}
+        for name, value in changes.items():
+            if name not in SETTINGS:
+                raise UsageError(f"unknown setting {name!r}{did_you_mean(name, SETTINGS)}")
+            sections[SETTINGS[name].section][name] = value
+        if changes.get("epochs") is not None:
+            sections["training"].setdefault("steps", None)
+        if changes.get("steps") is not None:
+            sections["training"].setdefault("epochs", None)
+        new = dataclasses.replace(
+            self, **{name: dataclasses.replace(getattr(self, name), **values) for name, values in sections.items()}
+        )
+        harmless = {name for name, known in SETTINGS.items() if known.field.metadata["may_change"]} - {"steps", "epochs"} | {
+            "seed"
+        }
+        if set(differences(self, new)) - harmless:
+            new = dataclasses.replace(new, expectation=None)
+        return new
+
+    def to_json(self) -> str:
+        """Readable JSON, from which `from_json` makes an equal config."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Config":
+        """Inverse of `to_json`. Raises DataError where the JSON is not a config that this version can read."""
+        try:
+            values = json.loads(text)
+            expectation = values.pop("expectation")
+            sections = {name: SECTIONS[name](**fields) for name, fields in values.items()}
+            return cls(**sections, expectation=Expectation(**expectation) if expectation else None)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DataError(f"not a config of this version: {error}") from error
+
+
+SECTIONS = {"model": ModelConfig, "training": TrainingConfig, "data": DataConfig}
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    section: str
+    field: dataclasses.Field
+
+
+# Every setting by its plain name, which is also the name of its flag.
+SETTINGS = {field.name: Setting(section, field) for section, cls in SECTIONS.items() for field in dataclasses.fields(cls)}
+
+
+def get_setting(config: Config, name: str) -> Any:
+    return getattr(getattr(config, SETTINGS[name].section), name)
+
+
+def differences(config: Config, other: Config) -> dict[str, tuple[Any, Any]]:
+    """The settings in which two configs differ: name → (value in `config`, value in `other`)."""
+    pairs = {name: (get_setting(config, name), get_setting(other, name)) for name in SETTINGS}
+    return {name: (a, b) for name, (a, b) in pairs.items() if a != b}
+
+
+@functools.cache
+def preset_names() -> tuple[str, ...]:
+    return tuple(sorted(path.stem for path in PRESETS_DIR.glob("*.py")))
+
+
+def load_preset(name: str) -> Config:
+    """The config that `configs/NAME.py`, or a Python file given by its path, makes with `get_config()`.
+
+    Raises UsageError where there is no such preset or the file has no `get_config() -> Config`.
+    """
+    path = Path(name) if name.endswith(".py") else PRESETS_DIR / f"{name}.py"
+    if not path.is_file():
+        raise UsageError(
+            f"no preset {name!r}{did_you_mean(name, preset_names())}; "
+            f"allowed: {', '.join(preset_names())}, or the path of a .py file with get_config()"
+        )
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config() if hasattr(module, "get_config") else None
+    if not isinstance(config, Config):
+        raise UsageError(f"{path} must define get_config() that returns a minigpt_jax Config")
+    return config

@@ -1,0 +1,1 @@
+"""Text, tokens, batches. Read in this order: corpora.py, tokenizers.py, batches.py."""

@@ -1,0 +1,69 @@
+"""The block, and the stack of blocks that every model here shares; it does not know what its inputs stand for."""
+
+import jax
+from flax import linen as nn
+
+from minigpt_jax.config import ModelConfig
+from minigpt_jax.models.attention import KVCache, MultiHeadAttention
+from minigpt_jax.models.layers import FeedForward, Norm
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each added to the residual stream.
+
+    `pre` normalises what goes into a sub-layer, x + f(norm(x)), as GPT-2 does; `post` normalises the sum, norm(x + f(x)),
+    as the original paper does. `pre` trains at higher rates and with less warmup (Xiong et al. 2020).
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_BTD, mask_BTS, positions_BT, cache=None, deterministic=True) -> tuple[jax.Array, KVCache]:
+        config = self.config
+        attention = MultiHeadAttention(config, name="attention")
+        feed_forward = FeedForward(config, name="feed_forward")
+        attention_norm, feed_forward_norm = Norm(config, name="attention_norm"), Norm(config, name="feed_forward_norm")
+        dropout = nn.Dropout(config.dropout, deterministic=deterministic)
+
+        if config.norm_placement == "pre":
+            y_BTD, cache = attention(attention_norm(x_BTD), mask_BTS, positions_BT, cache)
+            x_BTD = x_BTD + dropout(y_BTD)
+            x_BTD = x_BTD + dropout(feed_forward(feed_forward_norm(x_BTD)))
+        else:
+            y_BTD, cache = attention(x_BTD, mask_BTS, positions_BT, cache)
+            x_BTD = attention_norm(x_BTD + dropout(y_BTD))
+            x_BTD = feed_forward_norm(x_BTD + dropout(feed_forward(x_BTD)))
+        return x_BTD, cache
+
+
+class Transformer(nn.Module):
+    """L blocks and, where the blocks leave the residual stream without one (`pre`), a last norm."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        mask_BTS: jax.Array | None,
+        positions_BT: jax.Array,
+        cache: tuple[KVCache, ...] | None = None,
+        deterministic: bool = True,
+    ) -> tuple[jax.Array, tuple[KVCache, ...]]:
+        """Returns (x_BTD, cache), the cache with one KVCache a layer.
+
+        `mask_BTS` is True where attention is allowed: causal for GPT, padding for BERT, None for ViT. `positions_BT` are
+        read by rotary attention and by the cache. With `cache` given, x attends to what it holds and is written into it.
+        `deterministic=False` drops out, with the rng named "dropout".
+        """
+        config = self.config
+        x_BTD = nn.Dropout(config.dropout, deterministic=deterministic)(x_BTD)
+        new_cache = []
+        for layer in range(config.num_layers):
+            layer_cache = None if cache is None else cache[layer]
+            block = Block(config, name=f"block_{layer}")
+            x_BTD, layer_cache = block(x_BTD, mask_BTS, positions_BT, layer_cache, deterministic)
+            new_cache.append(layer_cache)
+        if config.norm_placement == "pre":
+            x_BTD = Norm(config, name="final_norm")(x_BTD)
+        return x_BTD, tuple(new_cache)

@@ -1,0 +1,1 @@
+"""Training. Read in this order: losses.py, optimizer.py, step.py, checkpoint.py, loop.py."""

@@ -1,0 +1,88 @@
+"""The training step: pure functions from a state and a batch to the next state, jitted here and nowhere else."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+
+from minigpt_jax.training.losses import next_token_loss
+
+Batch = dict[str, jax.Array]  # inputs_BT, targets_BT: token ids; mask_BT: True where the target counts
+
+
+@struct.dataclass
+class TrainState:
+    """All that a step changes. Together with the config and the step number it determines the rest of the run."""
+
+    step: jax.Array
+    params: Any
+    opt_state: optax.OptState
+
+
+def init_params(key: jax.Array, model: nn.Module) -> Any:
+    """Freshly drawn parameters: a nested dictionary of float32 arrays."""
+    return model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+
+
+@functools.partial(jax.jit, static_argnames=("model", "optimizer"))
+def init_state(key: jax.Array, *, model: nn.Module, optimizer: optax.GradientTransformation) -> TrainState:
+    """A state with freshly drawn parameters, at step 0."""
+    params = init_params(key, model)
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def loss_and_count(params: Any, batch: Batch, key: jax.Array | None, model: nn.Module) -> tuple[jax.Array, jax.Array]:
+    """Sum of the loss over a batch, in nats, and the number of its targets. Drops out if there is a key."""
+    rngs = None if key is None else {"dropout": key}
+    logits_BTV, _ = model.apply({"params": params}, batch["inputs_BT"], deterministic=key is None, rngs=rngs)
+    return next_token_loss(logits_BTV, batch["targets_BT"], batch["mask_BT"])
+
+
+@functools.partial(jax.jit, static_argnames=("model", "optimizer", "grad_accumulation"), donate_argnames="state")
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    grad_accumulation: int = 1,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One optimizer step on the mean loss over the batch's targets.
+
+    With `grad_accumulation` of A the batch is worked through in A equal parts, one after another, for the memory of one.
+    Sums are added up over the parts and divided once, then clipped, so the result is that of the undivided batch (up to
+    the order of additions; dropout draws a mask for each part).
+
+    `key` is the run's root key: the step folds in its own number. `state` is donated: use the returned one.
+    Returns the next state and {"loss": nats per target, "grad_norm": before clipping}.
+    """
+    step_key = jax.random.fold_in(key, state.step) if model.config.dropout else None
+    gradient = jax.value_and_grad(loss_and_count, has_aux=True)
+
+    def add_part(sums, part_and_index):
+        part, index = part_and_index
+        part_key = None if step_key is None else jax.random.fold_in(step_key, index)
+        (loss, count), grads = gradient(state.params, part, part_key, model)
+        return jax.tree.map(jnp.add, sums, (loss, count.astype(jnp.float32), grads)), None
+
+    A = grad_accumulation
+    parts = jax.tree.map(lambda leaf: leaf.reshape(A, leaf.shape[0] // A, *leaf.shape[1:]), batch)
+    zeros = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
+    (loss, count, grads), _ = jax.lax.scan(add_part, zeros, (parts, jnp.arange(A)))
+    loss, grads = jax.tree.map(lambda leaf: leaf / jnp.maximum(count, 1), (loss, grads))
+
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics = {"loss": loss, "grad_norm": optax.global_norm(grads)}
+    return TrainState(state.step + 1, params, opt_state), metrics
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def eval_step(params: Any, batch: Batch, *, model: nn.Module) -> tuple[jax.Array, jax.Array]:
+    """Sum of the loss over a batch without dropout, in nats, and the number of its targets."""
+    return loss_and_count(params, batch, None, model)

