@@ -7,7 +7,7 @@ def get_config() -> Config:
     return Config(
         model=ModelConfig(
             num_layers=4, num_heads=4, embed_dim=128, ff_dim=512, context_length=64,
-            positions="learned", norm="layernorm", activation="gelu", qk_norm=False, tie_embeddings=True,
+            positions="learned", norm="layernorm", activation="gelu", qk_norm=False, tie_embeddings=True, init="gpt2",
         ),
         training=TrainingConfig(batch_size=12, steps=2000, learning_rate=1e-3, min_learning_rate=1e-4, warmup_steps=100),
         data=DataConfig(dataset="tiny_shakespeare"),

@@ -64,6 +64,7 @@ def run(main: Callable[[], None], usage: str) -> None:
             print_help(usage)
         else:
             main()
+        sys.stdout.flush()  # a reader that has gone is noticed here, and not after the end, where Python complains of it
     except flags.Error as error:
         sys.exit(report(str(error), UsageError.exit_status))
     except (UsageError, DataError) as error:
@@ -79,8 +80,9 @@ def report(message: str, exit_status: int) -> int:
 
 def print_help(usage: str) -> None:
     print(usage.strip(), "\n\nFlags:")
-    own = {name for name in flags.FLAGS if not flags.FLAGS.find_module_defining_flag(name, "").startswith("absl")}
-    for name in sorted(own - {"h", "help"}):
+    by_module = flags.FLAGS.flags_by_module_dict()  # absl, jax and orbax have flags too, which would bury ours
+    own = {flag.name for module in (__name__, sys.argv[0]) for flag in by_module.get(module, [])}
+    for name in sorted(own - {"help"}):
         print(f"  --{name}\n      {flags.FLAGS[name].help}")
 
 

@@ -90,6 +90,9 @@ class ModelConfig(Section):
         "relu2", "non-linearity of the feed-forward network", choices=("gelu", "relu", "relu2", "swiglu")
     )
     qk_norm: bool = setting(True, "normalise queries and keys before their product")
+    init: str = setting(
+        "fan_in", "spread of initial weights: 0.02 as in GPT-2, or 1/sqrt of the inputs", choices=("gpt2", "fan_in")
+    )
     tie_embeddings: bool = setting(False, "the output layer is the transposed token embedding")
     dtype: str = setting(
         "float32", "type of the computation; parameters are always float32", choices=("float32", "bfloat16")
@@ -133,7 +136,9 @@ class TrainingConfig(Section):
     beta1: float = setting(0.9, "AdamW: decay of the mean of gradients", at_least=0.0, below=1.0)
     beta2: float = setting(0.99, "AdamW: decay of the mean of squared gradients", at_least=0.0, below=1.0)
     grad_clip: float = setting(1.0, "largest global norm of the gradient", above=0.0)
-    seed: int = setting(0, "root of all randomness: initial weights, order of the batches, dropout", at_least=0)
+    seed: int = setting(  # JAX uses 32 bits of it
+        0, "root of all randomness: initial weights, order of the batches, dropout", at_least=0, below=2**32
+    )
     eval_every: int = setting(250, "steps between evaluations", at_least=1, may_change=True)
     eval_batches: int = setting(
         40, "batches of validation text in an evaluation, always the same ones", at_least=1, may_change=True
@@ -221,8 +226,8 @@ class Config:
         try:
             values = json.loads(text)
             expectation = values.pop("expectation")
-            sections = {name: SECTIONS[name](**fields) for name, fields in values.items()}
-            return cls(**sections, expectation=Expectation(**expectation) if expectation else None)
+            sections = {name: section(**values.pop(name)) for name, section in SECTIONS.items()}
+            return cls(**sections, **values, expectation=Expectation(**expectation) if expectation else None)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(f"not a config of this version: {error}") from error
 
@@ -269,7 +274,7 @@ def load_preset(name: str) -> Config:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    config = module.get_config() if hasattr(module, "get_config") else None
+    config = module.get_config() if callable(getattr(module, "get_config", None)) else None
     if not isinstance(config, Config):
         raise UsageError(f"{path} must define get_config() that returns a minigpt_jax Config")
     return config

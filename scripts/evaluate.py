@@ -11,7 +11,7 @@ from absl import flags
 
 import minigpt_jax as mg
 from minigpt_jax import cli
-from minigpt_jax.errors import UsageError, did_you_mean
+from minigpt_jax.errors import DataError, UsageError, did_you_mean
 from minigpt_jax.training import checkpoint
 from minigpt_jax.training.experiment import evaluate, prepare
 
@@ -26,6 +26,8 @@ def main() -> None:
     workdir = Path(WORKDIR.value) if WORKDIR.value else cli.newest_run()
     model = mg.load(workdir)
     experiment = prepare(checkpoint.read_config(workdir))
+    if experiment.text_sha256 != checkpoint.read_info(workdir, checkpoint.best_step(workdir)).text_sha256:
+        raise DataError(f"{experiment.config.data.dataset} is no longer the text that {workdir} was trained on")
     tokens = experiment.splits[SPLIT.value][1:]  # the first token has nothing before it, so it is not predicted
     text = model.tokenizer.decode(tokens)
     loss = evaluate(experiment, model.params, SPLIT.value)

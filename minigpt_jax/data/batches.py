@@ -30,9 +30,10 @@ def tokenize(text: str, tokenizer: Tokenizer, data_dir: Path) -> np.ndarray:
         tokens = tokenizer.encode(text).astype(dtype)
         try:
             data_dir.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=data_dir, delete=False) as file:
-                tokens.tofile(file)
-            os.replace(file.name, path)
+            with tempfile.TemporaryDirectory(dir=data_dir) as folder:
+                aside = Path(folder, path.name)
+                aside.write_bytes(tokens.tobytes())
+                os.replace(aside, path)
         except OSError as error:
             raise DataError(
                 f"cannot write tokens to {data_dir} ({error.strerror}); choose a folder with --data_dir"

@@ -20,6 +20,10 @@ class CharTokenizer:
 
     characters: str
 
+    def __post_init__(self):
+        if not isinstance(self.characters, str) or not self.characters or len(set(self.characters)) < len(self.characters):
+            raise DataError(f"characters={self.characters!r} must be a string of one or more different characters")
+
     @classmethod
     def train(cls, text: str) -> "CharTokenizer":
         return cls("".join(sorted(set(text))))

@@ -117,7 +117,7 @@ class Greedy:
 
     def __call__(self, logits_BV, counts_BV=None):
         best_B1 = jnp.argmax(logits_BV, axis=-1, keepdims=True)
-        return jnp.where(jnp.arange(logits_BV.shape[-1]) == best_B1, logits_BV, -jnp.inf)
+        return jnp.where(jnp.arange(logits_BV.shape[-1])[None, :] == best_B1, logits_BV, -jnp.inf)
 
 
 def keep_until_mass(logits_BV: jax.Array, cost_BV: jax.Array, mass: jax.Array | float) -> jax.Array:
@@ -171,19 +171,20 @@ def processors(
     require(math.isfinite(frequency_penalty), f"frequency_penalty={frequency_penalty} must be a finite number")
     require(math.isfinite(presence_penalty), f"presence_penalty={presence_penalty} must be a finite number")
 
+    # Always the same types, so that 1 compiles nothing that 1.0 has not; and a k that fits into 32 bits.
     chosen = [
-        (repetition_penalty != 1, lambda: RepetitionPenalty(repetition_penalty)),
-        (frequency_penalty != 0, lambda: FrequencyPenalty(frequency_penalty)),
-        (presence_penalty != 0, lambda: PresencePenalty(presence_penalty)),
+        (repetition_penalty != 1, lambda: RepetitionPenalty(float(repetition_penalty))),
+        (frequency_penalty != 0, lambda: FrequencyPenalty(float(frequency_penalty))),
+        (presence_penalty != 0, lambda: PresencePenalty(float(presence_penalty))),
     ]
     if greedy or temperature == 0:  # there is nothing left to sample, so the samplers' settings say nothing
         chosen.append((True, Greedy))
     else:
         chosen += [
-            (temperature != 1, lambda: Temperature(temperature)),
-            (top_k != 0, lambda: TopK(top_k)),
-            (top_p != 1, lambda: TopP(top_p)),
-            (min_p != 0, lambda: MinP(min_p)),
-            (typical_p != 1, lambda: TypicalP(typical_p)),
+            (temperature != 1, lambda: Temperature(float(temperature))),
+            (top_k != 0, lambda: TopK(min(top_k, 2**31 - 1))),
+            (top_p != 1, lambda: TopP(float(top_p))),
+            (min_p != 0, lambda: MinP(float(min_p))),
+            (typical_p != 1, lambda: TypicalP(float(typical_p))),
         ]
     return tuple(make() for wanted, make in chosen if wanted)

@@ -30,7 +30,7 @@ class DecodeState:
     counts_BV: jax.Array  # how often each token stands in a row, prompt included
     key_B: jax.Array  # one key a row
     num_sampled: jax.Array
-    finite: jax.Array  # whether all logits so far could be sampled from
+    finite: jax.Array  # whether all logits so far were finite, and left a token to sample
 
 
 def sample(state: DecodeState, logits_BV: jax.Array, processors: tuple[Processor, ...]) -> DecodeState:
@@ -43,8 +43,8 @@ def sample(state: DecodeState, logits_BV: jax.Array, processors: tuple[Processor
         position_B=state.position_B + 1,
         counts_BV=state.counts_BV.at[jnp.arange(len(token_B)), token_B].add(1),
         num_sampled=state.num_sampled + 1,
-        # With NaN or nothing but -inf the draw above returns token 0 without a word.
-        finite=state.finite & jnp.isfinite(processed_BV.max(axis=-1)).all(),
+        # With NaN or nothing but -inf the draw above returns token 0 without a word, and processors may hide a NaN.
+        finite=state.finite & jnp.isfinite(logits_BV).all() & jnp.isfinite(processed_BV.max(axis=-1)).all(),
     )
 
 

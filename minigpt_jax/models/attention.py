@@ -94,9 +94,9 @@ class MultiHeadAttention(nn.Module):
         H, G, K = config.num_heads, config.kv_heads, config.head_size
         B, T, D = x_BTD.shape
 
-        q_BTHK = Dense(H * K, config, name="query")(x_BTD).reshape(B, T, H, K)
-        k_BTGK = Dense(G * K, config, name="key")(x_BTD).reshape(B, T, G, K)
-        v_BTGK = Dense(G * K, config, name="value")(x_BTD).reshape(B, T, G, K)
+        q_BTHK = Dense(H * K, config, "query")(x_BTD).reshape(B, T, H, K)
+        k_BTGK = Dense(G * K, config, "key")(x_BTD).reshape(B, T, G, K)
+        v_BTGK = Dense(G * K, config, "value")(x_BTD).reshape(B, T, G, K)
         if config.qk_norm:  # bounds the scores by √K, which keeps high learning rates stable (Henry et al. 2020)
             q_BTHK, k_BTGK = unit_rms(q_BTHK), unit_rms(k_BTGK)
         if config.positions == "rotary":
@@ -111,7 +111,7 @@ class MultiHeadAttention(nn.Module):
         v_BSHK = jnp.repeat(cache.v_BSGK, H // G, axis=2)
 
         o_BTHK = scaled_dot_product_attention(q_BTHK, k_BSHK, v_BSHK, mask_BTS)
-        y_BTD = Dense(D, config, kernel_init=residual_init(config), name="output")(o_BTHK.reshape(B, T, H * K))
+        y_BTD = Dense(D, config, "output", init=residual_init(config))(o_BTHK.reshape(B, T, H * K))
         return y_BTD, cache
 
 

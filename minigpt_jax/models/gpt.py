@@ -6,7 +6,7 @@ from flax import linen as nn
 
 from minigpt_jax.config import ModelConfig
 from minigpt_jax.models.attention import KVCache, causal_mask
-from minigpt_jax.models.layers import Dense, TokenAndPosition
+from minigpt_jax.models.layers import Dense, TokenAndPosition, embedding_init
 from minigpt_jax.models.transformer import Transformer
 
 
@@ -41,5 +41,5 @@ class GPT(nn.Module):
         if config.tie_embeddings:
             logits_BTV = embedding.attend(x_BTD)
         else:
-            logits_BTV = Dense(config.vocab_size, config, name="head")(x_BTD)
+            logits_BTV = Dense(config.vocab_size, config, "head", init=embedding_init)(x_BTD)
         return logits_BTV.astype(jnp.float32), cache

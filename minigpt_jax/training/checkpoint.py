@@ -143,7 +143,8 @@ def restore(workdir: Path, step: int, like: TrainState) -> TrainState:
     verify(workdir, step)
     folder = checkpoints_dir(workdir) / str(step)
     return TrainState(
-        step=jax.numpy.asarray(step, jax.numpy.int32),
+        # Placed like the arrays: were it left to JAX where it goes, the second step would compile once more.
+        step=jax.device_put(jax.numpy.asarray(step, jax.numpy.int32), jax.devices()[0]),
         params=restore_arrays(folder / "params", like.params),
         opt_state=restore_arrays(folder / "opt_state", like.opt_state),
     )

@@ -1,0 +1,224 @@
+"""Attention: the equation against a plain loop, the masks against drawings, the cache as the ring that it is said to be."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from minigpt_jax.config import ModelConfig
+from minigpt_jax.models.attention import KVCache, MultiHeadAttention, causal_mask, scaled_dot_product_attention
+
+CONFIG = ModelConfig(num_layers=1, num_heads=4, embed_dim=16, ff_dim=16, context_length=8, vocab_size=5)
+attend = jax.jit(scaled_dot_product_attention)
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def attention_by_loop(q_BTHK, k_BSHK, v_BSHK, mask_BTS):
+    """Equation 1 of the paper for one batch row, query and head at a time."""
+    B, T, H, K = q_BTHK.shape
+    o_BTHK = np.zeros((B, T, H, K))
+    for b, t, h in np.ndindex(B, T, H):
+        seen = np.flatnonzero(mask_BTS[b, t])
+        scores = np.array([np.dot(q_BTHK[b, t, h], k_BSHK[b, s, h]) / np.sqrt(K) for s in seen])
+        weights = np.exp(scores - scores.max())
+        o_BTHK[b, t, h] = sum(w * v_BSHK[b, s, h] for w, s in zip(weights / weights.sum(), seen, strict=True))
+    return o_BTHK
+
+
+# ---- The equation ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["none", "all", "causal", "random"])
+def test_attention_is_the_equation(kind):
+    B, T, S, H, K = 2, 5, 7, 3, 4
+    q_BTHK, k_BSHK, v_BSHK = 3 * normal(B, T, H, K), normal(B, S, H, K, seed=1), normal(B, S, H, K, seed=2)
+    mask_BTS = {
+        "none": None,
+        "all": np.ones((B, T, S), bool),
+        "causal": np.broadcast_to(np.tril(np.ones((T, S), bool)), (B, T, S)),
+        "random": (normal(B, T, S, seed=3) > 0) | (np.arange(S) == 2),  # each query sees at least one key
+    }[kind]
+    o_BTHK = attend(q_BTHK, k_BSHK, v_BSHK, mask_BTS)
+    expected_BTHK = attention_by_loop(q_BTHK, k_BSHK, v_BSHK, np.ones((B, T, S), bool) if mask_BTS is None else mask_BTS)
+    np.testing.assert_allclose(o_BTHK, expected_BTHK, rtol=1e-5, atol=1e-5)
+
+
+def test_weights_sum_to_one():
+    q_BTHK, k_BSHK = 100 * normal(2, 5, 3, 4), 100 * normal(2, 7, 3, 4, seed=1)
+    ones_BSHK = np.ones((2, 7, 3, 4), np.float32)
+    mask_BTS = np.broadcast_to(np.tri(5, 7, dtype=bool), (2, 5, 7))
+    np.testing.assert_allclose(attend(q_BTHK, k_BSHK, ones_BSHK, mask_BTS), 1, rtol=1e-6)
+
+
+def test_scores_are_scaled_by_the_size_of_a_head():
+    """Queries and keys of ones have the score K / √K; the one key that differs has 0."""
+    H, K = 4, 9
+    q_BTHK, k_BSHK, v_BSHK = np.ones((2, 1, H, K)), np.ones((2, 2, H, K)), np.zeros((2, 2, H, K))
+    k_BSHK[:, 1], v_BSHK[:, 0] = 0, 1
+    o_BTHK = attend(*map(np.float32, (q_BTHK, k_BSHK, v_BSHK)), None)
+    np.testing.assert_allclose(o_BTHK, 1 / (1 + np.exp(-np.sqrt(K))), rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1e2, 1e4, 1e15])
+def test_no_score_is_large_enough_to_see_the_future(size):
+    q_BTHK = np.full((2, 4, 1, 2), size, np.float32)
+    k_BSHK = size * np.arange(4, dtype=np.float32)[None, :, None, None] * np.ones((2, 1, 1, 2), np.float32)
+    v_BSHK = normal(2, 4, 1, 2)
+    o_BTHK = attend(q_BTHK, k_BSHK, v_BSHK, causal_mask(4))
+    np.testing.assert_array_equal(o_BTHK, v_BSHK)  # the latest key that may be seen has by far the largest score
+
+
+def test_softmax_is_in_float32_when_the_inputs_are_not():
+    """All scores here are exact in bfloat16, so that what is left to go wrong is the softmax."""
+    q_BTHK = np.random.default_rng(0).integers(-2, 3, (2, 3, 2, 4))
+    k_BSHK = np.random.default_rng(1).integers(-2, 3, (2, 5, 2, 4))
+    v_BSHK = normal(2, 5, 2, 4)
+    o_BTHK = attend(q_BTHK.astype(jnp.bfloat16), k_BSHK.astype(jnp.bfloat16), v_BSHK, None)
+    expected_BTHK = attention_by_loop(q_BTHK, k_BSHK, v_BSHK, np.ones((2, 3, 5), bool))
+    np.testing.assert_allclose(o_BTHK, expected_BTHK, rtol=1e-5, atol=1e-6)
+
+
+def test_output_has_the_type_of_the_values():
+    shape = jax.ShapeDtypeStruct((2, 3, 2, 4), jnp.bfloat16)
+    assert jax.eval_shape(scaled_dot_product_attention, shape, shape, shape, None).dtype == jnp.bfloat16
+
+
+# ---- Masks ----------------------------------------------------------------------------------------------------------------
+
+
+def drawn(drawing: str) -> np.ndarray:
+    return np.array([[[cell == "■" for cell in line.split()] for line in drawing.strip().splitlines()]])
+
+
+def test_causal_mask_as_drawn():
+    assert drawn("""
+        ■ · · ·
+        ■ ■ · ·
+        ■ ■ ■ ·
+        ■ ■ ■ ■
+    """).tolist() == causal_mask(4).tolist()  # fmt: skip
+
+
+def test_causal_mask_with_a_window_as_drawn():
+    assert drawn("""
+        ■ · · ·
+        ■ ■ · ·
+        · ■ ■ ·
+        · · ■ ■
+    """).tolist() == causal_mask(4, window=2).tolist()  # fmt: skip
+
+
+def test_a_window_of_one_sees_itself_and_a_wide_one_changes_nothing():
+    assert causal_mask(5, window=1).tolist() == np.eye(5, dtype=bool)[None].tolist()
+    assert causal_mask(5, window=5).tolist() == causal_mask(5).tolist()
+
+
+# ---- The cache ------------------------------------------------------------------------------------------------------------
+
+
+def empty_cache(B, S):
+    return KVCache(jnp.full((B, S, 1, 2), -1.0), jnp.full((B, S, 1, 2), -1.0))
+
+
+def entries(positions_BT):
+    """Keys and values that say which position they stand at."""
+    k_BTGK = jnp.asarray(np.broadcast_to(positions_BT[:, :, None, None], (*positions_BT.shape, 1, 2)), jnp.float32)
+    return k_BTGK, 100 + k_BTGK
+
+
+def test_cache_holds_the_newest_position_of_each_slot():
+    """Two rows at different places, several times around a ring of four slots."""
+    S, write = 4, jax.jit(KVCache.write)
+    cache = empty_cache(2, S)
+    for step in range(11):
+        positions_BT = np.array([[step], [step + 5]])
+        cache = write(cache, *entries(positions_BT), positions_BT)
+        for row, first in enumerate([0, 5]):
+            held = {position % S: position for position in range(first, first + step + 1)}
+            expected_S = [held.get(slot, -1) for slot in range(S)]
+            assert cache.k_BSGK[row, :, 0, 0].tolist() == expected_S
+            assert cache.v_BSGK[row, :, 0, 1].tolist() == [100 + p if p >= 0 else -1 for p in expected_S]
+
+
+def test_several_positions_are_written_at_once_across_the_end_of_the_ring():
+    positions_BT = np.array([[6, 7, 8], [0, 1, 2]])
+    cache = jax.jit(KVCache.write)(empty_cache(2, 8), *entries(positions_BT), positions_BT)
+    assert cache.k_BSGK[:, :, 0, 0].tolist() == [[8, -1, -1, -1, -1, -1, 6, 7], [0, 1, 2, -1, -1, -1, -1, -1]]
+
+
+def test_queries_see_what_has_been_written_and_all_once_the_ring_is_full():
+    visible_BTS = empty_cache(2, 4).visible(np.array([[0, 1, 2], [3, 4, 99]]))
+    assert visible_BTS.astype(int).tolist() == [
+        [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0]],
+        [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]],
+    ]
+
+
+# ---- The layer ------------------------------------------------------------------------------------------------------------
+
+
+def random_params(module, *args):
+    """Parameters of the right shapes, far from their initial values, without the compilation that drawing them takes."""
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *args)["params"]
+    return jax.tree.map(lambda leaf: 0.5 * normal(*leaf.shape, seed=leaf.size), shapes)
+
+
+def layer_and_inputs(**changes):
+    layer = MultiHeadAttention(dataclasses.replace(CONFIG, **changes))
+    inputs = (normal(2, 6, CONFIG.embed_dim), causal_mask(6), np.broadcast_to(np.arange(6), (2, 6)))
+    return layer, random_params(layer, *inputs), inputs
+
+
+def apply(layer, params, inputs):
+    return jax.jit(layer.apply)({"params": params}, *inputs)
+
+
+@pytest.mark.parametrize("num_kv_heads", [1, 2])
+def test_grouped_query_attention_is_full_attention_with_repeated_heads(num_kv_heads):
+    layer, params, inputs = layer_and_inputs(num_kv_heads=num_kv_heads, bias=True)
+    D, H, G, K = CONFIG.embed_dim, CONFIG.num_heads, num_kv_heads, CONFIG.head_size
+
+    repeated = dict(params)
+    for name in ("key", "value"):
+        kernel_DGK, bias_GK = params[name]["kernel"].reshape(D, G, K), params[name]["bias"].reshape(G, K)
+        repeated[name] = {
+            "kernel": np.repeat(kernel_DGK, H // G, axis=1).reshape(D, H * K),
+            "bias": np.repeat(bias_GK, H // G, axis=0).reshape(H * K),
+        }
+    full = MultiHeadAttention(dataclasses.replace(layer.config, num_kv_heads=None))
+
+    y_BTD, cache = apply(layer, params, inputs)
+    full_y_BTD, full_cache = apply(full, repeated, inputs)
+    np.testing.assert_allclose(y_BTD, full_y_BTD, rtol=1e-5, atol=1e-6)
+    assert cache.k_BSGK.shape == (2, 6, G, K)
+    np.testing.assert_allclose(np.repeat(cache.v_BSGK, H // G, axis=2), full_cache.v_BSGK, rtol=1e-5, atol=1e-6)
+
+
+def test_the_layer_is_its_projections_around_the_equation():
+    """Without rotation and normalisation there is nothing else in it."""
+    layer, params, inputs = layer_and_inputs(positions="learned", qk_norm=False, bias=True)
+    x_BTD, mask_BTS, _ = inputs
+    B, T, H, K = 2, 6, CONFIG.num_heads, CONFIG.head_size
+
+    def project(x, name):
+        return x @ params[name]["kernel"] + params[name]["bias"]
+
+    q_BTHK, k_BTHK, v_BTHK = (project(x_BTD, name).reshape(B, T, H, K) for name in ("query", "key", "value"))
+    o_BTHK = attention_by_loop(q_BTHK, k_BTHK, v_BTHK, np.broadcast_to(mask_BTS, (B, T, T)))
+    y_BTD, _ = apply(layer, params, inputs)
+    np.testing.assert_allclose(y_BTD, project(o_BTHK.reshape(B, T, H * K), "output"), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_qk_norm_makes_the_size_of_queries_and_keys_irrelevant(qk_norm):
+    layer, params, inputs = layer_and_inputs(qk_norm=qk_norm, bias=False)
+    larger = params | {name: jax.tree.map(lambda leaf: 10 * leaf, params[name]) for name in ("query", "key")}
+    run = jax.jit(layer.apply)
+    (y_BTD, cache), (larger_y_BTD, _) = (run({"params": each}, *inputs) for each in (params, larger))
+    assert np.allclose(y_BTD, larger_y_BTD, atol=1e-3) == qk_norm
+    assert np.allclose(np.square(cache.k_BSGK).mean(axis=-1), 1, atol=1e-3) == qk_norm

@@ -1,0 +1,323 @@
+"""Checkpoints: restored to the bit, whole or absent, and never restored when a byte of them is wrong."""
+
+import dataclasses
+import functools
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from minigpt_jax.config import Config, ModelConfig, TrainingConfig
+from minigpt_jax.data.tokenizers import CharTokenizer
+from minigpt_jax.errors import DataError
+from minigpt_jax.models.gpt import GPT
+from minigpt_jax.training import checkpoint
+from minigpt_jax.training.checkpoint import CheckpointInfo
+from minigpt_jax.training.optimizer import make_optimizer
+from minigpt_jax.training.step import TrainState
+
+CHARACTERS = "\n abc"
+MODEL_CONFIG = ModelConfig(num_layers=1, num_heads=2, embed_dim=8, ff_dim=16, context_length=8, vocab_size=len(CHARACTERS))
+
+
+@functools.cache
+def some_state(seed=0) -> TrainState:
+    """Of a real model and optimizer, with random bits in every array: also NaN, infinities, -0.0 and tiny numbers."""
+    model, optimizer = GPT(MODEL_CONFIG), make_optimizer(TrainingConfig(), 10)
+    random = np.random.default_rng(seed)
+
+    def random_bits(leaf):
+        return jnp.asarray(np.frombuffer(random.bytes(leaf.size * leaf.dtype.itemsize), leaf.dtype).reshape(leaf.shape))
+
+    params = jax.eval_shape(model.init, jax.random.key(0), np.zeros((2, 1), np.int32))["params"]
+    return TrainState(
+        step=jnp.asarray(seed, jnp.int32),
+        params=jax.tree.map(random_bits, params),
+        opt_state=jax.tree.map(random_bits, jax.eval_shape(optimizer.init, params)),
+    )
+
+
+def info(step, **values):
+    return CheckpointInfo(step=step, text_sha256="abc", **values)
+
+
+def bits(tree):
+    return [(str(path), leaf.dtype, np.asarray(leaf).tobytes()) for path, leaf in jax.tree.leaves_with_path(tree)]
+
+
+def step_dir(workdir: Path, step: int) -> Path:
+    return workdir / "checkpoints" / str(step)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A run's folder with one checkpoint, not to be changed."""
+    workdir = tmp_path_factory.mktemp("saved")
+    checkpoint.save(workdir, some_state(), info(3))
+    return workdir
+
+
+@pytest.fixture
+def workdir(saved, tmp_path):
+    """A copy of it that may be."""
+    shutil.copytree(saved, tmp_path / "run")
+    return tmp_path / "run"
+
+
+# ---- Save and restore -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_state_comes_back_to_the_bit(saved, abstract):
+    state = some_state()
+    like = jax.eval_shape(lambda: state) if abstract else state
+    restored = checkpoint.restore(saved, 3, like)
+    assert bits((restored.params, restored.opt_state)) == bits((state.params, state.opt_state))
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    assert (restored.step, restored.step.dtype) == (3, jnp.int32)
+
+
+def test_types_are_kept(tmp_path):
+    params = {name: jnp.arange(6).reshape(2, 3).astype(name) for name in ("bfloat16", "float16", "int8", "uint16", "bool")}
+    state = TrainState(step=jnp.asarray(1), params=params, opt_state=(optax.EmptyState(), {"count": jnp.asarray(7)}))
+    checkpoint.save(tmp_path, state, info(1))
+    restored = checkpoint.restore(tmp_path, 1, state)
+    assert bits((restored.params, restored.opt_state)) == bits((state.params, state.opt_state))
+
+
+def test_what_is_known_of_a_checkpoint_comes_back(tmp_path):
+    known = info(5, val_loss=1.25, best_val_loss=0.1 + 0.2, pending_losses=(1.5, float(np.float32(0.1))), seconds=3.5)
+    write_info(tmp_path, known)
+    read = checkpoint.read_info(tmp_path, 5)
+    assert dataclasses.replace(read, pending_losses=tuple(read.pending_losses)) == known
+
+
+def test_saving_works_for_a_relative_folder_and_over_what_a_kill_left(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    leftover = step_dir(Path("run"), 7).with_name("7.tmp")
+    leftover.mkdir(parents=True)
+    (leftover / "rubbish").write_text("half a checkpoint")
+    assert checkpoint.steps(Path("run")) == []
+    checkpoint.save(Path("run"), some_state(), info(7))
+    assert checkpoint.steps(Path("run")) == [7]
+    assert [path.name for path in Path("run/checkpoints").iterdir()] == ["7"]
+    checkpoint.verify(Path("run"), 7)
+
+
+def test_saving_a_step_again_replaces_it(workdir):
+    checkpoint.save(workdir, some_state(1), info(3, val_loss=2.0))
+    restored = checkpoint.restore(workdir, 3, some_state())
+    assert bits(restored.params) == bits(some_state(1).params)
+    assert checkpoint.read_info(workdir, 3).val_loss == 2.0
+
+
+@pytest.mark.parametrize("failing", ["wait_until_finished", "checksums", "replace"])
+def test_a_save_that_fails_leaves_the_earlier_ones(workdir, monkeypatch, failing):
+    def fail(*args, **keywords):
+        raise OSError(28, "No space left on device")
+
+    if failing == "wait_until_finished":
+        original = checkpoint.ocp.StandardCheckpointer.wait_until_finished
+
+        def finish_and_fail(self):
+            original(self)
+            fail()
+
+        monkeypatch.setattr(checkpoint.ocp.StandardCheckpointer, failing, finish_and_fail)
+    else:
+        monkeypatch.setattr({"checksums": checkpoint, "replace": checkpoint.os}[failing], failing, fail)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(workdir, some_state(), info(4))
+    monkeypatch.undo()
+    assert checkpoint.steps(workdir) == [3]
+    checkpoint.verify(workdir, 3)
+    checkpoint.save(workdir, some_state(), info(4))
+    assert checkpoint.steps(workdir) == [3, 4]
+    checkpoint.verify(workdir, 4)
+
+
+def test_without_a_folder_there_are_no_steps(tmp_path):
+    assert checkpoint.steps(tmp_path) == []
+    assert checkpoint.best_step(tmp_path) is None
+
+
+# ---- Damage ---------------------------------------------------------------------------------------------------------------
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+def cut_off(path):
+    path.write_bytes(path.read_bytes()[:-2])
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, cut_off, Path.unlink])
+def test_damage_to_any_file_is_found_and_the_file_named(workdir, damage):
+    folder = step_dir(workdir, 3)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    assert {path.relative_to(folder).parts[0] for path in files} == {
+        "params", "opt_state", "checkpoint.json", "manifest.json"
+    }  # fmt: skip
+    for path in files:
+        if not path.stat().st_size and damage is not Path.unlink:
+            continue
+        before = path.read_bytes()
+        damage(path)
+        # A manifest that can still be read blames the file of which it now says something else.
+        named = str(folder) if path.name == "manifest.json" else path.relative_to(folder).as_posix()
+        with pytest.raises(DataError, match=named) as caught:
+            checkpoint.verify(workdir, 3)
+        assert len(str(caught.value).splitlines()) == 1
+        with pytest.raises(DataError):
+            checkpoint.restore(workdir, 3, some_state())
+        path.write_bytes(before)
+        checkpoint.verify(workdir, 3)
+
+
+def test_any_flipped_bit_of_the_manifest_is_found(workdir):
+    path = step_dir(workdir, 3) / "manifest.json"
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 29):
+        data = bytearray(whole)
+        data[place] ^= 1 << place % 8
+        path.write_bytes(data)
+        with pytest.raises(DataError):
+            checkpoint.verify(workdir, 3)
+
+
+@pytest.mark.parametrize("name", ["extra", "params/extra", "opt_state/d/extra"])
+def test_a_file_too_many_is_found_and_named(workdir, name):
+    path = step_dir(workdir, 3) / name
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    with pytest.raises(DataError, match=f"{name} does not belong there"):
+        checkpoint.verify(workdir, 3)
+
+
+def test_all_damaged_files_are_named_at_once(workdir):
+    folder = step_dir(workdir, 3)
+    (folder / "extra").touch()
+    cut_off(folder / "checkpoint.json")
+    with pytest.raises(DataError, match=r"extra does not belong there, checkpoint\.json has changed"):
+        checkpoint.verify(workdir, 3)
+
+
+def write_info(workdir, known, **changes):
+    """A checkpoint's folder with nothing but what is known of it."""
+    folder = step_dir(workdir, known.step)
+    folder.mkdir(parents=True)
+    (folder / "checkpoint.json").write_text(json.dumps(dataclasses.asdict(known) | changes))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"format": 99}, r"format 99; this version of minigpt_jax reads format 1"),
+        ({"unheard": "of"}, r"damaged"),
+    ],
+)
+def test_another_format_is_not_read(tmp_path, changes, message):
+    write_info(tmp_path, info(1), **changes)
+    with pytest.raises(DataError, match=message):
+        checkpoint.read_info(tmp_path, 1)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", "\xff"])
+def test_an_unreadable_info_is_damage(tmp_path, text):
+    write_info(tmp_path, info(1))
+    (step_dir(tmp_path, 1) / "checkpoint.json").write_text(text, encoding="latin-1")
+    with pytest.raises(DataError, match="damaged"):
+        checkpoint.read_info(tmp_path, 1)
+
+
+# ---- Which to keep and which to use ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "losses, best",
+    [
+        ({10: 2.0, 20: 1.0, 30: 1.5}, 20),
+        ({10: 1.0, 20: 1.0, 100: 1.0}, 10),  # of equal ones the first
+        ({10: None, 20: 1.9, 30: None}, 20),
+        ({9: None, 10: None, 100: None}, 100),  # without any evaluation the newest
+        ({10: 2.0, 20: float("nan")}, 10),
+    ],
+)
+def test_best_is_the_lowest_loss(tmp_path, losses, best):
+    for step, loss in losses.items():
+        write_info(tmp_path, info(step, val_loss=loss))
+    assert checkpoint.steps(tmp_path) == sorted(losses)
+    assert checkpoint.best_step(tmp_path) == best
+
+
+@pytest.mark.parametrize("keep, left", [(1, [20, 100]), (2, [20, 90, 100]), (3, [20, 80, 90, 100]), (9, [20, 80, 90, 100])])
+def test_pruning_keeps_the_newest_and_the_best(tmp_path, keep, left):
+    for step, loss in {20: 1.0, 80: 1.5, 90: None, 100: 1.25}.items():
+        write_info(tmp_path, info(step, val_loss=loss))
+    checkpoint.prune(tmp_path, keep)
+    assert checkpoint.steps(tmp_path) == left
+
+
+# ---- Loading a language model ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run_dir(workdir):
+    """A run with a checkpoint at step 3 that is better than that at step 4."""
+    checkpoint.save(workdir, some_state(1), info(4, val_loss=2.0))
+    write_text(workdir, 3, dataclasses.replace(info(3), val_loss=1.0))
+    (workdir / "config.json").write_text(Config(model=MODEL_CONFIG).to_json())
+    (workdir / "tokenizer.json").write_text(CharTokenizer.train(CHARACTERS).to_json())
+    return workdir
+
+
+def write_text(workdir, step, known):
+    """Changes what is known of a checkpoint, and its manifest with it."""
+    folder = step_dir(workdir, step)
+    (folder / "checkpoint.json").write_text(json.dumps(dataclasses.asdict(known)))
+    (folder / "manifest.json").write_text(json.dumps(checkpoint.checksums(folder)))
+
+
+def test_load_gives_the_best_parameters_with_config_and_tokenizer(run_dir):
+    for workdir in (run_dir, str(run_dir)):
+        lm = checkpoint.load(workdir)
+        assert bits(lm.params) == bits(some_state().params)
+        assert lm.config == MODEL_CONFIG
+        assert lm.tokenizer.decode([1, 2]) == " a"
+
+
+def load_error(workdir):
+    with pytest.raises(DataError) as caught:
+        checkpoint.load(workdir)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def test_load_says_what_is_missing(run_dir, tmp_path):
+    assert "holds no run" in load_error(tmp_path / "nowhere")
+    (run_dir / "tokenizer.json").unlink()
+    assert "tokenizer.json cannot be read" in load_error(run_dir)
+    shutil.rmtree(run_dir / "checkpoints")
+    assert "has no checkpoint yet" in load_error(run_dir)
+    (run_dir / "config.json").unlink()
+    assert "holds no run" in load_error(run_dir)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "checkpoints/3/checkpoint.json"])
+def test_load_names_what_is_damaged(run_dir, name):
+    (run_dir / name).write_bytes((run_dir / name).read_bytes()[:20])
+    assert name in load_error(run_dir)
+
+
+def test_load_does_not_restore_damaged_parameters(run_dir):
+    data = next(path for path in (step_dir(run_dir, 3) / "params").rglob("*") if path.parent.name == "d")
+    flip_a_bit(data)
+    assert f"{data.name} has changed" in load_error(run_dir)

@@ -1,0 +1,46 @@
+"""What the scripts share, where a script is not needed to see it. The scripts themselves: test_scripts.py."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from minigpt_jax import cli
+from minigpt_jax.config import SETTINGS
+from minigpt_jax.errors import DataError
+
+
+def make_run(name, modified):
+    path = Path("runs", name, "config.json")
+    path.parent.mkdir(parents=True)
+    path.touch()
+    os.utime(path, (modified, modified))
+
+
+def test_newest_run_is_the_one_whose_config_was_written_last(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, modified in (("b", 1000), ("c", 3000), ("a", 2000)):
+        make_run(name, modified)
+    Path("runs", "no_run_at_all").mkdir()
+    assert cli.newest_run() == Path("runs/c")
+
+
+@pytest.mark.parametrize("folder", [None, "runs", "runs/without_a_config"])
+def test_where_there_is_no_run_the_way_to_one_is_told(tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(tmp_path)
+    if folder:
+        Path(folder).mkdir(parents=True)
+    with pytest.raises(DataError, match=r"^there is no run under runs/: .*scripts/train\.py.*--workdir"):
+        cli.newest_run()
+
+
+def test_help_of_a_setting_says_what_is_allowed_and_the_default_as_one_types_it():
+    assert cli.setting_help(SETTINGS["norm"]) == "normalisation: layernorm | rmsnorm (default rmsnorm)"
+    assert cli.setting_help(SETTINGS["qk_norm"]).endswith(" (default true)")
+    assert cli.setting_help(SETTINGS["sample_every"]).endswith("0: none (default 500)")
+    assert "default" not in cli.setting_help(SETTINGS["data_dir"])
+
+
+def test_messages_are_one_line_on_standard_error_whatever_is_in_them(capsys):
+    assert cli.report("two\n  lines: \t'x'", 1) == 1
+    assert capsys.readouterr() == ("", "error: two lines: 'x'\n")

@@ -1,0 +1,342 @@
+"""Configs: what is allowed, what the message says where it is not, and the way from preset and flags to JSON and back."""
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from minigpt_jax.config import (
+    SECTIONS,
+    SETTINGS,
+    Config,
+    DataConfig,
+    Expectation,
+    ModelConfig,
+    TrainingConfig,
+    differences,
+    get_setting,
+    load_preset,
+    preset_names,
+    setting_type,
+)
+from minigpt_jax.errors import DataError, UsageError, did_you_mean
+
+EXPECTATION = Expectation(val_loss=1.7, spread=0.01, seeds=3)
+
+
+def usage_error(function, *arguments, **keywords):
+    """The message of the UsageError that the call must raise: always one line."""
+    with pytest.raises(UsageError) as caught:
+        function(*arguments, **keywords)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+def with_setting(name, value):
+    return Config().override({name: value})
+
+
+def names(where):
+    """Settings for which `where(rules, kind)` holds."""
+    return [name for name, known in SETTINGS.items() if where(known.field.metadata, setting_type(known.field))]
+
+
+# ---- One field at a time --------------------------------------------------------------------------------------------------
+
+
+def test_every_setting_has_a_name_of_its_own_and_a_help_line():
+    assert len(SETTINGS) == sum(len(dataclasses.fields(section)) for section in SECTIONS.values())
+    assert all(known.field.metadata["help"] for known in SETTINGS.values())
+
+
+def test_settings_that_commands_are_written_with_keep_their_names():
+    public = """
+        num_layers num_heads num_kv_heads embed_dim ff_dim context_length dropout bias positions norm norm_placement
+        activation qk_norm tie_embeddings dtype
+        batch_size steps epochs grad_accumulation learning_rate min_learning_rate warmup_steps weight_decay beta1 beta2
+        grad_clip seed eval_every checkpoint_every sample_every log_every keep_checkpoints
+        dataset data_dir tokenizer vocab_size
+    """
+    assert set(public.split()) <= set(SETTINGS)
+
+
+def test_only_what_changes_no_number_of_the_steps_done_may_change_on_resuming():
+    harmless = "steps epochs eval_every eval_batches checkpoint_every sample_every log_every keep_checkpoints data_dir"
+    assert sorted(names(lambda rules, kind: rules["may_change"])) == sorted(harmless.split())
+
+
+@pytest.mark.parametrize("name", names(lambda rules, kind: rules["choices"]))
+def test_choices_are_all_allowed_and_a_slip_is_answered_with_the_nearest(name):
+    choices = SETTINGS[name].field.metadata["choices"]
+    for choice in choices:
+        assert get_setting(with_setting(name, choice), name) == choice
+    message = usage_error(with_setting, name, choices[0][:-1])
+    assert f"did you mean {choices[0]!r}?" in message
+    assert message.startswith(name)
+    assert all(choice in message for choice in choices)
+
+
+@pytest.mark.parametrize("name", names(lambda rules, kind: rules["at_least"] is not None))
+def test_lower_bounds_are_allowed_themselves_and_nothing_below(name):
+    bound, kind = SETTINGS[name].field.metadata["at_least"], setting_type(SETTINGS[name].field)
+    # What else must fit where a number is as small as it may be.
+    companions = {"embed_dim": {"num_heads": 1, "positions": "learned"}, "batch_size": {"grad_accumulation": 1}}
+    config = Config().override({name: bound} | companions.get(name, {}))
+    assert get_setting(config, name) == bound
+    message = usage_error(with_setting, name, kind(bound - 1))
+    assert message == f"{name}={kind(bound - 1)} must be at least {bound}"
+
+
+@pytest.mark.parametrize("name", names(lambda rules, kind: rules["above"] is not None))
+def test_exclusive_lower_bounds_are_not_allowed_themselves(name):
+    bound = SETTINGS[name].field.metadata["above"]
+    for value in (bound, bound - 1.0):
+        assert usage_error(with_setting, name, value) == f"{name}={value} must be above {bound}"
+
+
+@pytest.mark.parametrize("name", names(lambda rules, kind: rules["below"] is not None))
+def test_upper_bounds_are_not_allowed_themselves(name):
+    bound, kind = SETTINGS[name].field.metadata["below"], setting_type(SETTINGS[name].field)
+    just_below = bound - 1 if kind is int else math.nextafter(bound, 0)
+    assert get_setting(with_setting(name, just_below), name) == just_below
+    assert usage_error(with_setting, name, bound) == f"{name}={bound} must be below {bound}"
+
+
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("num_layers", 0, "num_layers=0 must be at least 1"),
+        ("num_layers", -1, "num_layers=-1 must be at least 1"),
+        ("dropout", 1.0, "dropout=1.0 must be below 1.0"),
+        ("dropout", -0.1, "dropout=-0.1 must be at least 0.0"),
+        ("learning_rate", 0.0, "learning_rate=0.0 must be above 0.0"),
+        ("epochs", 0, "epochs=0 must be above 0.0"),
+        ("steps", 0, "steps=0 must be at least 1"),
+        ("beta2", 1.0, "beta2=1.0 must be below 1.0"),
+        ("grad_clip", 0.0, "grad_clip=0.0 must be above 0.0"),
+        ("keep_checkpoints", 0, "keep_checkpoints=0 must be at least 1"),
+        ("seed", -1, "seed=-1 must be at least 0"),
+        ("seed", 2**32, f"seed={2**32} must be below {2**32}"),  # JAX would take it for 0
+        ("positions", "", "positions='' must be one of: sinusoidal, learned, rotary"),
+    ],
+)
+def test_bounds_that_matter_are_there(name, value, message):
+    assert usage_error(with_setting, name, value) == message
+
+
+@pytest.mark.parametrize("name", names(lambda rules, kind: kind is float))
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_must_be_finite(name, value):
+    assert usage_error(with_setting, name, value) == f"{name}={value} must be a finite number"
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_values_of_another_type_are_refused(name):
+    kind = setting_type(SETTINGS[name].field)
+    wrong = {int: (1.0, "1", True), float: ("0.5", True), bool: (1, "true"), str: (1, True)}[kind]
+    for value in wrong:
+        assert usage_error(with_setting, name, value) == f"{name}={value!r} must be of type {kind.__name__}"
+
+
+def test_only_settings_that_can_be_unset_take_none():
+    for name, known in SETTINGS.items():
+        if known.field.default is None:
+            assert get_setting(with_setting(name, None), name) is None
+        else:
+            assert f"{name}=None must be of type" in usage_error(with_setting, name, None)
+
+
+def test_whole_numbers_will_do_where_fractions_are_allowed():
+    assert TrainingConfig(learning_rate=1, epochs=2).epochs == 2
+
+
+# ---- Fields together ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "section, values, message",
+    [
+        (ModelConfig, {"embed_dim": 10, "num_heads": 3}, "embed_dim=10 must be divisible by num_heads=3"),
+        (ModelConfig, {"num_heads": 4, "num_kv_heads": 3}, "num_heads=4 must be divisible by num_kv_heads=3"),
+        (ModelConfig, {"num_heads": 4, "num_kv_heads": 8}, "num_heads=4 must be divisible by num_kv_heads=8"),
+        (ModelConfig, {"embed_dim": 12, "num_heads": 4}, "positions=rotary turns pairs of features, so .*=3 must be even"),
+        (TrainingConfig, {"steps": 5, "epochs": 1.0}, "steps=5 and epochs=1.0 exclude each other"),
+        (TrainingConfig, {"batch_size": 12, "grad_accumulation": 5}, "batch_size=12 must be divisible by grad_acc.*=5"),
+        (
+            TrainingConfig,
+            {"learning_rate": 1e-4, "min_learning_rate": 1e-3},
+            "min_learning_rate=0.001 is above learning_rate=0.0001",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_named_with_their_values(section, values, message):
+    with pytest.raises(UsageError, match=f"^{message}"):
+        section(**values)
+
+
+def test_only_rotary_positions_need_an_even_head_size():
+    for positions in ("learned", "sinusoidal"):
+        assert ModelConfig(embed_dim=12, num_heads=4, positions=positions).head_size == 3
+
+
+def test_kv_heads_are_as_many_as_heads_unless_given():
+    assert ModelConfig(num_heads=4).kv_heads == 4
+    assert ModelConfig(num_heads=4, num_kv_heads=2).kv_heads == 2
+
+
+# ---- Override -------------------------------------------------------------------------------------------------------------
+
+
+def test_override_changes_what_is_named_and_nothing_else():
+    preset = Config(model=ModelConfig(num_layers=3), data=DataConfig(dataset="a.txt"))
+    changed = preset.override({"num_heads": 2, "batch_size": 7})
+    assert differences(preset, changed) == {"num_heads": (4, 2), "batch_size": (12, 7)}
+    assert (changed.model.num_layers, changed.data.dataset) == (3, "a.txt")
+    assert preset.override({}) == preset
+
+
+def test_flags_win_over_the_preset_which_wins_over_defaults():
+    default, preset = ModelConfig(), load_preset("debug").model
+    assert default.num_layers != preset.num_layers != 5
+    assert load_preset("debug").override({"num_layers": 5}).model == dataclasses.replace(preset, num_layers=5)
+
+
+def test_override_checks_fields_and_their_fit():
+    assert "embed_dim=128 must be divisible by num_heads=3" in usage_error(with_setting, "num_heads", 3)
+    # Both at once fit, though neither would alone.
+    assert Config().override({"num_heads": 3, "embed_dim": 96}).model.head_size == 32
+
+
+def test_unknown_settings_are_answered_with_the_nearest():
+    assert usage_error(with_setting, "num_layer", 3) == "unknown setting 'num_layer' (did you mean 'num_layers'?)"
+    assert usage_error(with_setting, "xyzzy", 3) == "unknown setting 'xyzzy'"
+
+
+@pytest.mark.parametrize("before, after", [("steps", "epochs"), ("epochs", "steps")])
+def test_steps_and_epochs_replace_a_presets_other_one(before, after):
+    training = Config().override({before: 20}).override({after: 3}).training
+    assert getattr(training, after) == 3
+    assert getattr(training, before) is None
+
+
+def test_steps_and_epochs_together_exclude_each_other():
+    assert "exclude each other" in usage_error(Config().override, {"steps": 20, "epochs": 1.0})
+
+
+# ---- Expectation ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"seed": 5}, {"eval_every": 7}, {"sample_every": 0}, {"data_dir": "elsewhere"}, {"num_layers": 4}]
+)
+def test_expectation_is_kept_where_nothing_that_it_depends_on_changes(changes):
+    assert Config(expectation=EXPECTATION).override(changes).expectation == EXPECTATION
+
+
+@pytest.mark.parametrize(
+    "changes", [{"num_layers": 5}, {"batch_size": 4}, {"steps": 3}, {"epochs": 3.0}, {"dataset": "a.txt"}, {"dropout": 0.1}]
+)
+def test_expectation_is_dropped_where_the_result_will_be_another(changes):
+    assert Config(expectation=EXPECTATION).override(changes).expectation is None
+
+
+# ---- JSON -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Config(),
+        Config(expectation=EXPECTATION),
+        Config().override({"num_kv_heads": 2, "vocab_size": 65, "epochs": 0.5, "bias": True, "data_dir": "é"}),
+    ],
+)
+def test_json_gives_an_equal_config(config):
+    assert Config.from_json(config.to_json()) == config
+
+
+def changed_json(**changes):
+    """A config's JSON with some of its top-level values replaced; None: removed."""
+    values = json.loads(Config().to_json()) | changes
+    return json.dumps({name: value for name, value in values.items() if value is not None} | {"expectation": None})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        '"text"',
+        "{}",
+        Config().to_json()[:-20],
+        changed_json(model={"num_layers": 0}),
+        changed_json(model={"num_layers": "4"}),
+        changed_json(model={"dropout": math.nan}),
+        changed_json(model={"embed_dim": 10, "num_heads": 3}),
+        changed_json(model={"layers": 4}),
+        changed_json(model=[1, 2]),
+        changed_json(models={}),
+        changed_json(model=None),
+        json.dumps({"expectation": {"val_loss": 1.0}}),
+    ],
+)
+def test_damaged_json_is_a_data_error_and_never_half_a_config(text):
+    """A saved config that cannot be read is the disk's fault and not the command's, so it is not a UsageError."""
+    with pytest.raises(DataError, match=r"^not a config of this version: "):
+        Config.from_json(text)
+
+
+# ---- Presets --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_presets_that_the_commands_name_are_there():
+    assert set(preset_names()) >= {"shakespeare_char", "mini_gpt", "nanogpt_cpu", "debug"}
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_loads_and_survives_json(name):
+    config = load_preset(name)
+    assert Config.from_json(config.to_json()) == config
+    assert config == load_preset(name)
+
+
+def test_preset_loads_by_the_path_of_a_file(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("from minigpt_jax import Config\ndef get_config(): return Config().override({'num_layers': 7})\n")
+    assert load_preset(str(path)).model.num_layers == 7
+
+
+def test_unknown_preset_is_answered_with_the_nearest_and_all(tmp_path):
+    message = usage_error(load_preset, "shakespear_char")
+    assert message.startswith("no preset 'shakespear_char' (did you mean 'shakespeare_char'?)")
+    assert all(name in message for name in preset_names())
+    assert "no preset" in usage_error(load_preset, str(tmp_path / "missing.py"))
+
+
+@pytest.mark.parametrize("source", ["", "get_config = None\n", "def get_config(): return {'num_layers': 7}\n"])
+def test_preset_file_must_make_a_config(tmp_path, source):
+    path = tmp_path / "mine.py"
+    path.write_text(source)
+    assert usage_error(load_preset, str(path)) == f"{path} must define get_config() that returns a minigpt_jax Config"
+
+
+# ---- Differences and near names -------------------------------------------------------------------------------------------
+
+
+def test_differences_name_settings_of_every_section_with_both_values():
+    changes = {"num_layers": 9, "batch_size": 3, "dataset": "a.txt"}
+    assert differences(Config(), Config().override(changes)) == {
+        "num_layers": (4, 9),
+        "batch_size": (12, 3),
+        "dataset": ("shakespeare", "a.txt"),
+    }
+    assert differences(Config(), Config()) == {}
+
+
+def test_near_names_are_suggested_and_far_ones_are_not():
+    assert did_you_mean("rotery", ("learned", "rotary")) == " (did you mean 'rotary'?)"
+    assert did_you_mean("xyzzy", ("learned", "rotary")) == ""

@@ -1,0 +1,255 @@
+"""The model as a whole: shapes of every combination, no look at the future, and a cache that changes nothing."""
+
+import dataclasses
+import functools
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from minigpt_jax.config import ModelConfig, load_preset, preset_names
+from minigpt_jax.models.gpt import GPT
+from minigpt_jax.training.losses import next_token_loss
+
+TINY = ModelConfig(num_layers=2, num_heads=4, embed_dim=16, ff_dim=24, context_length=8, vocab_size=16)
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def random_tokens(*shape, config=TINY, seed=0):
+    return np.random.default_rng(seed).integers(0, config.vocab_size, shape, np.int32)
+
+
+def random_params(model):
+    """Parameters of the right shapes, far from their initial values, without the compilation that drawing them takes."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((2, 1), np.int32))["params"]
+    return jax.tree.map(lambda leaf: 0.4 * normal(*leaf.shape, seed=leaf.size), shapes)
+
+
+# ---- Shapes and types -----------------------------------------------------------------------------------------------------
+
+CHOICES = {
+    "positions": ["sinusoidal", "learned", "rotary"],
+    "norm": ["layernorm", "rmsnorm"],
+    "norm_placement": ["pre", "post"],
+    "activation": ["gelu", "relu", "relu2", "swiglu"],
+    "qk_norm": [False, True],
+    "num_kv_heads": [None, 2, 1],
+    "tie_embeddings": [False, True],
+    "bias": [False, True],
+    "dtype": ["float32", "bfloat16"],
+}
+
+
+def combinations(choices, strength):
+    """Few combinations, among which every `strength` of the choices meet in each of their values."""
+    candidates = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
+    random = np.random.default_rng(0)
+
+    def meetings(combination):
+        return set(itertools.combinations(combination.items(), strength))
+
+    missing = set().union(*map(meetings, candidates))
+    while missing:
+        tried = [candidates[i] for i in random.integers(len(candidates), size=50)]
+        best = max(tried, key=lambda combination: len(meetings(combination) & missing))
+        missing -= meetings(best)
+        yield best
+
+
+def test_all_combinations_of_choices_have_the_right_shapes_and_types():
+    """Forward, and one step with the cache; every three of the choices meet."""
+    B, T, V = 2, 5, TINY.vocab_size
+    tokens_BT = jax.ShapeDtypeStruct((B, T), jnp.int32)
+    key = jax.eval_shape(jax.random.key, 0)
+
+    def everything(model, key, tokens_BT):
+        (logits_BTV, cache), variables = model.init_with_output(key, tokens_BT)
+        return variables["params"], logits_BTV, cache, model.apply(variables, tokens_BT[:, :1], tokens_BT[:, :1], cache)
+
+    for choices in combinations(CHOICES, strength=3):
+        config = dataclasses.replace(TINY, num_layers=1, **choices)
+        params, logits_BTV, cache, (next_B1V, next_cache) = jax.eval_shape(
+            functools.partial(everything, GPT(config)), key, tokens_BT
+        )
+        assert (logits_BTV.shape, logits_BTV.dtype) == ((B, T, V), jnp.float32), choices
+        assert (next_B1V.shape, next_B1V.dtype) == ((B, 1, V), jnp.float32), choices
+        assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}, choices
+        assert next_cache == cache, choices  # so that a loop can carry it
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(cache)} == {config.dtype}, choices
+        assert cache[0].k_BSGK.shape == cache[0].v_BSGK.shape == (B, T, config.kv_heads, config.head_size), choices
+
+        names = {path[-1].key for path, _ in jax.tree.leaves_with_path(params)}
+        assert ("bias" in names) == config.bias, choices
+        assert ("head" in params) == (not config.tie_embeddings), choices
+        assert ("positions" in params["embedding"]) == (config.positions == "learned"), choices
+        assert ("final_norm" in params["transformer"]) == (config.norm_placement == "pre"), choices
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_presets_have_the_right_shapes(name):
+    config = dataclasses.replace(load_preset(name).model, vocab_size=65)
+    tokens_BT = jax.ShapeDtypeStruct((2, config.context_length), jnp.int32)
+    (logits_BTV, cache), variables = jax.eval_shape(GPT(config).init_with_output, jax.random.key(0), tokens_BT)
+    assert logits_BTV.shape == (2, config.context_length, 65)
+    assert len(cache) == config.num_layers
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+
+
+# ---- Initial values -------------------------------------------------------------------------------------------------------
+
+FRESH = ModelConfig(
+    num_layers=2, num_heads=4, embed_dim=64, ff_dim=96, context_length=64, vocab_size=64,
+    positions="learned", norm="layernorm", activation="swiglu", bias=True,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["gpt2", "fan_in"])
+def fresh(request):
+    config = dataclasses.replace(FRESH, init=request.param)
+    return config, jax.jit(GPT(config).init)(jax.random.key(0), np.zeros((2, 1), np.int32))["params"]
+
+
+def test_initial_weights_have_their_standard_deviations(fresh):
+    """Normal; smaller in the two layers of a block that write into the residual stream; biases 0, scales 1."""
+    config, params = fresh
+    for path, leaf in jax.tree.leaves_with_path(params):
+        *_, parent, name = (part.key for part in path)
+        if name in ("bias", "scale"):
+            assert (leaf == (name == "scale")).all(), path
+            continue
+        stddev = leaf.shape[0] ** -0.5 if config.init == "fan_in" and name == "kernel" and parent != "head" else 0.02
+        if parent in ("output", "down"):
+            stddev /= math.sqrt(2 * config.num_layers)
+        assert np.std(leaf) == pytest.approx(stddev, rel=0.07), path
+        assert np.mean(leaf) == pytest.approx(0, abs=0.1 * stddev), path
+
+
+@pytest.mark.parametrize("positions", ["sinusoidal", "learned", "rotary"])
+def test_initial_loss_is_that_of_guessing(fresh, positions):
+    """ln V for V tokens, for a head of its own and for the embedding's table as the head."""
+
+    config, params = fresh
+
+    def loss(params, tokens_BT, targets_BT, tied):
+        model = GPT(dataclasses.replace(config, positions=positions, tie_embeddings=tied))
+        logits_BTV, _ = model.apply({"params": params}, tokens_BT)
+        total, count = next_token_loss(logits_BTV, targets_BT, jnp.ones_like(targets_BT))
+        return total / count
+
+    tokens_BT, targets_BT = random_tokens(4, 64, config=FRESH), random_tokens(4, 64, config=FRESH, seed=1)
+    for tied in (False, True):
+        run = jax.jit(loss, static_argnames="tied")
+        assert run(params, tokens_BT, targets_BT, tied=tied) == pytest.approx(math.log(FRESH.vocab_size), abs=0.1)
+
+
+# ---- The future -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("positions", ["sinusoidal", "learned", "rotary"])
+def test_gradient_with_respect_to_the_future_is_exactly_zero(positions):
+    """All tokens differ, so the gradient with respect to a token's embedding is that with respect to its place."""
+    model = GPT(dataclasses.replace(TINY, positions=positions))
+    params = random_params(model)
+    tokens_BT = np.random.default_rng(1).permutation(16).reshape(2, 8).astype(np.int32)
+
+    @jax.jit
+    @jax.jacrev
+    def jacobian(table_VD):
+        embedding = params["embedding"] | {"tokens": {"embedding": table_VD}}
+        return model.apply({"params": params | {"embedding": embedding}}, tokens_BT)[0][..., 0]
+
+    gradient_BTVD = jacobian(params["embedding"]["tokens"]["embedding"])
+    depends_BTBT = (np.asarray(gradient_BTVD)[:, :, tokens_BT] != 0).any(axis=-1)
+    allowed_BTBT = np.eye(2, dtype=bool)[:, None, :, None] & np.tri(8, dtype=bool)[None, :, None, :]
+    np.testing.assert_array_equal(depends_BTBT, allowed_BTBT)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_later_tokens_do_not_change_a_bit_of_earlier_logits(dtype):
+    model = GPT(dataclasses.replace(TINY, dtype=dtype))
+    params, tokens_BT = random_params(model), random_tokens(2, 8)
+    run = jax.jit(lambda tokens_BT: model.apply({"params": params}, tokens_BT)[0])
+    for t in range(8):
+        changed_BT = tokens_BT.copy()
+        changed_BT[:, t:] = (changed_BT[:, t:] + 1) % TINY.vocab_size
+        same_BT = (run(tokens_BT) == run(changed_BT)).all(axis=-1)
+        assert same_BT.tolist() == [[s < t for s in range(8)]] * 2
+
+
+def test_positions_count():
+    """A model that did not know them would see no difference between two rows with the same tokens in another order."""
+
+    @jax.jit
+    def run(tokens_BT):
+        models = [GPT(dataclasses.replace(TINY, num_layers=1, positions=positions)) for positions in CHOICES["positions"]]
+        return [model.apply({"params": random_params(model)}, tokens_BT)[0][:, -1] for model in models]
+
+    for logits_BV in run(np.array([[1, 2, 3, 4], [2, 1, 3, 4]], np.int32)):
+        assert np.abs(logits_BV[0] - logits_BV[1]).max() > 1e-3
+
+
+# ---- The cache ------------------------------------------------------------------------------------------------------------
+
+CACHED = [
+    {"positions": "rotary"},
+    {"positions": "rotary", "qk_norm": False, "num_kv_heads": 2, "norm": "layernorm", "tie_embeddings": True, "bias": True},
+    {"positions": "learned", "num_kv_heads": 1, "norm_placement": "post", "activation": "swiglu"},
+    {"positions": "sinusoidal", "norm": "layernorm", "norm_placement": "post", "num_kv_heads": 2, "activation": "gelu"},
+]
+
+
+@pytest.mark.parametrize("changes", CACHED, ids=lambda changes: changes["positions"])
+def test_cached_and_uncached_logits_agree_at_every_position(changes):
+    """Rows of different lengths, padded; then one token after another, past the context where the model can.
+
+    The reference is the model on the whole sequences at once, whose mask is as wide as the context.
+    """
+    config = dataclasses.replace(TINY, **changes)
+    model, S = GPT(config), config.context_length
+    params, lengths_B = random_params(model), np.array([1, 3, S])
+    N = 3 * S if config.positions == "rotary" else S
+    tokens_BN = random_tokens(3, N, config=config)
+    prompts_BS = np.where(np.arange(S) < lengths_B[:, None], tokens_BN[:, :S], 0)
+
+    @jax.jit
+    def uncached(tokens_BN):
+        return model.apply({"params": params}, tokens_BN)[0]
+
+    @jax.jit
+    def cached(tokens_BN, prompts_BS, lengths_B):
+        _, cache = model.apply({"params": params}, prompts_BS)
+
+        def step(cache, num_steps):
+            position_B1 = jnp.minimum(lengths_B + num_steps, N - 1)[:, None]  # the rows that are done stay at their end
+            token_B1 = jnp.take_along_axis(tokens_BN, position_B1, axis=1)
+            logits_B1V, cache = model.apply({"params": params}, token_B1, position_B1, cache)
+            return cache, (position_B1[:, 0], logits_B1V[:, 0])
+
+        return jax.lax.scan(step, cache, jnp.arange(N - 1))[1]
+
+    expected_BNV = np.asarray(uncached(tokens_BN))
+    position_LB, logits_LBV = map(np.asarray, cached(tokens_BN, prompts_BS, lengths_B))
+    compared = set()
+    for row in range(3):
+        steps = np.arange(max(0, N - lengths_B[row]))
+        places = position_LB[steps, row]
+        np.testing.assert_allclose(logits_LBV[steps, row], expected_BNV[row, places], atol=1e-4)
+        compared |= {(row, int(place)) for place in places}
+    assert compared == {(row, place) for row in range(3) for place in range(lengths_B[row], N)}
+
+
+def test_several_tokens_at_once_may_follow_what_the_cache_holds():
+    model, S = GPT(TINY), TINY.context_length
+    params, tokens_BT = random_params(model), random_tokens(2, S)
+    padded_BS = np.where(np.arange(S) < 3, tokens_BT, 0)
+    apply = jax.jit(model.apply)
+    _, cache = apply({"params": params}, padded_BS)
+    logits_BTV, _ = apply({"params": params}, tokens_BT[:, 3:7], np.tile(np.arange(3, 7), (2, 1)), cache)
+    expected_BTV, _ = apply({"params": params}, tokens_BT)
+    np.testing.assert_allclose(logits_BTV, expected_BTV[:, 3:7], atol=1e-4)

@@ -1,0 +1,81 @@
+"""Text in, text out: prompts of all kinds, and how many texts of which length come back."""
+
+import logging
+
+import jax
+import numpy as np
+import pytest
+
+from minigpt_jax.config import ModelConfig
+from minigpt_jax.data.tokenizers import CharTokenizer
+from minigpt_jax.errors import DataError, UsageError
+from minigpt_jax.generation.language_model import LanguageModel
+from minigpt_jax.models.gpt import GPT
+
+CHARACTERS = "\n abcdé漢🙂"
+CONFIG = ModelConfig(num_layers=1, num_heads=2, embed_dim=8, ff_dim=16, context_length=8, vocab_size=len(CHARACTERS))
+
+
+@pytest.fixture(scope="module")
+def lm():
+    random = np.random.default_rng(0)
+    shapes = jax.eval_shape(GPT(CONFIG).init, jax.random.key(0), np.zeros((2, 1), np.int32))["params"]
+    params = jax.tree.map(lambda leaf: 0.5 * random.standard_normal(leaf.shape, np.float32), shapes)
+    return LanguageModel(CONFIG, CharTokenizer.train(CHARACTERS), params)
+
+
+@pytest.mark.parametrize("prompt", ["a", "ab 漢🙂\n", "abcdabcd" * 3, ""])
+@pytest.mark.parametrize("length", [1, 7, 30])
+def test_text_is_the_prompt_and_as_many_characters_as_asked_for(lm, prompt, length):
+    text = lm.generate(prompt, length)
+    assert text.startswith(prompt)
+    assert len(text) == len(prompt) + length
+    assert set(text) <= set(CHARACTERS)
+
+
+def test_an_empty_prompt_stands_for_a_new_line_that_is_not_printed(lm):
+    assert "\n" + lm.generate("", 20) == lm.generate("\n", 20)
+
+
+def test_of_a_long_prompt_the_model_sees_the_end_and_a_line_says_so(lm, caplog):
+    with caplog.at_level(logging.WARNING):
+        long = lm.generate("dcba" + "abcdabcd", 20)
+        assert "12 tokens" in caplog.text
+        assert "last 8" in caplog.text
+        caplog.clear()
+        fitting = lm.generate("abcdabcd", 20)
+        assert not caplog.records
+    assert long == "dcba" + fitting
+
+
+def test_unknown_characters_are_named(lm):
+    with pytest.raises(DataError, match=r"prompt: .*'X', 'ß'") as caught:
+        lm.generate("aßX", 5)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("length", [0, -1])
+def test_length_and_number_of_samples_must_be_at_least_one(lm, length):
+    with pytest.raises(UsageError, match=f"^length={length} must be at least 1"):
+        lm.generate("a", length)
+    with pytest.raises(UsageError, match=f"^num_samples={length} must be at least 1"):
+        lm.samples("a", 5, num_samples=length)
+
+
+def test_bad_strategies_are_refused(lm):
+    with pytest.raises(UsageError, match="top_p=2"):
+        lm.generate("a", 5, top_p=2)
+
+
+def test_samples_differ_and_the_first_ones_are_the_same_however_many_there_are(lm):
+    three = lm.samples("ab", 20, num_samples=3)
+    assert len(set(three)) == 3
+    assert lm.samples("ab", 20, num_samples=2) == three[:2]
+    assert lm.samples("ab", 20, num_samples=1) == [lm.generate("ab", 20)] == three[:1]
+
+
+def test_text_follows_its_seed_unless_it_is_greedy(lm):
+    assert lm.generate("ab", 20, seed=3) == lm.generate("ab", 20, seed=3)
+    assert lm.generate("ab", 20, seed=3) != lm.generate("ab", 20, seed=4)
+    greedy = {lm.generate("ab", 20, seed=seed, temperature=temperature) for seed in (3, 4) for temperature in (0, 0.0)}
+    assert greedy == {lm.generate("ab", 20, greedy=True)}

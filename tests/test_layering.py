@@ -1,0 +1,164 @@
+"""The rooms of the project: which may import which, and what may be used where. Read from the source, nothing is run."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = "minigpt_jax"
+
+# From the bottom upwards: a room imports from itself and from the floors below.
+FLOORS = [
+    {"errors", "runtime"},
+    {"config"},
+    {"data", "models"},
+    {"generation"},
+    {"training"},
+    {"compare", "cli"},
+    {"__init__"},  # the public names
+    {"scripts", "configs"},
+]
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+# Models know of nothing but numbers: no files, clocks, flags or logs.
+CLOSED_TO_MODELS = {
+    "absl",
+    "argparse",
+    "io",
+    "json",
+    "logging",
+    "os",
+    "pathlib",
+    "shutil",
+    "sys",
+    "tempfile",
+    "time",
+    "tqdm",
+}
+UNSAFE_MODULES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+UNSAFE_NAMES = {"eval", "exec", "__import__", "exec_module", "allow_pickle"}
+# A preset is the user's own program, named on the command line, and never part of a run or a download.
+MAY_RUN_PROGRAMS = {("config.py", "exec_module")}
+MAY_JIT = {"training/step.py", "generation/sampler.py"}
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """The full name of everything that is imported, wherever in the file."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from ("." * node.level + f"{node.module or ''}.{alias.name}" for alias in node.names)
+
+
+def used(tree: ast.AST) -> Iterator[str]:
+    """Names, attributes and keywords that occur, without what they belong to: `jit` of `jax.jit`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.keyword) and node.arg:
+            yield node.arg
+
+
+def room_of(path: str) -> str:
+    return path.split("/")[0].removesuffix(".py")
+
+
+def may_import(room: str, name: str) -> bool:
+    top, *rest = name.split(".")
+    if top == PACKAGE:
+        other = rest[0] if rest and rest[0] in FLOOR_OF else "__init__"  # what is no room is one of the public names
+        return other == room or FLOOR_OF[other] < FLOOR_OF[room]
+    if top == "torch":
+        return room == "compare"
+    if room == "models" and top in CLOSED_TO_MODELS:
+        return False
+    return top not in {"", "scripts", "configs", "tests"} | UNSAFE_MODULES  # "": a relative import
+
+
+def violations(path: str, source: str) -> set[str]:
+    """What a file does that its place does not allow. The path is taken from the package's folder or the root."""
+    tree, room = ast.parse(source), room_of(path)
+    if room not in FLOOR_OF:
+        return {f"has no floor: add {room!r} to FLOORS"}
+    found = {f"imports {name}" for name in imported(tree) if not may_import(room, name)}
+    names = set(used(tree)) | {name.split(".")[-1] for name in imported(tree)}
+    found |= {f"uses {name}" for name in names & UNSAFE_NAMES if (path, name) not in MAY_RUN_PROGRAMS}
+    if room == "models":
+        found |= {f"uses {name}" for name in names & {"open", "print"}}
+    if "jit" in names and path not in MAY_JIT:
+        found.add("uses jit")
+    return found
+
+
+SOURCES = {path.relative_to(ROOT / PACKAGE).as_posix(): path for path in (ROOT / PACKAGE).rglob("*.py")} | {
+    path.relative_to(ROOT).as_posix(): path for folder in ("scripts", "configs") for path in (ROOT / folder).glob("*.py")
+}
+
+
+@pytest.mark.parametrize("path", sorted(SOURCES))
+def test_file_does_only_what_its_place_allows(path):
+    assert violations(path, SOURCES[path].read_text(encoding="utf-8")) == set()
+
+
+def test_all_rooms_have_been_looked_at():
+    assert {room_of(path) for path in SOURCES} >= set(FLOOR_OF) - {"compare"}
+    assert set(SOURCES) >= MAY_JIT | {path for path, _ in MAY_RUN_PROGRAMS}
+
+
+@pytest.mark.parametrize(
+    "path, source, violation",
+    [
+        ("models/a.py", "from minigpt_jax.training import step", "imports minigpt_jax.training.step"),
+        ("models/a.py", "from minigpt_jax.data.batches import split", "imports minigpt_jax.data.batches.split"),
+        ("models/a.py", "def f():\n    import minigpt_jax.cli", "imports minigpt_jax.cli"),
+        ("models/a.py", "import minigpt_jax", "imports minigpt_jax"),
+        ("models/a.py", "from minigpt_jax import load", "imports minigpt_jax.load"),
+        ("models/a.py", "from ..training import step", "imports ..training.step"),
+        ("models/a.py", "import os.path", "imports os.path"),
+        ("models/a.py", "from pathlib import Path", "imports pathlib.Path"),
+        ("models/a.py", "def f():\n    import time", "imports time"),
+        ("models/a.py", "if True:\n    from absl import logging", "imports absl.logging"),
+        ("models/a.py", "def f(x):\n    print(x)", "uses print"),
+        ("models/a.py", "@jax.jit\ndef f(): pass", "uses jit"),
+        ("generation/logits.py", "@functools.partial(jax.jit, static_argnums=0)\ndef f(): pass", "uses jit"),
+        ("training/loop.py", "from jax import jit as compiled", "uses jit"),
+        ("errors.py", "from minigpt_jax.config import Config", "imports minigpt_jax.config.Config"),
+        ("config.py", "from minigpt_jax.data import batches", "imports minigpt_jax.data.batches"),
+        ("data/a.py", "from minigpt_jax.models import gpt", "imports minigpt_jax.models.gpt"),
+        ("generation/a.py", "from minigpt_jax.training.loop import train", "imports minigpt_jax.training.loop.train"),
+        ("training/a.py", "from minigpt_jax import cli", "imports minigpt_jax.cli"),
+        ("training/a.py", "from scripts import train", "imports scripts.train"),
+        ("training/a.py", "import torch.nn as nn", "imports torch.nn"),
+        ("training/a.py", "import pickle", "imports pickle"),
+        ("data/a.py", "value = eval(text)", "uses eval"),
+        ("data/a.py", "run = exec", "uses exec"),
+        ("data/a.py", "array = np.load(path, allow_pickle=True)", "uses allow_pickle"),
+        ("data/a.py", "spec.loader.exec_module(module)", "uses exec_module"),
+        ("vision/a.py", "", "has no floor: add 'vision' to FLOORS"),
+    ],
+)
+def test_a_violation_is_found(path, source, violation):
+    assert violations(path, source) == {violation}
+
+
+@pytest.mark.parametrize(
+    "path, source",
+    [
+        (
+            "models/a.py",
+            "from minigpt_jax.config import ModelConfig\nfrom minigpt_jax.models.layers import Norm\nimport jax",
+        ),
+        ("training/step.py", "from minigpt_jax.models import gpt\nf = jax.jit(g)"),
+        ("compare/a.py", "import torch\nfrom minigpt_jax.training.checkpoint import load"),
+        ("scripts/a.py", "import minigpt_jax as mg\nfrom minigpt_jax import cli\nimport logging"),
+        ("data/a.py", "import time\nword = 'pickle eval('  # exec()"),
+        ("config.py", "spec.loader.exec_module(module)"),
+    ],
+)
+def test_what_is_allowed_is_not_taken_for_a_violation(path, source):
+    assert violations(path, source) == set()

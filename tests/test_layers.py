@@ -1,0 +1,223 @@
+"""The parts of a block, each against a few lines of NumPy."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from minigpt_jax.config import ModelConfig
+from minigpt_jax.models import layers
+from minigpt_jax.models.layers import FeedForward, Norm, TokenAndPosition, rotate, sinusoidal_positions
+
+CONFIG = ModelConfig(num_layers=3, num_heads=2, embed_dim=8, ff_dim=12, context_length=6, vocab_size=10, bias=True)
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def random_params(module, *args):
+    """Parameters of the right shapes, far from their initial values, without the compilation that drawing them takes."""
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *args)["params"]
+    return jax.tree.map(lambda leaf: normal(*leaf.shape, seed=leaf.size), shapes)
+
+
+# ---- Rotary positions -----------------------------------------------------------------------------------------------------
+
+rotate_jitted = jax.jit(rotate)
+
+
+def test_rotation_multiplies_complex_numbers_whose_parts_are_halves_apart():
+    K, positions_BT = 6, np.array([[0, 1, 2, 3], [7, 60, 600, 5]])
+    x_BTHK = normal(2, 4, 3, K)
+    complex_BTHh = x_BTHK[..., : K // 2] + 1j * x_BTHK[..., K // 2 :]
+    angles_BTh = positions_BT[..., None] * 10000.0 ** (-2 * np.arange(K // 2) / K)
+    turned_BTHh = complex_BTHh * np.exp(1j * angles_BTh)[:, :, None]
+    expected_BTHK = np.concatenate([turned_BTHh.real, turned_BTHh.imag], axis=-1)
+    np.testing.assert_allclose(rotate_jitted(x_BTHK, positions_BT), expected_BTHK, atol=2e-4)
+
+
+def test_rotation_leaves_position_zero_as_it_is():
+    x_BTHK = normal(2, 4, 3, 8)
+    np.testing.assert_array_equal(rotate_jitted(x_BTHK, np.zeros((2, 4), int)), x_BTHK)
+
+
+def test_rotation_keeps_lengths():
+    x_BTHK = normal(2, 4, 3, 8)
+    rotated_BTHK = rotate_jitted(x_BTHK, np.array([[0, 1, 50, 999], [3, 2, 1, 0]]))
+    np.testing.assert_allclose(np.linalg.norm(rotated_BTHK, axis=-1), np.linalg.norm(x_BTHK, axis=-1), rtol=1e-5)
+
+
+def test_product_of_rotated_vectors_depends_on_their_distance_alone():
+    q, k = normal(8), normal(8, seed=1)
+
+    def products(distance):
+        """Of q at `distance` + n and k at n, for several n."""
+        positions_BT = np.array([[0, 1, 7, 40], [3, 100, 200, 2]])
+        q_BTHK, k_BTHK = (np.broadcast_to(x, (2, 4, 1, 8)) for x in (q, k))
+        q_BTHK, k_BTHK = rotate_jitted(q_BTHK, positions_BT + distance), rotate_jitted(k_BTHK, positions_BT)
+        return np.einsum("BTHK,BTHK->BTH", q_BTHK, k_BTHK).ravel()
+
+    means = []
+    for distance in (0, 1, 5, 30):
+        np.testing.assert_allclose(products(distance), products(distance)[0], atol=1e-3)
+        means.append(products(distance).mean())
+    assert np.diff(np.sort(means)).min() > 0.01  # and it does depend on the distance
+
+
+# ---- Embeddings -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dim", [1, 2, 6, 7])
+def test_sinusoidal_positions_are_the_formula(dim):
+    table_TD = np.asarray(jax.jit(sinusoidal_positions, static_argnums=(0, 1))(9, dim))
+    assert table_TD.shape == (9, dim)
+    for t, feature in np.ndindex(9, dim):
+        i = feature // 2
+        wave = np.sin if feature % 2 == 0 else np.cos
+        assert table_TD[t, feature] == pytest.approx(wave(t / 10000 ** (2 * i / dim)), abs=1e-5)
+
+
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal", "rotary"])
+def test_embedding_is_the_token_and_what_its_position_adds(positions):
+    module = TokenAndPosition(dataclasses.replace(CONFIG, positions=positions))
+    tokens_BT, positions_BT = np.array([[3, 3, 9], [0, 1, 2]]), np.array([[0, 5, 2], [1, 1, 4]])
+    params = random_params(module, tokens_BT, positions_BT)
+    token_BTD = params["tokens"]["embedding"][tokens_BT]
+    expected_BTD = {
+        "learned": lambda: token_BTD + params["positions"]["embedding"][positions_BT],
+        "sinusoidal": lambda: np.sqrt(8) * token_BTD + np.asarray(sinusoidal_positions(6, 8))[positions_BT],
+        "rotary": lambda: token_BTD,
+    }[positions]()
+    x_BTD = jax.jit(module.apply)({"params": params}, tokens_BT, positions_BT)
+    np.testing.assert_allclose(x_BTD, expected_BTD, rtol=1e-5, atol=1e-6)
+
+
+def test_reading_out_multiplies_with_the_table_of_tokens():
+    module = TokenAndPosition(CONFIG)
+    tokens_BT = np.zeros((2, 3), int)
+    params, x_BTD = random_params(module, tokens_BT, tokens_BT), normal(2, 3, 8)
+    logits_BTV = module.apply({"params": params}, x_BTD, method="attend")
+    np.testing.assert_allclose(logits_BTV, x_BTD @ params["tokens"]["embedding"].T, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+def test_an_unknown_token_shows_and_is_not_taken_for_another(positions):
+    module = TokenAndPosition(dataclasses.replace(CONFIG, positions=positions))
+    tokens_BT, positions_BT = np.array([[0, 10], [9, 99]]), np.array([[0, 1], [0, 1]])
+    params = random_params(module, tokens_BT, positions_BT)
+    x_BTD = module.apply({"params": params}, tokens_BT, positions_BT)
+    assert np.isnan(x_BTD).all(axis=-1).tolist() == [[False, True], [False, True]]
+
+
+# ---- Feed-forward ---------------------------------------------------------------------------------------------------------
+
+NUMPY_ACTIVATIONS = {
+    "gelu": lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+    "relu": lambda x: np.maximum(x, 0),
+    "relu2": lambda x: np.maximum(x, 0) ** 2,
+}
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu", "relu2", "swiglu"])
+def test_feed_forward_is_the_equation(activation):
+    module, x_BTD = FeedForward(dataclasses.replace(CONFIG, activation=activation)), normal(2, 3, 8)
+    params = random_params(module, x_BTD)
+
+    def dense(x, name):
+        return x @ params[name]["kernel"] + params[name]["bias"]
+
+    h_BTF = dense(x_BTD, "up")
+    if activation == "swiglu":
+        gate_BTF = dense(x_BTD, "gate")
+        h_BTF = gate_BTF / (1 + np.exp(-gate_BTF)) * h_BTF
+    else:
+        h_BTF = NUMPY_ACTIVATIONS[activation](h_BTF)
+    assert h_BTF.shape == (2, 3, CONFIG.ff_dim)
+    y_BTD = jax.jit(module.apply)({"params": params}, x_BTD)
+    np.testing.assert_allclose(y_BTD, dense(h_BTF, "down"), rtol=1e-4, atol=1e-4)
+
+
+# ---- Norms ----------------------------------------------------------------------------------------------------------------
+
+
+def run_norm(norm, x_BTD, **changes):
+    module = Norm(dataclasses.replace(CONFIG, norm=norm, **changes), name=None)
+    params = random_params(module, x_BTD)
+    return params, np.asarray(jax.jit(module.apply)({"params": params}, x_BTD))
+
+
+@pytest.mark.parametrize("size", [1.0, 3e-3])  # with the smaller one, epsilon is as large as the variance
+def test_layernorm_is_the_equation(size):
+    x_BTD = size * normal(2, 3, 8) + size
+    params, y_BTD = run_norm("layernorm", x_BTD)
+    centred_BTD = x_BTD - x_BTD.mean(axis=-1, keepdims=True)
+    unit_BTD = centred_BTD / np.sqrt(np.square(centred_BTD).mean(axis=-1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(y_BTD, unit_BTD * params["scale"] + params["bias"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1.0, 3e-3])
+def test_rmsnorm_is_the_equation(size):
+    x_BTD = size * normal(2, 3, 8) + size
+    params, y_BTD = run_norm("rmsnorm", x_BTD)
+    unit_BTD = x_BTD / np.sqrt(np.square(x_BTD).mean(axis=-1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(y_BTD, unit_BTD * params["scale"], rtol=1e-4, atol=1e-5)
+
+
+def test_layernorm_is_accurate_far_from_zero():
+    """E[x²] - E[x]² would lose all digits here."""
+    x_BTD = normal(2, 3, 8)
+    x_BTD = np.round(x_BTD * 64) / 64  # exact when 4096 is added
+    _, near_BTD = run_norm("layernorm", x_BTD)
+    _, far_BTD = run_norm("layernorm", x_BTD + 4096)
+    np.testing.assert_allclose(far_BTD, near_BTD, atol=1e-2)
+
+
+# ---- Parameters -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "make, with_bias, without",
+    [
+        (lambda config: layers.Dense(4, config, name=None), {"kernel", "bias"}, {"kernel"}),
+        (lambda config: Norm(dataclasses.replace(config, norm="layernorm"), name=None), {"scale", "bias"}, {"scale"}),
+        (lambda config: Norm(dataclasses.replace(config, norm="rmsnorm"), name=None), {"scale"}, {"scale"}),
+    ],
+    ids=["dense", "layernorm", "rmsnorm"],
+)
+def test_bias_is_there_when_it_is_asked_for(make, with_bias, without):
+    for bias, expected in ((True, with_bias), (False, without)):
+        module = make(dataclasses.replace(CONFIG, bias=bias))
+        shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((2, 8)))
+        assert set(shapes["params"]) == expected
+
+
+@pytest.mark.parametrize("inputs", [50, 200])
+@pytest.mark.parametrize("init", ["gpt2", "fan_in"])
+def test_initial_weights_are_as_wide_as_the_config_says(init, inputs):
+    """And narrower by √(2 L) in layers that write into the residual stream."""
+    config, key = dataclasses.replace(CONFIG, init=init), jax.random.key(0)
+    drawn = np.asarray(layers.kernel_init(config)(key, (inputs, 100)))
+    assert np.std(drawn) == pytest.approx({"gpt2": 0.02, "fan_in": 1 / np.sqrt(inputs)}[init], rel=0.05)
+    residual = layers.residual_init(config)(jax.random.clone(key), (inputs, 100))
+    np.testing.assert_allclose(residual, drawn / np.sqrt(2 * CONFIG.num_layers), rtol=1e-5)
+
+
+# ---- Products -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("leading", [(6,), (2, 3), (2, 3, 2)])
+def test_product_and_its_gradients_are_those_of_jax(leading):
+    x, kernel_DF, weight = normal(*leading, 4), normal(4, 5, seed=1), normal(*leading, 5, seed=2)
+
+    @jax.jit
+    def both(x, kernel_DF):
+        def run(multiply):
+            return jax.value_and_grad(lambda x, kernel_DF: (multiply(x, kernel_DF) * weight).sum(), (0, 1))(x, kernel_DF)
+
+        return run(layers.matmul), run(jnp.matmul)
+
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), *both(x, kernel_DF))

@@ -1,0 +1,237 @@
+"""Processors: each against a few lines of NumPy, on logits with ties, removed tokens and a single token left."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from minigpt_jax.errors import UsageError
+from minigpt_jax.generation.logits import (
+    FrequencyPenalty,
+    Greedy,
+    MinP,
+    PresencePenalty,
+    RepetitionPenalty,
+    Temperature,
+    TopK,
+    TopP,
+    TypicalP,
+    process,
+    processors,
+)
+
+INF = np.inf
+process_jitted = jax.jit(process)
+
+# Few different values, so that there are ties, and -inf; in each row something is left to choose from. One shape for each
+# size of the vocabulary, so that there is little to compile.
+ROW_VALUES = st.one_of(st.sampled_from([-INF, -1.0, 0.0, 0.5, 2.0]), st.floats(-20, 20, width=16))
+ROW = st.sampled_from([2, 7]).flatmap(lambda V: st.lists(ROW_VALUES, min_size=V, max_size=V)).filter(lambda r: max(r) > -INF)
+FRACTION = st.one_of(st.sampled_from([1e-30, 1e-6, 0.5, 1.0]), st.floats(0.01, 1.0))
+TOP_K = st.integers(1, 9)
+many = settings(max_examples=150, deadline=None, derandomize=True, database=None)
+
+
+def run(chosen, row):
+    """The row after the processors, in a batch beside another row that must not matter."""
+    logits_BV = np.array([row, np.roll(row, 1)], np.float32)
+    processed_BV = np.asarray(process_jitted(chosen, logits_BV, np.zeros_like(logits_BV)))
+    return processed_BV[0]
+
+
+def kept(chosen, row):
+    """Which tokens are left; checks that their logits are as they were."""
+    processed = run(chosen, row)
+    is_kept = processed > -INF
+    np.testing.assert_array_equal(processed[is_kept], np.float32(row)[is_kept])
+    assert is_kept.any()
+    return is_kept.tolist()
+
+
+def softmax(row):
+    exponentials = np.exp(np.float64(row) - np.max(row))
+    return exponentials / exponentials.sum()
+
+
+def cheapest_until_mass(row, cost, mass):
+    """Tokens in the order of their cost until their probability is `mass`, with what ties with the last of them."""
+    probs, total, last = softmax(row), 0.0, None
+    for token in np.argsort(cost, kind="stable"):
+        if probs[token] == 0 and mass < 1:
+            break
+        assume(mass >= 1 or abs(total - mass) > 1e-5)  # so near that float32 may decide otherwise
+        if total >= mass and mass < 1:
+            break
+        total, last = total + probs[token], cost[token]
+    return ((cost <= last) & (np.asarray(row) > -INF)).tolist()
+
+
+# ---- Which tokens are kept ------------------------------------------------------------------------------------------------
+
+
+@many
+@given(row=ROW, k=TOP_K)
+def test_top_k_keeps_the_k_highest_and_what_ties_with_the_last(row, k):
+    lowest = sorted(row, reverse=True)[min(k, len(row)) - 1]
+    assert kept((TopK(k),), row) == [lowest <= logit and logit > -INF for logit in row]
+
+
+@many
+@given(row=ROW, p=FRACTION)
+def test_top_p_keeps_the_most_probable_until_their_mass_is_p(row, p):
+    assert kept((TopP(p),), row) == cheapest_until_mass(row, -np.array(row), p)
+
+
+@many
+@given(row=ROW, p=FRACTION)
+def test_min_p_keeps_what_is_p_times_as_probable_as_the_best(row, p):
+    probs = softmax(row)
+    ratio = probs / probs.max()
+    assume((np.abs(ratio / p - 1)[ratio < 1] > 1e-4).all())
+    assert kept((MinP(p),), row) == ((ratio >= p) & (np.array(row) > -INF)).tolist()
+
+
+@many
+@given(row=ROW, p=FRACTION)
+def test_typical_p_keeps_the_tokens_of_nearly_average_surprise_until_their_mass_is_p(row, p):
+    probs = softmax(row)
+    with np.errstate(divide="ignore"):
+        surprise = -np.log(probs)
+    entropy = sum(probability * nats for probability, nats in zip(probs, surprise, strict=True) if probability > 0)
+    cost = np.abs(surprise - entropy)
+    different = np.diff(np.unique(cost[np.isfinite(cost)]))
+    assume((different > 1e-3).all())  # of two tokens as far from the average, rounding chooses
+    assert kept((TypicalP(p),), row) == cheapest_until_mass(row, cost, p)
+
+
+@many
+@given(row=ROW)
+def test_greedy_keeps_the_first_of_the_best(row):
+    assert np.flatnonzero(kept((Greedy(),), row)).tolist() == [int(np.argmax(row))]
+
+
+@pytest.mark.parametrize(
+    "processor, row, expected",
+    [
+        (TopK(1), [1.0, 3.0, 2.0], [0, 1, 0]),
+        (TopK(2), [1.0, 3.0, 2.0], [0, 1, 1]),
+        (TopK(1), [3.0, 3.0, 2.0], [1, 1, 0]),
+        (TopK(99), [1.0, 3.0, 2.0], [1, 1, 1]),
+        (TopK(2), [-INF, 3.0, -INF], [0, 1, 0]),
+        (TopP(1.0), [0.0, -1e4, 3.0], [1, 1, 1]),  # also what has no probability to speak of
+        (TopP(1e-30), [1.0, 3.0, 2.0], [0, 1, 0]),
+        (TopP(1e-50), [1.0, 3.0, 2.0], [0, 1, 0]),  # 0 in float32
+        (TopP(0.5), [0.0, 0.0, -9.0], [1, 1, 0]),
+        (MinP(1.0), [1.0, 3.0, 3.0], [0, 1, 1]),
+        (MinP(1e-30), [1.0, 3.0, -INF], [1, 1, 0]),
+        (TypicalP(1.0), [1.0, 3.0, -INF], [1, 1, 0]),
+        (TypicalP(0.2), np.log([0.4, 0.3, 0.3]).tolist(), [0, 1, 1]),  # not the most probable one
+        (Greedy(), [1.0, 3.0, 3.0], [0, 1, 0]),
+    ],
+    ids=str,
+)
+def test_tokens_kept_in_drawn_cases(processor, row, expected):
+    assert kept((processor,), row) == [bool(keep) for keep in expected]
+
+
+def test_vocabulary_of_one_token_keeps_it():
+    for processor in (TopK(3), TopP(0.5), MinP(0.5), TypicalP(0.5), Greedy(), Temperature(0.1)):
+        assert run((processor,), [0.0]).tolist() == [0.0]
+
+
+@many
+@given(row=ROW, k=TOP_K, top_p=FRACTION, min_p=FRACTION, typical_p=FRACTION, temperature=st.floats(0.05, 5))
+def test_all_together_leave_some_of_the_best_k(row, k, top_p, min_p, typical_p, temperature):
+    left = run((Temperature(temperature), TopK(k), TopP(top_p), MinP(min_p), TypicalP(typical_p)), row) > -INF
+    assert left.any()
+    assert not (left & ~np.array(kept((TopK(k),), row))).any()
+
+
+# ---- What becomes of their logits -----------------------------------------------------------------------------------------
+
+COUNTS_BV = np.array([[0, 1, 3, 2], [5, 0, 0, 1]], np.float32)
+LOGITS_BV = np.array([[2.0, 2.0, -1.0, -INF], [0.0, -3.0, 4.0, 1.0]], np.float32)
+
+
+@pytest.mark.parametrize(
+    "processor, expected_BV",
+    [
+        (Temperature(0.5), LOGITS_BV * 2),
+        (RepetitionPenalty(2.0), [[2.0, 1.0, -2.0, -INF], [0.0, -3.0, 4.0, 0.5]]),
+        (RepetitionPenalty(0.5), [[2.0, 4.0, -0.5, -INF], [0.0, -3.0, 4.0, 2.0]]),
+        (FrequencyPenalty(0.5), [[2.0, 1.5, -2.5, -INF], [-2.5, -3.0, 4.0, 0.5]]),
+        (PresencePenalty(0.5), [[2.0, 1.5, -1.5, -INF], [-0.5, -3.0, 4.0, 0.5]]),
+        (PresencePenalty(-0.5), [[2.0, 2.5, -0.5, -INF], [0.5, -3.0, 4.0, 1.5]]),
+    ],
+    ids=str,
+)
+def test_penalties_and_temperature_change_logits_by_their_equations(processor, expected_BV):
+    np.testing.assert_allclose(process_jitted((processor,), LOGITS_BV, COUNTS_BV), expected_BV, rtol=1e-6)
+
+
+def test_processors_run_one_after_another():
+    """With temperature 10 first, the mass of the best is small, and top-p keeps more."""
+    row = [4.0, 2.0, 1.0, 0.0]
+    assert sum(run((TopP(0.8), Temperature(10.0)), row) > -INF) == 1
+    assert sum(run((Temperature(10.0), TopP(0.8)), row) > -INF) == 4
+
+
+# ---- From settings to processors ------------------------------------------------------------------------------------------
+
+
+def test_processors_come_in_their_fixed_order_whatever_the_order_of_the_settings():
+    chosen = processors(
+        typical_p=0.9, min_p=0.05, top_p=0.8, top_k=3, temperature=0.7,
+        presence_penalty=0.1, frequency_penalty=0.2, repetition_penalty=1.3,
+    )  # fmt: skip
+    assert chosen == (
+        RepetitionPenalty(1.3), FrequencyPenalty(0.2), PresencePenalty(0.1),
+        Temperature(0.7), TopK(3), TopP(0.8), MinP(0.05), TypicalP(0.9),
+    )  # fmt: skip
+
+
+def test_without_settings_there_is_nothing_to_do():
+    assert processors() == ()
+    assert process((), LOGITS_BV, COUNTS_BV) is LOGITS_BV
+
+
+@pytest.mark.parametrize("greedily", [{"greedy": True}, {"temperature": 0}, {"temperature": 0.0, "greedy": True}])
+def test_temperature_zero_is_greedy_and_leaves_the_penalties_in_place(greedily):
+    assert processors(top_k=5, top_p=0.3, repetition_penalty=2.0, **greedily) == (RepetitionPenalty(2.0), Greedy())
+
+
+@pytest.mark.parametrize(
+    "name, values",
+    [
+        ("temperature", [-0.1, INF, np.nan]),
+        ("top_k", [-1]),
+        ("top_p", [0, -0.1, 1.1, np.nan]),
+        ("min_p", [-0.1, 1.1, np.nan]),
+        ("typical_p", [0, 1.1, np.nan]),
+        ("repetition_penalty", [0, -1, INF, np.nan]),
+        ("frequency_penalty", [INF, np.nan]),
+        ("presence_penalty", [-INF, np.nan]),
+    ],
+)
+def test_values_that_make_no_sense_are_named(name, values):
+    for value in values:
+        with pytest.raises(UsageError, match=f"^{name}={value} must be"):
+            processors(**{name: value})
+
+
+def test_k_may_be_any_number_above_the_vocabulary():
+    assert kept(processors(top_k=2**40), [1.0, 2.0, 3.0]) == [True] * 3
+
+
+# ---- Compilation ----------------------------------------------------------------------------------------------------------
+
+
+def test_other_numbers_do_not_compile_again_and_other_processors_do():
+    run = jax.jit(lambda chosen, logits_BV: process(chosen, logits_BV, jnp.zeros_like(logits_BV)))
+    for temperature, top_k, top_p in [(0.5, 3, 0.9), (2, 1, 1e-9), (1e-3, 50, 0.5)]:
+        run(processors(temperature=temperature, top_k=top_k, top_p=top_p), LOGITS_BV)
+    assert run._cache_size() == 1
+    run(processors(temperature=0.5, top_k=3), LOGITS_BV)
+    assert run._cache_size() == 2

@@ -1,0 +1,321 @@
+"""The run: killed and resumed it is the same to the bit; what does not fit it refuses and leaves as it was."""
+
+import dataclasses
+import functools
+import json
+import logging
+import math
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from minigpt_jax.config import Config, DataConfig, Expectation, ModelConfig, TrainingConfig
+from minigpt_jax.data import batches
+from minigpt_jax.errors import DataError
+from minigpt_jax.training import checkpoint, experiment, loop
+from minigpt_jax.training.experiment import prepare
+from minigpt_jax.training.loop import MetricsFile, Run, train
+from minigpt_jax.training.optimizer import make_optimizer
+from minigpt_jax.training.step import init_state, train_step
+
+TEXT = "".join(np.random.default_rng(0).choice(list("abcd \n"), 160)) + "abcd \n"
+STEPS = 13
+RHYTHM = {"eval_every": 4, "checkpoint_every": 5, "log_every": 3, "sample_every": 0, "keep_checkpoints": 2}
+
+compiled_once = functools.cache(make_optimizer)
+
+
+@pytest.fixture(autouse=True)
+def one_compilation(monkeypatch):
+    """Runs that optimise alike share an optimizer and, with it, the compiled training step."""
+    sharing = {"steps": None, "seed": 0, "eval_batches": 1} | RHYTHM
+    monkeypatch.setattr(
+        experiment, "make_optimizer", lambda config, n: compiled_once(dataclasses.replace(config, **sharing), n)
+    )
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A folder for the text and its tokens."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "text.txt").write_text(TEXT)
+    return folder
+
+
+@pytest.fixture
+def config(files):
+    """All that could go wrong on resuming: dropout, parts of batches, several epochs, and no two rhythms alike."""
+    return Config(
+        model=ModelConfig(num_layers=1, num_heads=2, embed_dim=8, ff_dim=8, context_length=8, dropout=0.2),
+        training=TrainingConfig(
+            batch_size=4, grad_accumulation=2, steps=STEPS, learning_rate=1e-2, warmup_steps=3, eval_batches=1, **RHYTHM
+        ),
+        data=DataConfig(dataset=str(files / "text.txt"), data_dir=str(files)),
+    )
+
+
+class KilledError(Exception):
+    pass
+
+
+def train_until(config, workdir, step, monkeypatch, during="after_step"):
+    """Trains, and dies when this step has been made, before (`after_step`) or while (`save`) it is dealt with."""
+    original = getattr(Run, during)
+
+    def dies(self, now, *args):
+        if now >= step:
+            raise KilledError
+        return original(self, now, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, during, dies)
+        with pytest.raises(KilledError):
+            train(config, workdir)
+
+
+def final_state(config, workdir, step=STEPS):
+    parts = prepare(config)
+    shapes = jax.eval_shape(functools.partial(init_state, model=parts.model, optimizer=parts.optimizer), parts.root_key)
+    return checkpoint.restore(workdir, step, shapes)
+
+
+def assert_equal(tree, other):
+    jax.tree.map(np.testing.assert_array_equal, tree, other)
+
+
+def rows(workdir):
+    """The rows of metrics without what depends on the clock."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    clock = ("seconds", "tokens_per_second")
+    return [{name: value for name, value in json.loads(line).items() if name not in clock} for line in lines]
+
+
+def snapshot(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """The folder for a run that nothing interrupts; made by the first test that needs it, not to be changed."""
+    return tmp_path_factory.mktemp("runs") / "straight"
+
+
+@pytest.fixture
+def finished(straight, config):
+    if not straight.exists():
+        train(config, straight)
+    return straight
+
+
+@pytest.fixture
+def workdir(finished, tmp_path):
+    """A copy of it that may be."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+# ---- Killed and resumed ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "kills",
+    [
+        [(2, "after_step"), (7, "after_step"), (11, "after_step")],  # the first before there is any checkpoint
+        [(5, "save"), (10, "save"), (10, "save"), (13, "save")],
+        [(5, "after_step"), (6, "after_step"), (13, "after_step")],
+    ],
+    ids=str,
+)
+def test_a_run_that_was_killed_and_resumed_is_the_straight_run(config, finished, tmp_path, monkeypatch, kills):
+    workdir = tmp_path / "killed"
+    for step, during in kills:
+        train_until(config, workdir, step, monkeypatch, during)
+    train(config, workdir)
+    one, other = final_state(config, finished), final_state(config, workdir)
+    assert_equal(one, other)
+    assert rows(workdir) == rows(finished)
+    assert checkpoint.steps(workdir) == checkpoint.steps(finished)
+    for step in checkpoint.steps(finished):
+        infos = [checkpoint.read_info(folder, step) for folder in (finished, workdir)]
+        assert dataclasses.replace(infos[0], seconds=0) == dataclasses.replace(infos[1], seconds=0)
+
+
+def test_the_test_above_crosses_the_end_of_an_epoch(config):
+    parts = prepare(config)
+    windows = batches.num_windows(parts.splits["train"], config.model.context_length)
+    assert windows * 2 < STEPS * config.training.batch_size
+    assert windows % config.training.batch_size  # and within a batch
+
+
+def test_a_longer_run_goes_on_where_a_finished_one_ended(config, workdir, caplog):
+    before, compiled = rows(workdir), train_step._cache_size()
+    with caplog.at_level(logging.INFO):
+        train(config.override({"steps": STEPS + 2}), workdir)
+    assert train_step._cache_size() == compiled + 1  # for its two steps together
+    assert f"Resuming at step {STEPS}" in caplog.text
+    assert checkpoint.steps(workdir)[-1] == STEPS + 2
+    assert rows(workdir)[: len(before)] == before
+    assert {row["step"] for row in rows(workdir)[len(before) :]} == {STEPS + 2}
+
+
+def test_a_finished_run_says_so_and_is_left_alone(config, finished, caplog):
+    before = snapshot(finished)
+    with caplog.at_level(logging.INFO):
+        train(config, finished)
+    assert f"has finished its {STEPS} steps" in caplog.text
+    assert "--steps" in caplog.text
+    assert "--overwrite" in caplog.text
+    assert snapshot(finished) == before
+
+
+def test_overwriting_begins_anew(config, workdir):
+    other = config.override({"seed": 1})
+    before = rows(workdir)
+    train(other, workdir, overwrite=True)
+    assert [row["step"] for row in rows(workdir)] == [row["step"] for row in before]
+    assert all(row not in before for row in rows(workdir))
+    assert checkpoint.read_config(workdir).training.seed == 1
+
+
+# ---- What it writes -------------------------------------------------------------------------------------------------------
+
+
+def test_metrics_have_the_rows_that_were_promised(finished, config):
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    training = [row for row in lines if "train_loss" in row]
+    evaluations = [row for row in lines if "val_loss" in row]
+    assert len(training) + len(evaluations) == len(lines)
+    assert [row["step"] for row in training] == [3, 6, 9, 12, 13]
+    assert [row["step"] for row in evaluations] == [4, 8, 12, 13]
+    fields = {"step", "train_loss", "learning_rate", "grad_norm", "tokens_per_second", "seconds"}
+    assert all(set(row) == fields for row in training)
+    assert all(set(row) == {"step", "val_loss", "seconds"} for row in evaluations)
+    assert all(math.isfinite(value) for row in lines for value in row.values())
+    assert training[0]["learning_rate"] == pytest.approx(config.training.learning_rate)  # of step 3, where warmup ends
+    assert training[-1]["learning_rate"] == pytest.approx(config.training.min_learning_rate)
+
+
+def test_the_folder_holds_what_the_contract_says(finished, config):
+    assert {path.name for path in finished.iterdir()} == {"config.json", "tokenizer.json", "metrics.jsonl", "checkpoints"}
+    assert checkpoint.read_config(finished).model == dataclasses.replace(config.model, vocab_size=6)
+    assert checkpoint.load(finished).tokenizer.characters == "\n abcd"
+    evaluated = {row["step"]: row["val_loss"] for row in rows(finished) if "val_loss" in row}
+    assert checkpoint.steps(finished)[-1] == STEPS
+    assert checkpoint.best_step(finished) == min(evaluated, key=evaluated.get)
+
+
+def test_how_often_it_evaluates_saves_and_logs_changes_no_parameter(config, finished, tmp_path):
+    """And a row of metrics has the mean loss of the steps since the one before."""
+    busy, quiet = tmp_path / "busy", tmp_path / "quiet"
+    train(config.override({"eval_every": 1, "checkpoint_every": 1, "log_every": 1, "eval_batches": 2}), busy)
+    train(config.override({"eval_every": 1000, "checkpoint_every": 1000, "log_every": 1000}), quiet)
+    for workdir in (busy, quiet):
+        assert_equal(final_state(config, workdir), final_state(config, finished))
+    losses = [row["train_loss"] for row in rows(busy) if "train_loss" in row]
+    assert len(losses) == STEPS
+    means = [np.mean(losses[i : i + 3]) for i in range(0, STEPS, 3)]
+    assert [row["train_loss"] for row in rows(finished) if "train_loss" in row] == pytest.approx(means)
+    assert [row["train_loss"] for row in rows(quiet) if "train_loss" in row] == pytest.approx([np.mean(losses)])
+
+
+def test_samples_go_to_standard_output_and_change_no_parameter(config, finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loop, "SAMPLE_LENGTH", 20)
+    train(config.override({"sample_every": 6}), tmp_path)
+    samples = capsys.readouterr().out
+    assert samples.count("\n\n") >= 3  # after steps 6, 12 and 13
+    assert set(samples) <= set("\n abcd")
+    assert len(samples) == 3 * (len("\n") + 1 + 20 + len("\n\n"))
+    assert_equal(final_state(config, tmp_path), final_state(config, finished))
+
+
+@pytest.mark.parametrize(
+    "expected, verdict", [(math.log(6), "That is as expected"), (9.0, "NOT as expected"), (0.1, "NOT as expected")]
+)
+def test_the_last_line_says_whether_the_loss_is_as_expected(config, finished, caplog, expected, verdict):
+    known = dataclasses.replace(config, expectation=Expectation(val_loss=expected, spread=0.3, seeds=3))
+    with caplog.at_level(logging.INFO):
+        Run(prepare(known), finished, STEPS).conclude()
+    assert f"{verdict}: 3 seeds gave {expected:.3f} ± 0.300." in caplog.text
+
+
+def test_without_an_expectation_there_is_no_verdict(config, finished, caplog):
+    with caplog.at_level(logging.INFO):
+        Run(prepare(config), finished, STEPS).conclude()
+    assert "Validation loss over the whole split" in caplog.text
+    assert "expected" not in caplog.text
+
+
+def metrics_file(tmp_path, content, last_step):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(content)
+    return MetricsFile(path, last_step), path
+
+
+def test_metrics_after_the_checkpoint_and_torn_lines_are_dropped(tmp_path):
+    whole = "".join(json.dumps({"step": step, "train_loss": 0.1 + 0.2}) + "\n" for step in (3, 6, 6, 9))
+    for torn in ("", "{", '{"step": 5, "train_l', '{"step": 5}'[:-1]):
+        file, path = metrics_file(tmp_path, whole + torn, last_step=6)
+        assert path.read_text() == whole[: whole.index('{"step": 9')]
+        file.append({"step": 7, "val_loss": 1.0})
+        assert path.read_text().endswith('6, "train_loss": 0.30000000000000004}\n{"step": 7, "val_loss": 1.0}\n')
+
+
+def test_metrics_of_a_new_run_begin_empty(tmp_path):
+    _, path = metrics_file(tmp_path, '{"step": 3}\n', last_step=0)
+    assert path.read_text() == ""
+
+
+# ---- What it refuses ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"num_heads": 4, "embed_dim": 16}, r"num_heads=2 \(now 4\), embed_dim=8 \(now 16\)"),
+        ({"learning_rate": 0.5, "seed": 7}, r"learning_rate=0.01 \(now 0.5\), seed=0 \(now 7\)"),
+        ({"steps": STEPS - 1}, rf"{STEPS} steps done \(now {STEPS - 1}\)"),
+    ],
+    ids=str,
+)
+def test_a_run_of_another_config_is_refused_and_left_alone(config, finished, changes, message):
+    before = snapshot(finished)
+    with pytest.raises(DataError, match=message) as caught:
+        train(config.override(changes), finished)
+    assert len(str(caught.value).splitlines()) == 1
+    assert "--overwrite" in str(caught.value)
+    assert snapshot(finished) == before
+
+
+def test_another_text_of_the_same_name_is_refused(config, finished, files):
+    before = snapshot(finished)
+    try:
+        (files / "text.txt").write_text(TEXT[::-1])
+        with pytest.raises(DataError, match="another text as"):
+            train(config.override({"steps": STEPS + 5}), finished)
+    finally:
+        (files / "text.txt").write_text(TEXT)
+    assert snapshot(finished) == before
+
+
+def test_a_damaged_checkpoint_is_not_resumed_from_and_nothing_is_deleted(config, workdir):
+    folder = workdir / "checkpoints" / str(STEPS) / "opt_state"
+    path = next(path for path in folder.rglob("*") if path.parent.name == "d")
+    path.write_bytes(path.read_bytes()[:-1])
+    before = snapshot(workdir)
+    with pytest.raises(DataError, match=f"{path.name} has changed"):
+        train(config.override({"steps": STEPS + 5}), workdir)
+    assert snapshot(workdir) == before
+
+
+def test_a_folder_that_cannot_be_written_is_named(config, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DataError, match=f"cannot write the run to {tmp_path / 'file' / 'run'}"):
+        train(config, tmp_path / "file" / "run")
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_vocabulary_that_is_not_the_texts_is_refused(config, tmp_path):
+    with pytest.raises(DataError, match="vocab_size=7, but the text has 6 different characters"):
+        train(config.override({"vocab_size": 7}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,39 @@
+"""The loss, against the definition of cross-entropy."""
+
+import jax
+import numpy as np
+
+from minigpt_jax.training.losses import next_token_loss
+
+B, T, V = 3, 4, 5
+RANDOM = np.random.default_rng(0)
+LOGITS_BTV = 3 * RANDOM.standard_normal((B, T, V)).astype(np.float32)
+TARGETS_BT = RANDOM.integers(0, V, (B, T))
+MASK_BT = np.array([[1, 1, 1, 1], [1, 0, 0, 1], [0, 0, 0, 0]], bool)
+loss = jax.jit(next_token_loss)
+
+
+def test_loss_is_the_sum_of_minus_log_probabilities_where_the_mask_is_true():
+    probs_BTV = np.exp(LOGITS_BTV) / np.exp(LOGITS_BTV).sum(axis=-1, keepdims=True)
+    expected = sum(-np.log(probs_BTV[b, t, TARGETS_BT[b, t]]) for b, t in zip(*np.nonzero(MASK_BT), strict=True))
+    total, count = loss(LOGITS_BTV, TARGETS_BT, MASK_BT)
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+    assert count == 6
+
+
+def test_parts_add_up_to_the_whole():
+    whole = loss(LOGITS_BTV, TARGETS_BT, MASK_BT)
+    parts = [loss(LOGITS_BTV[i : i + 1], TARGETS_BT[i : i + 1], MASK_BT[i : i + 1]) for i in range(B)]
+    np.testing.assert_allclose(np.sum(parts, axis=0), whole, rtol=1e-6)
+
+
+def test_what_is_masked_does_not_count():
+    changed_BTV, changed_BT = LOGITS_BTV.copy(), TARGETS_BT.copy()
+    changed_BTV[~MASK_BT], changed_BT[~MASK_BT] = 77, 0
+    np.testing.assert_array_equal(loss(changed_BTV, changed_BT, MASK_BT), loss(LOGITS_BTV, TARGETS_BT, MASK_BT))
+    assert loss(LOGITS_BTV, TARGETS_BT, np.zeros_like(MASK_BT)) == (0, 0)
+
+
+def test_large_logits_do_not_overflow():
+    total, _ = loss(np.full((2, 1, V), 1e4, np.float32), np.zeros((2, 1), int), np.ones((2, 1), bool))
+    np.testing.assert_allclose(total, 2 * np.log(V), rtol=1e-3)

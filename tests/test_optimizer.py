@@ -1,0 +1,103 @@
+"""The schedule at its corners, and the whole chain against AdamW written out in NumPy."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from minigpt_jax.config import ModelConfig, TrainingConfig
+from minigpt_jax.models.gpt import GPT
+from minigpt_jax.training.optimizer import decay_mask, make_optimizer, warmup_cosine
+
+CONFIG = TrainingConfig(learning_rate=1e-2, min_learning_rate=1e-3, warmup_steps=10, weight_decay=0.1, grad_clip=1.0)
+
+
+def rates(num_steps, **changes):
+    return np.asarray(warmup_cosine(dataclasses.replace(CONFIG, **changes), num_steps)(np.arange(num_steps)))
+
+
+# ---- The schedule ---------------------------------------------------------------------------------------------------------
+
+
+def test_rate_rises_in_a_line_from_a_first_step_that_already_learns():
+    np.testing.assert_allclose(rates(100)[:10], CONFIG.learning_rate * np.arange(1, 11) / 10, rtol=1e-6)
+
+
+def test_rate_falls_in_half_a_cosine_to_the_minimum_at_the_last_step():
+    falling = rates(100)[10:]
+    assert falling[0] == pytest.approx(CONFIG.learning_rate)
+    assert falling[-1] == pytest.approx(CONFIG.min_learning_rate)
+    assert (np.diff(falling) < 0).all()
+    np.testing.assert_allclose(falling + falling[::-1], CONFIG.learning_rate + CONFIG.min_learning_rate, rtol=1e-5)
+    assert falling[22] > np.linspace(falling[0], falling[-1], 90)[22]  # above a line in its first half
+
+
+def test_rate_stays_at_the_minimum_after_the_last_step():
+    assert warmup_cosine(CONFIG, 100)(5000) == pytest.approx(CONFIG.min_learning_rate)
+
+
+def test_without_warmup_the_first_step_has_the_peak():
+    no_warmup = rates(50, warmup_steps=0)
+    assert no_warmup[0] == pytest.approx(CONFIG.learning_rate)
+    assert no_warmup[-1] == pytest.approx(CONFIG.min_learning_rate)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 9, 10])
+def test_warmup_as_long_as_the_run_is_cut_to_it(num_steps):
+    np.testing.assert_allclose(rates(num_steps), CONFIG.learning_rate * np.arange(1, num_steps + 1) / num_steps, rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 10, 11, 12])
+@pytest.mark.parametrize("warmup_steps", [0, 1, 10])
+def test_rate_is_always_above_zero_and_never_above_the_peak(num_steps, warmup_steps):
+    found = rates(num_steps, warmup_steps=warmup_steps, min_learning_rate=0.0)
+    assert (found[:-1] > 0).all()
+    assert found[0] > 0
+    assert found.max() == pytest.approx(CONFIG.learning_rate)
+
+
+# ---- The chain ------------------------------------------------------------------------------------------------------------
+
+
+def test_weight_decay_is_for_matrices_only():
+    config = ModelConfig(
+        num_layers=2, num_heads=2, embed_dim=8, ff_dim=8, vocab_size=5, positions="learned", norm="layernorm", bias=True
+    )
+    shapes = jax.eval_shape(GPT(config).init, jax.random.key(0), jnp.zeros((2, 1), jnp.int32))["params"]
+    names = {True: set(), False: set()}
+    for path, decays in jax.tree.leaves_with_path(decay_mask(shapes)):
+        names[decays].add(path[-1].key)
+    assert names == {True: {"kernel", "embedding"}, False: {"bias", "scale"}}
+
+
+def test_chain_is_clipping_then_adamw():
+    """Five steps, with gradients far above and below the clip, against the equations of the paper."""
+    config = dataclasses.replace(CONFIG, warmup_steps=2, beta1=0.8, beta2=0.95)
+    optimizer, random = make_optimizer(config, 5), np.random.default_rng(0)
+    params = {"matrix": random.standard_normal((3, 4)), "vector": random.standard_normal(4)}
+    expected = {name: value.copy() for name, value in params.items()}
+    moments = {name: (np.zeros_like(value), np.zeros_like(value)) for name, value in params.items()}
+    params = jax.tree.map(jnp.float32, params)
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+
+    for step, size in enumerate([100.0, 0.01, 1.0, 1e-4, 10.0]):
+        grads = {name: size * random.standard_normal(value.shape) for name, value in expected.items()}
+        updates, state = update(jax.tree.map(jnp.float32, grads), state, params)
+        params = optax.apply_updates(params, updates)
+
+        norm = np.sqrt(sum(np.square(grad).sum() for grad in grads.values()))
+        rate = rates(5, warmup_steps=2)[step]
+        for name, grad in grads.items():
+            grad = grad * min(1, config.grad_clip / norm)
+            mean, square = moments[name]
+            mean = config.beta1 * mean + (1 - config.beta1) * grad
+            square = config.beta2 * square + (1 - config.beta2) * grad**2
+            moments[name] = mean, square
+            unbiased = mean / (1 - config.beta1 ** (step + 1)), square / (1 - config.beta2 ** (step + 1))
+            decay = config.weight_decay * expected[name] if name == "matrix" else 0
+            expected[name] = expected[name] - rate * (unbiased[0] / (np.sqrt(unbiased[1]) + 1e-8) + decay)
+        for name in params:
+            np.testing.assert_allclose(params[name], expected[name], rtol=1e-4, atol=1e-6)

@@ -1,0 +1,213 @@
+"""The sampling loop, against loops that recompute everything for each token, and against exact probabilities."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import numpy as np
+import pytest
+import scipy.stats
+
+from minigpt_jax.config import ModelConfig
+from minigpt_jax.generation import sampler
+from minigpt_jax.generation.logits import Greedy, PresencePenalty, Temperature, TopK, process
+from minigpt_jax.generation.sampler import generate, stream
+from minigpt_jax.models.gpt import GPT
+
+CONFIG = ModelConfig(num_layers=1, num_heads=2, embed_dim=8, ff_dim=16, context_length=8, vocab_size=13)
+ROTARY = GPT(dataclasses.replace(CONFIG, positions="rotary"))
+LEARNED = GPT(dataclasses.replace(CONFIG, positions="learned"))
+SINUSOIDAL = GPT(dataclasses.replace(CONFIG, positions="sinusoidal", context_length=7))  # whose half is rounded down
+PROMPTS = [np.array(row, np.int32) for row in ([5], [1, 2, 0], [12, 7, 7, 0, 4, 9, 11])]
+
+# Few combinations of processors, since each compiles; their numbers are free.
+GREEDY = (PresencePenalty(0.0), Greedy())
+SAMPLING = (Temperature(0.9), TopK(10))
+
+
+@functools.cache
+def some_params(model):
+    """Parameters far from their initial values, so that logits differ, without the compilation that drawing them takes."""
+    random = np.random.default_rng(1)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((2, 1), np.int32))["params"]
+    return jax.tree.map(lambda leaf: 0.7 * random.standard_normal(leaf.shape, np.float32), shapes)
+
+
+def sampled(model, prompts, num_tokens, seed=0, processors=SAMPLING, **how):
+    pieces = stream(some_params(model), prompts, num_tokens, jax.random.key(seed), processors, model=model, **how)
+    return np.concatenate(list(pieces), axis=1).tolist()
+
+
+# ---- Against loops that recompute everything ------------------------------------------------------------------------------
+
+
+@functools.cache
+def next_token(model, num_columns):
+    """Compiled once: which token the model thinks most likely after the first `length` of a padded row."""
+
+    @jax.jit
+    def run(tokens_BT, length):
+        logits_BTV, _ = model.apply({"params": some_params(model)}, tokens_BT)
+        return logits_BTV[0, length - 1].argmax()
+
+    def after(tokens):
+        tokens_BT = np.zeros((2, num_columns), np.int32)
+        tokens_BT[0, : len(tokens)] = tokens
+        return int(run(tokens_BT, len(tokens)))
+
+    return after
+
+
+def greedy_by_recomputation(model, prompt, num_tokens):
+    """For rotary positions the model on the whole text, which sees no further back than its context. For a table of
+    positions: a window that, each time that it is full, is cut down to its last half.
+    """
+    S = model.config.context_length
+    text, window = list(prompt), list(prompt)
+    for _ in range(num_tokens):
+        if model.config.positions == "rotary":
+            token = next_token(model, 4 * S)(text)
+        else:
+            token = next_token(model, S)(window)
+            window = [*window[len(window) - S // 2 :], token] if len(window) == S else [*window, token]
+        text.append(token)
+    return text[len(prompt) :]
+
+
+@pytest.mark.parametrize("model", [ROTARY, LEARNED, SINUSOIDAL], ids=lambda model: model.config.positions)
+def test_greedy_text_is_that_of_recomputing_the_whole_context_for_each_token(model):
+    """For prompts of different lengths in one batch, and far past the context."""
+    expected = [greedy_by_recomputation(model, prompt, 20) for prompt in PROMPTS]
+    assert sampled(model, PROMPTS, 20, processors=GREEDY) == expected
+    assert len(set(map(tuple, expected))) == 3
+    assert len(set(itertools.chain(*expected))) > 3  # it does not just repeat itself
+
+
+def test_penalties_count_the_prompt_and_what_was_generated_and_no_padding():
+    """With a penalty that forbids what was seen, all other tokens come once, token 0 among them."""
+    prompts = [np.array(row, np.int32) for row in ([3, 4, 3], [3, 8], [1, 2])]
+    rows = sampled(ROTARY, prompts, 11, processors=(PresencePenalty(1e6), Greedy()))
+    for row, prompt in zip(rows, prompts, strict=True):
+        assert sorted([*row, *set(prompt.tolist())]) == list(range(13))
+
+
+# ---- Randomness -----------------------------------------------------------------------------------------------------------
+
+
+def test_text_follows_its_key_and_rows_have_randomness_of_their_own():
+    same_prompts = [PROMPTS[1]] * 3
+    first, again, other = (sampled(ROTARY, same_prompts, 12, seed) for seed in (0, 0, 1))
+    assert first == again
+    assert len({tuple(row) for row in first + other}) == 6
+    assert len({row[0] for row in first + other}) > 1
+
+
+@pytest.mark.parametrize("model", [ROTARY, LEARNED], ids=lambda model: model.config.positions)
+def test_a_row_is_the_same_whatever_stands_beside_it(model):
+    """Wherever the contexts of the others end."""
+    expected = sampled(model, PROMPTS, 20)
+    for others in (PROMPTS[2], PROMPTS[0]):
+        assert sampled(model, [others, PROMPTS[1], others], 20)[1] == expected[1]
+
+
+@pytest.mark.parametrize("model", [ROTARY, LEARNED], ids=lambda model: model.config.positions)
+def test_where_the_pieces_are_cut_changes_nothing(model):
+    expected = sampled(model, PROMPTS, 20)
+    for chunk in (1, 3, 19):
+        pieces = list(stream(some_params(model), PROMPTS, 20, jax.random.key(0), SAMPLING, model=model, chunk=chunk))
+        assert np.concatenate(pieces, axis=1).tolist() == expected
+        assert max(piece.shape[1] for piece in pieces) <= chunk
+    assert [sampled(model, PROMPTS, n) for n in (1, 2, 9)] == [[row[:n] for row in expected] for n in (1, 2, 9)]
+
+
+def test_pieces_stay_as_they_were_handed_out():
+    """The loop goes on with the memory of its state; what it yielded must not lie there."""
+    pieces = []
+    for piece_BC in stream(some_params(ROTARY), PROMPTS, 20, jax.random.key(0), SAMPLING, model=ROTARY, chunk=4):
+        pieces.append((piece_BC, piece_BC.copy()))
+    for piece_BC, then_BC in pieces:
+        np.testing.assert_array_equal(piece_BC, then_BC)
+
+
+def test_two_calls_do_not_see_each_other():
+    """Also when they take turns."""
+    one = functools.partial(stream, some_params(ROTARY), PROMPTS, 20, jax.random.key(0), SAMPLING, model=ROTARY)
+    other = functools.partial(stream, some_params(ROTARY), PROMPTS[::-1], 20, jax.random.key(5), SAMPLING, model=ROTARY)
+    alone = [np.concatenate(list(make(chunk=5)), axis=1) for make in (one, other, one)]
+    np.testing.assert_array_equal(alone[0], alone[2])
+    in_turn = zip(*zip(one(chunk=5), other(chunk=5), strict=True), strict=True)
+    for pieces, expected in zip(in_turn, alone, strict=False):
+        np.testing.assert_array_equal(np.concatenate(pieces, axis=1), expected)
+
+
+def test_tokens_come_as_often_as_their_probability_says():
+    """The first two tokens after a prompt, jointly, against the product of exact softmaxes after the processors."""
+    V, num_rows = 5, 4000
+    model = GPT(dataclasses.replace(CONFIG, vocab_size=V))
+    params, processors = some_params(model), (Temperature(2.0), TopK(4))
+    prompt = np.array([3, 1], np.int32)
+
+    @jax.jit
+    def probabilities(tokens_BT):
+        logits_BTV, _ = model.apply({"params": params}, tokens_BT)
+        processed_BV = process(processors, logits_BTV[:, -2:].reshape(-1, V), np.zeros((2 * len(tokens_BT), V)))
+        return jax.nn.softmax(processed_BV).reshape(-1, 2, V)
+
+    # Row i has the prompt and then token i: the first token's distribution stands before it, the second's after it.
+    both_BTV = np.asarray(probabilities(np.array([[*prompt, token] for token in range(V)])))
+    expected_VV = both_BTV[0, 0][:, None] * both_BTV[:, 1]
+    tokens_BT = generate(params, [prompt] * num_rows, 2, jax.random.key(0), processors, model=model)
+    found_VV = np.zeros((V, V))
+    np.add.at(found_VV, tuple(tokens_BT.T), 1)
+
+    possible = expected_VV > 0
+    assert possible.sum() == 16
+    assert not found_VV[~possible].any()
+    statistic = np.sum(np.square(found_VV - num_rows * expected_VV)[possible] / (num_rows * expected_VV[possible]))
+    assert scipy.stats.chi2.sf(statistic, df=possible.sum() - 1) > 0.01
+
+
+# ---- Compilation ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", [ROTARY, LEARNED], ids=lambda model: model.config.positions)
+def test_nothing_compiles_again_for_other_prompts_lengths_seeds_or_numbers(model):
+    def compiled():
+        return [function._cache_size() for function in (sampler.prefill, sampler.decode, sampler.reanchor)]
+
+    sampled(model, PROMPTS, 20)
+    before = compiled()
+    for length in range(1, 9):  # the longest fills the context
+        prompts = [np.arange(length, dtype=np.int32), PROMPTS[0], np.ones(length, np.int32)]
+        sampled(
+            model, prompts, 1 + 3 * length, seed=length, processors=(Temperature(0.1 * length), TopK(length)), chunk=length
+        )
+    assert compiled() == before
+    assert min(before[:2]) > 0
+
+
+# ---- What cannot be sampled from ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("processors", [GREEDY, SAMPLING], ids=["greedy", "sampling"])
+def test_logits_that_are_not_finite_are_an_error(value, processors):
+    """Even if it is only one of them, which processors would remove."""
+    params = jax.tree.map(np.copy, some_params(ROTARY))
+    params["head"]["kernel"][:, 3] = value
+    with pytest.raises(FloatingPointError, match="not finite"):
+        generate(params, PROMPTS, 5, jax.random.key(0), processors, model=ROTARY)
+
+
+def test_logits_that_become_infinite_on_the_way_are_an_error():
+    """The prompt is fine; the token that it leads to is not."""
+    prompts = [PROMPTS[1]] * 3
+    first = sampled(ROTARY, prompts, 1, processors=GREEDY)[0][0]
+    assert first not in prompts[0]
+    params = jax.tree.map(np.copy, some_params(ROTARY))
+    params["embedding"]["tokens"]["embedding"][first] = np.nan
+    pieces = stream(params, prompts, 5, jax.random.key(0), GREEDY, model=ROTARY)
+    assert next(pieces).tolist() == [[first]] * 3
+    with pytest.raises(FloatingPointError, match="not finite"):
+        next(pieces)

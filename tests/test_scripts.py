@@ -1,0 +1,401 @@
+"""The three commands as a user calls them, on a small text, judged by what they print, write and return.
+
+What trains and generates runs in processes of its own. What ends before that runs in this one, in a fraction of the time.
+"""
+
+import json
+import logging
+import math
+import os
+import random
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from absl import flags
+
+from minigpt_jax import cli
+from minigpt_jax.config import Config
+from minigpt_jax.data import batches, tokenizers
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Some of its characters take two or three bytes, so that counting bytes for characters would show.
+WORDS = "To be, or not to be: that is the question — naïve café 漢字".split()  # noqa: SIM905
+TEXT = "".join(f"{' '.join(random.Random(line).choices(WORDS, k=8))}\n" for line in range(100))
+LATER_TEXT = TEXT[::-1]  # the same characters, and so a vocabulary that fits
+
+
+# ---- Running --------------------------------------------------------------------------------------------------------------
+
+
+def environment(folder):
+    """Of the user's own, what lets the scripts run anywhere and write nowhere else; less optimising: they compile faster."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    cache = str(folder / "cache")
+    ours = {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", "XDG_CACHE_HOME": cache, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    return kept | ours
+
+
+def start(folder, command, **keywords):
+    """`train --steps 5` runs scripts/train.py with the rest of the line as a shell would."""
+    name, *arguments = shlex.split(command)
+    program = ["-c", *arguments] if name == "python" else [str(ROOT / "scripts" / f"{name}.py"), *arguments]
+    outputs = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | keywords
+    return subprocess.run(
+        [sys.executable, *program],
+        cwd=folder,
+        env=environment(folder),
+        encoding="utf-8",
+        timeout=300,
+        check=False,
+        **outputs,
+    )
+
+
+def run(folder, *commands):
+    """The finished processes of the commands, two of which run at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda command: start(folder, command), commands))
+
+
+def succeeded(process):
+    assert process.returncode == 0, process.stderr
+    assert "Traceback" not in process.stderr
+    return process
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """A function that runs a command as `__main__` in this process, of which nothing stays behind."""
+    monkeypatch.setattr(cli, "keep_freed_memory", lambda: None)
+    log = logging.getLogger("minigpt_jax")
+    for attribute, value in {"handlers": [], "propagate": log.propagate, "level": log.level}.items():
+        monkeypatch.setattr(log, attribute, value)  # to be set back after the script has changed it
+
+    def call(folder, command):
+        name, *arguments = shlex.split(command)
+        script = str(ROOT / "scripts" / f"{name}.py")
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        status = 0
+        try:
+            runpy.run_path(script, run_name="__main__")
+        except SystemExit as exit:
+            status = exit.code
+        finally:
+            by_module = flags.FLAGS.flags_by_module_dict()
+            for flag in by_module.get(script, []) + by_module.get(cli.__name__, []):
+                delattr(flags.FLAGS, flag.name)
+            flags.FLAGS.unparse_flags()
+        return subprocess.CompletedProcess(command, status, *capsys.readouterr())
+
+    return call
+
+
+def files(folder):
+    """Content and time of all files in a folder, but those of the cache: equal where nothing was written."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and "cache" not in path.relative_to(folder).parts]
+    return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
+
+
+def metrics(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def checkpoint_steps(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """What `train.py` said, in a folder with a text and the run made from it; tests change nothing in that run."""
+    folder = tmp_path_factory.mktemp("scripts")
+    (folder / "text.txt").write_text(TEXT, encoding="utf-8")
+    process = succeeded(start(folder, "train --config debug --dataset text.txt"))
+    process.folder, process.workdir = folder, folder / "runs" / "debug"
+    return process
+
+
+# ---- Training -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_config_tokenizer_metrics_and_checkpoints(trained):
+    assert {path.name for path in trained.workdir.iterdir()} == {
+        "config.json",
+        "tokenizer.json",
+        "metrics.jsonl",
+        "checkpoints",
+    }
+    config = Config.from_json((trained.workdir / "config.json").read_text(encoding="utf-8"))
+    assert (config.model.num_layers, config.model.vocab_size) == (2, len(set(TEXT)))
+    tokenizer = tokenizers.from_json((trained.workdir / "tokenizer.json").read_text(encoding="utf-8"))
+    assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+    assert checkpoint_steps(trained.workdir) == [10, 20]
+
+
+def test_rows_of_metrics_have_exactly_these_keys(trained):
+    rows = metrics(trained.workdir)
+    training_rows = [row for row in rows if "train_loss" in row]
+    validation_rows = [row for row in rows if "val_loss" in row]
+    assert len(training_rows) + len(validation_rows) == len(rows)
+    for row in training_rows:
+        assert set(row) == {"step", "train_loss", "learning_rate", "grad_norm", "tokens_per_second", "seconds"}
+    for row in validation_rows:
+        assert set(row) == {"step", "val_loss", "seconds"}
+    assert [row["step"] for row in training_rows] == [5, 10, 15, 20]
+    assert [row["step"] for row in validation_rows] == [10, 20]
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
+
+
+def test_samples_go_to_standard_output_and_logs_to_standard_error(trained):
+    assert set(trained.stdout) <= set(TEXT)
+    assert len(trained.stdout) > 2 * 250  # at steps 10 and 20
+    assert re.search(r"^New run in runs/debug: .*text\.txt", trained.stderr, re.MULTILINE)
+    assert re.search(r"^step 20/20 +loss \d", trained.stderr, re.MULTILINE)
+    assert "\r" not in trained.stderr  # no progress bar where there is no terminal
+
+
+@pytest.mark.parametrize("command", ["train --workdir runs/debug", "train --config debug --dataset text.txt"])
+def test_a_finished_run_says_so_and_how_to_go_on_and_touches_nothing(trained, call, command):
+    before = files(trained.folder)
+    process = succeeded(call(trained.folder, command))
+    assert process.stdout == ""
+    assert re.fullmatch(r"runs/debug has finished its 20 steps.*--steps.*--overwrite.*\n", process.stderr)
+    assert files(trained.folder) == before
+
+
+@pytest.fixture(scope="module")
+def gone_on(trained):
+    """Two copies of the run: one that was resumed, one that was begun anew with another model."""
+    for copy in ("more", "anew"):
+        shutil.copytree(trained.workdir, trained.folder / copy)
+    return run(
+        trained.folder,
+        "train --workdir more --steps 30",
+        "train --config debug --dataset text.txt --workdir anew --overwrite --embed_dim 16 --epochs 0.1 --nobias",
+    )
+
+
+def test_more_steps_resume_and_say_so(trained, gone_on):
+    process, workdir = succeeded(gone_on[0]), trained.folder / "more"
+    assert process.stderr.startswith("Resuming at step 20 in more")
+    steps = [row["step"] for row in metrics(workdir) if "train_loss" in row]
+    assert steps == [5, 10, 15, 20, 25, 30]
+    assert metrics(workdir)[: len(metrics(trained.workdir))] == metrics(trained.workdir)
+    assert checkpoint_steps(workdir)[-1] == 30
+
+
+def test_overwrite_begins_anew_with_the_preset_and_the_flags_given(trained, gone_on):
+    process, workdir = succeeded(gone_on[1]), trained.folder / "anew"
+    assert process.stderr.startswith("New run in anew")
+    config = Config.from_json((workdir / "config.json").read_text(encoding="utf-8"))
+    assert (config.model.embed_dim, config.model.ff_dim, config.training.weight_decay) == (16, 64, 0.1)
+    assert (config.training.steps, config.training.epochs) == (None, 0.1)
+    num_windows = batches.num_windows(TEXT[: int(0.9 * len(TEXT))], config.model.context_length)
+    num_steps = math.ceil(0.1 * num_windows / config.training.batch_size)
+    assert checkpoint_steps(workdir) == [num_steps]
+    assert {row["step"] for row in metrics(workdir)} == {5, num_steps}
+
+
+# ---- Generating -----------------------------------------------------------------------------------------------------------
+
+PROMPT, LONG_PROMPT = "To be", "To be, or not to be: that is the question"  # the context has 16 characters
+LENGTH = 40
+GENERATE = {
+    "seed 3": f"generate --workdir runs/debug --prompt '{PROMPT}' --length {LENGTH} --seed 3",
+    "three of seed 4": f"generate --workdir runs/debug --prompt '{PROMPT}' --length {LENGTH} --seed 4 --num_samples 3",
+    "newest run, empty prompt": f"generate --length {LENGTH} --seed 5",
+    "temperature 0": f"generate --workdir runs/debug --prompt '{LONG_PROMPT}' --length {LENGTH} --temperature 0",
+    "greedy": f"generate --workdir runs/debug --prompt '{LONG_PROMPT}' --length {LENGTH} --greedy --seed 9",
+    "from Python": shlex.join(
+        [
+            "python",
+            "import json, minigpt_jax as mg; lm = mg.load('runs/debug');"
+            f"print(json.dumps([lm.generate('{PROMPT}', {LENGTH}, seed=3), lm.generate('', {LENGTH}, seed=5)]))",
+        ]
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def generated(trained):
+    return {
+        name: succeeded(process) for name, process in zip(GENERATE, run(trained.folder, *GENERATE.values()), strict=True)
+    }
+
+
+def test_the_text_and_nothing_else_is_on_standard_output(generated):
+    text = generated["seed 3"].stdout
+    assert text.startswith(PROMPT)
+    assert len(text) == len(PROMPT) + LENGTH + 1  # and a line's end
+    assert text.endswith("\n")
+    assert set(text) <= set(TEXT)
+
+
+def test_several_samples_differ_and_are_counted_on_standard_error(generated):
+    process, length = generated["three of seed 4"], len(PROMPT) + LENGTH + 1
+    assert len(process.stdout) == 3 * length
+    texts = {process.stdout[i * length : (i + 1) * length] for i in range(3)}
+    assert len(texts) == 3
+    assert all(text.startswith(PROMPT) for text in texts)
+    assert "sample 3 of 3" in process.stderr
+
+
+def test_another_seed_gives_another_text(generated):
+    assert generated["three of seed 4"].stdout[: len(generated["seed 3"].stdout)] != generated["seed 3"].stdout
+
+
+def test_the_same_seed_gives_the_same_text_from_python_and_from_the_newest_run(generated):
+    texts = json.loads(generated["from Python"].stdout)
+    assert [generated["seed 3"].stdout, generated["newest run, empty prompt"].stdout] == [f"{text}\n" for text in texts]
+
+
+def test_an_empty_prompt_is_allowed(generated):
+    assert len(generated["newest run, empty prompt"].stdout) == LENGTH + 1
+
+
+def test_temperature_0_is_greedy_whatever_the_seed(generated):
+    assert generated["temperature 0"].stdout == generated["greedy"].stdout
+
+
+def test_a_prompt_longer_than_the_context_is_printed_whole_and_its_use_explained(generated):
+    process = generated["greedy"]
+    assert process.stdout.startswith(LONG_PROMPT)
+    assert len(process.stdout) == len(LONG_PROMPT) + LENGTH + 1
+    assert f"The prompt has {len(LONG_PROMPT)} tokens; the model sees the last 16" in process.stderr
+
+
+# ---- Evaluating -----------------------------------------------------------------------------------------------------------
+
+
+def test_evaluation_is_json_whose_figures_agree(trained):
+    commands = ("evaluate --workdir runs/debug", "evaluate --workdir runs/debug --split train")
+    val, train = (json.loads(succeeded(process).stdout) for process in run(trained.folder, *commands))
+    num_train = int(0.9 * len(TEXT))
+    for result, text in ((val, TEXT[num_train + 1 :]), (train, TEXT[1:num_train])):
+        assert result["tokens"] == len(text)
+        assert 0 < result["loss"] < 2 * math.log(len(set(TEXT)))
+        assert result["perplexity"] == pytest.approx(math.exp(result["loss"]))
+        assert result["bits_per_char"] == pytest.approx(result["loss"] / math.log(2))  # a token is a character
+        assert result["bits_per_byte"] * len(text.encode()) == pytest.approx(result["bits_per_char"] * len(text))
+        assert result["bits_per_byte"] < 0.97 * result["bits_per_char"]
+    assert val["loss"] != train["loss"]
+    said_by_training = re.search(r"over the whole split: ([\d.]+)", trained.stderr)[1]
+    assert val["loss"] == pytest.approx(float(said_by_training), abs=1e-4)
+
+
+# ---- What users get wrong -------------------------------------------------------------------------------------------------
+
+NEW = "train --config debug --dataset text.txt --workdir new"
+RUN = "generate --workdir runs/debug --prompt To"
+USAGE, DATA = 2, 1
+
+MISTAKES = [  # command, exit status, and what the message says
+    (f"{NEW} --num_leyers 3", USAGE, ["num_leyers", "Did you mean: num_layers"]),
+    (f"{NEW} stray", USAGE, ["'stray'"]),
+    (f"{NEW} --num_layers two", USAGE, ["--num_layers=two"]),
+    ("train --config debgu --workdir new", USAGE, ["'debgu'", "did you mean 'debug'?", "shakespeare_char"]),
+    (f"{NEW} --norm layrnorm", USAGE, ["norm='layrnorm'", "did you mean 'layernorm'?", "rmsnorm"]),
+    (f"{NEW} --num_heads 3", USAGE, ["embed_dim=32 must be divisible by num_heads=3"]),
+    (f"{NEW} --learning_rate nan", USAGE, ["learning_rate=nan", "finite"]),
+    (f"{NEW} --steps 5 --epochs 1", USAGE, ["steps=5", "epochs=1.0", "exclude"]),
+    (f"{NEW} --context_length 5000", DATA, ["context_length=5000", "at most"]),
+    (f"{NEW} --context_length 2000", DATA, ["val split", "context_length=2000", "at most"]),
+    (f"{NEW} --dataset missing.txt", DATA, ["missing.txt"]),
+    (f"{NEW} --dataset shakespear", DATA, ["did you mean 'shakespeare'?"]),
+    (f"{NEW} --dataset empty.txt", DATA, ["empty.txt", "is empty"]),
+    (f"{NEW} --dataset binary.bin", DATA, ["binary.bin", "NUL byte at offset 3"]),
+    (f"{NEW} --dataset latin1.txt", DATA, ["latin1.txt", "not UTF-8", "0xe9 at offset 3"]),
+    (f"{NEW} --data_dir text.txt", DATA, ["text.txt", "--data_dir"]),
+    (f"{NEW} --workdir text.txt", DATA, ["cannot write", "text.txt"]),
+    ("train --workdir runs/debug --num_layers 3 --bias", DATA, ["num_layers=2 (now 3)", "bias=False (now True)"]),
+    ("train --workdir runs/debug --dataset later.txt", DATA, ["dataset=text.txt (now later.txt)", "--overwrite"]),
+    ("train --workdir runs/debug --steps 10", DATA, ["20 steps done (now 10)"]),
+    ("train --config debug --dataset later.txt --workdir changed", DATA, ["another text as later.txt"]),
+    ("evaluate --workdir changed", DATA, ["later.txt", "no longer the text"]),
+    ("evaluate --workdir runs/debug --split vall", USAGE, ["split='vall'", "did you mean 'val'?", "train"]),
+    ("evaluate --workdir nowhere", DATA, ["nowhere holds no run"]),
+    ("generate --workdir .", DATA, ["holds no run"]),
+    (f"{RUN} --length 0", USAGE, ["length=0", "at least 1"]),
+    (f"{RUN} --length -3", USAGE, ["length=-3", "at least 1"]),
+    (f"{RUN} --num_samples 0", USAGE, ["num_samples=0", "at least 1"]),
+    (f"{RUN} --temperature -1", USAGE, ["temperature=-1.0", "0"]),
+    (f"{RUN} --temperature nan", USAGE, ["temperature=nan"]),
+    (f"{RUN} --top_p 0", USAGE, ["top_p=0.0", "above 0"]),
+    (f"{RUN} --top_p 1.5", USAGE, ["top_p=1.5", "at most 1"]),
+    (f"{RUN} --top_k -1", USAGE, ["top_k=-1", "0"]),
+    (f"{RUN} --prompt 'Zürich: 42'", DATA, ["'2', '4', 'Z'", "'ü'", "tokenizer.json"]),
+]
+
+
+@pytest.fixture(scope="module")
+def mistaken_folder(trained):
+    """The folder of the run, with what mistakes are made with."""
+    folder = trained.folder
+    (folder / "later.txt").write_text(LATER_TEXT, encoding="utf-8")
+    (folder / "empty.txt").touch()
+    (folder / "binary.bin").write_bytes(b"abc\0def")
+    (folder / "latin1.txt").write_bytes("café".encode("latin-1") * 100)
+    # A run whose text is now another one.
+    shutil.copytree(trained.workdir, folder / "changed")
+    config = (folder / "changed" / "config.json").read_text(encoding="utf-8")
+    (folder / "changed" / "config.json").write_text(config.replace("text.txt", "later.txt"), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("command, status, words", MISTAKES, ids=[command for command, _, _ in MISTAKES])
+def test_a_mistake_is_told_in_one_line_and_nothing_is_written(mistaken_folder, call, command, status, words):
+    before = files(mistaken_folder)
+    process = call(mistaken_folder, command)
+    assert process.stderr.startswith("error: ")
+    assert process.stderr.count("\n") == 1
+    assert [word for word in words if word not in process.stderr] == [], process.stderr
+    assert process.returncode == status
+    assert process.stdout == ""
+    assert files(mistaken_folder) == before
+
+
+def test_a_mistake_ends_a_process_with_its_status_and_without_a_traceback(tmp_path):
+    usage, data = run(tmp_path, "train --config debgu", "generate --workdir nowhere")
+    assert (usage.returncode, data.returncode) == (USAGE, DATA)
+    for process in (usage, data):
+        assert process.stderr.startswith("error: ")
+        assert process.stderr.count("\n") == 1
+        assert process.stdout == ""
+
+
+# ---- Help -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("train", "--num_layers --steps --epochs --dataset --workdir --overwrite"),
+        ("generate", "--workdir --prompt --length --temperature --top_k --top_p --greedy --num_samples --seed"),
+        ("evaluate", "--workdir --split"),
+    ],
+)
+def test_help_lists_the_flags_of_the_script(tmp_path, call, name, expected):
+    process = succeeded(call(tmp_path, f"{name} --help"))
+    lines = {line.strip() for line in process.stdout.splitlines()}
+    assert f"python scripts/{name}.py" in process.stdout
+    assert set(expected.split()) <= lines
+    assert process.stderr == ""
+    assert files(tmp_path) == {}
+
+
+def test_a_reader_that_has_gone_is_no_error(tmp_path):
+    """As in `train.py --help | head -1`, where Python itself would complain at the very end."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    process = start(tmp_path, "train --help", stdout=write_end)
+    os.close(write_end)
+    assert (process.returncode, process.stderr) == (0, "")

@@ -1,0 +1,174 @@
+"""The training step: what it computes, that it is a pure function, and that it learns."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from minigpt_jax.config import ModelConfig, TrainingConfig
+from minigpt_jax.models.gpt import GPT
+from minigpt_jax.training.losses import next_token_loss
+from minigpt_jax.training.optimizer import make_optimizer
+from minigpt_jax.training.step import TrainState, eval_step, init_state, train_step
+
+CONFIG = ModelConfig(num_layers=1, num_heads=2, embed_dim=16, ff_dim=32, context_length=8, vocab_size=11)
+MODEL = GPT(CONFIG)
+DROPPING = GPT(dataclasses.replace(CONFIG, dropout=0.3))
+PLAIN = optax.sgd(1.0)  # with it, a step's change of the parameters is the gradient
+ADAMW = make_optimizer(TrainingConfig(learning_rate=1e-2, warmup_steps=5, grad_clip=0.01), num_steps=200)
+
+
+def random_batch(rows=4, seed=0):
+    """With masks that differ from row to row; all rows have something to learn from."""
+    random = np.random.default_rng(seed)
+    tokens_BT = random.integers(0, CONFIG.vocab_size, (rows, 9), np.int32)
+    mask_BT = np.arange(8)[None, :] < np.resize([8, 1, 3, 5], rows)[:, None]
+    return {"inputs_BT": tokens_BT[:, :-1], "targets_BT": tokens_BT[:, 1:], "mask_BT": mask_BT}
+
+
+@functools.cache
+def some_params():
+    """Parameters as NumPy arrays, which a donating step leaves alone."""
+    random = np.random.default_rng(0)
+    shapes = jax.eval_shape(MODEL.init, jax.random.key(0), np.zeros((2, 1), np.int32))["params"]
+    return jax.tree.map(lambda leaf: 0.3 * random.standard_normal(leaf.shape, np.float32), shapes)
+
+
+def state_at(step, optimizer):
+    params = jax.tree.map(jnp.array, some_params())
+    return TrainState(jnp.asarray(step, jnp.int32), params, optimizer.init(params))
+
+
+def assert_equal(tree, other):
+    jax.tree.map(np.testing.assert_array_equal, tree, other)
+
+
+def assert_close(tree, other, **tolerance):
+    jax.tree.map(functools.partial(np.testing.assert_allclose, **tolerance), tree, other)
+
+
+@jax.jit
+@jax.value_and_grad
+def mean_loss_and_gradient(params, batch):
+    """What is to be minimised, written out once more."""
+    logits_BTV, _ = MODEL.apply({"params": params}, batch["inputs_BT"])
+    total, count = next_token_loss(logits_BTV, batch["targets_BT"], batch["mask_BT"])
+    return total / count
+
+
+# ---- What it computes -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("grad_accumulation", [1, 2])
+def test_step_follows_the_gradient_of_the_mean_loss_however_the_batch_is_divided(grad_accumulation):
+    """Also where the parts have different numbers of targets."""
+    batch = random_batch()
+    loss, grads = mean_loss_and_gradient(some_params(), batch)
+    state, metrics = train_step(
+        state_at(3, PLAIN), batch, jax.random.key(0), model=MODEL, optimizer=PLAIN, grad_accumulation=grad_accumulation
+    )
+    assert_close(jax.tree.map(jnp.subtract, some_params(), state.params), grads, rtol=1e-4, atol=1e-6)
+    assert metrics["loss"] == pytest.approx(float(loss), rel=1e-5)
+    assert metrics["grad_norm"] == pytest.approx(float(optax.tree.norm(grads)), rel=1e-5)
+    assert state.step == 4
+
+
+def test_batch_without_targets_changes_nothing_and_poisons_nothing():
+    batch = random_batch() | {"mask_BT": np.zeros((4, 8), bool)}
+    state, metrics = train_step(state_at(0, PLAIN), batch, jax.random.key(0), model=MODEL, optimizer=PLAIN)
+    assert jax.device_get(metrics) == {"loss": 0, "grad_norm": 0}
+    assert_equal(state.params, some_params())
+
+
+def test_one_batch_is_learned_by_heart():
+    tokens_BT = np.random.default_rng(1).integers(0, CONFIG.vocab_size, (4, 9), np.int32)
+    tokens_BT[:, 0] = np.arange(4)  # so that it can be known which row it is
+    batch = {"inputs_BT": tokens_BT[:, :-1], "targets_BT": tokens_BT[:, 1:], "mask_BT": np.ones((4, 8), bool)}
+    state, key = state_at(0, ADAMW), jax.random.key(0)
+    history = []
+    for _ in range(150):
+        state, metrics = train_step(state, batch, key, model=MODEL, optimizer=ADAMW)
+        history.append(metrics)
+    assert history[-1]["loss"] < 0.1
+    assert history[0]["grad_norm"] > 0.1  # as it was before clipping
+    assert state.step == 150
+
+
+# ---- A pure function, compiled once ---------------------------------------------------------------------------------------
+
+
+def test_same_state_batch_and_key_give_the_same_bits():
+    step = functools.partial(train_step, model=DROPPING, optimizer=PLAIN, grad_accumulation=2)
+    assert_equal(*(step(state_at(2, PLAIN), random_batch(), jax.random.key(7)) for _ in range(2)))
+
+
+def test_steps_do_not_compile_again():
+    state, key = init_state(jax.random.key(0), model=MODEL, optimizer=ADAMW), jax.random.key(1)
+    counts = []
+    for step in range(4):
+        state, _ = train_step(state, random_batch(seed=step), key, model=MODEL, optimizer=ADAMW)
+        total, _ = eval_step(state.params, random_batch(seed=step), model=MODEL)
+        counts.append((train_step._cache_size(), eval_step._cache_size()))
+    assert len(set(counts[1:])) == 1
+    assert np.isfinite(total)
+
+
+def test_a_step_takes_over_the_memory_of_the_state_before():
+    before = state_at(0, ADAMW)
+    train_step(before, random_batch(), jax.random.key(0), model=MODEL, optimizer=ADAMW)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((before.params, before.opt_state)))
+
+
+def test_initial_state_follows_its_key():
+    first, again, other = (init_state(jax.random.key(seed), model=MODEL, optimizer=ADAMW) for seed in (0, 0, 1))
+    assert_equal(first, again)
+    assert not np.array_equal(first.params["head"]["kernel"], other.params["head"]["kernel"])
+    assert (first.step.dtype, int(first.step)) == (jnp.int32, 0)
+
+
+def test_parameters_stay_in_float32_when_the_computation_is_in_bfloat16():
+    model = GPT(dataclasses.replace(CONFIG, dtype="bfloat16"))
+    state = state_at(0, ADAMW)
+    step = functools.partial(train_step, model=model, optimizer=ADAMW)
+    after, metrics = jax.eval_shape(step, state, random_batch(), jax.random.key(0))
+    assert after == jax.eval_shape(lambda: state)
+    assert metrics["loss"].dtype == jnp.float32
+
+
+# ---- Dropout --------------------------------------------------------------------------------------------------------------
+
+
+def loss_at(step, seed=0, model=DROPPING, batch=None):
+    _, metrics = train_step(
+        state_at(step, PLAIN), batch or random_batch(), jax.random.key(seed),
+        model=model, optimizer=PLAIN, grad_accumulation=2,
+    )  # fmt: skip
+    return float(metrics["loss"])
+
+
+def test_dropout_differs_from_step_to_step_and_from_run_to_run():
+    assert loss_at(0) == loss_at(0)
+    assert len({loss_at(0), loss_at(1), loss_at(2), loss_at(0, seed=1)}) == 4
+
+
+def test_without_dropout_the_key_changes_nothing():
+    assert len({loss_at(step, seed, model=MODEL) for step, seed in [(0, 0), (1, 0), (0, 1)]}) == 1
+
+
+def test_parts_of_a_batch_drop_out_differently():
+    """Two equal parts, of which only the targets of one count."""
+    twice = jax.tree.map(lambda leaf: np.tile(leaf, (2, 1)), random_batch(rows=2))
+    first, second = (twice | {"mask_BT": twice["mask_BT"] & (np.arange(4) // 2 == part)[:, None]} for part in (0, 1))
+    assert loss_at(0, batch=first) != loss_at(0, batch=second)
+    assert loss_at(0, batch=first, model=MODEL) == loss_at(0, batch=second, model=MODEL)
+
+
+def test_evaluation_does_not_drop_out():
+    batch = random_batch()
+    total, count = eval_step(some_params(), batch, model=DROPPING)
+    assert (total, count) == eval_step(some_params(), batch, model=MODEL)
+    assert total / count == pytest.approx(float(mean_loss_and_gradient(some_params(), batch)[0]), rel=1e-5)

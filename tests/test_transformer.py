@@ -1,0 +1,175 @@
+"""The block and the stack: where norms stand, what dropout drops, and who can see whom."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from minigpt_jax.config import ModelConfig
+from minigpt_jax.models.attention import MultiHeadAttention, causal_mask
+from minigpt_jax.models.layers import FeedForward, Norm
+from minigpt_jax.models.transformer import Block, Transformer
+
+CONFIG = ModelConfig(num_layers=2, num_heads=2, embed_dim=8, ff_dim=12, context_length=4, vocab_size=5, bias=True)
+B, T, D = 2, 4, CONFIG.embed_dim
+POSITIONS_BT = np.broadcast_to(np.arange(T), (B, T))
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+X_BTD = normal(B, T, D)
+
+
+def random_params(module):
+    """Parameters of the right shapes, far from their initial values, without the compilation that drawing them takes."""
+    shapes = jax.eval_shape(module.init, jax.random.key(0), X_BTD, None, POSITIONS_BT)["params"]
+    return jax.tree.map(lambda leaf: 0.5 * normal(*leaf.shape, seed=leaf.size), shapes)
+
+
+def configured(**changes):
+    return dataclasses.replace(CONFIG, **changes)
+
+
+# ---- Norms and the residual stream ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("placement", ["pre", "post"])
+def test_block_is_attention_then_feed_forward_with_norms_where_the_config_puts_them(placement):
+    config = configured(norm_placement=placement, norm="layernorm")
+    params = random_params(Block(config))
+    mask_BTS = causal_mask(T)
+
+    @jax.jit
+    def by_hand(params, x_BTD):
+        def norm(x, name):
+            return Norm(config, name=None).apply({"params": params[name]}, x)
+
+        def attention(x):
+            return MultiHeadAttention(config).apply({"params": params["attention"]}, x, mask_BTS, POSITIONS_BT)[0]
+
+        def feed_forward(x):
+            return FeedForward(config).apply({"params": params["feed_forward"]}, x)
+
+        if placement == "pre":
+            x_BTD = x_BTD + attention(norm(x_BTD, "attention_norm"))
+            return x_BTD + feed_forward(norm(x_BTD, "feed_forward_norm"))
+        x_BTD = norm(x_BTD + attention(x_BTD), "attention_norm")
+        return norm(x_BTD + feed_forward(x_BTD), "feed_forward_norm")
+
+    y_BTD, _ = jax.jit(Block(config).apply)({"params": params}, X_BTD, mask_BTS, POSITIONS_BT)
+    np.testing.assert_allclose(y_BTD, by_hand(params, X_BTD), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("placement", ["pre", "post"])
+def test_stack_is_its_blocks_and_a_last_norm_where_they_leave_none(placement):
+    config = configured(norm_placement=placement)
+    params = random_params(Transformer(config))
+    assert set(params) == {"block_0", "block_1"} | ({"final_norm"} if placement == "pre" else set())
+
+    @jax.jit
+    def by_hand(params, x_BTD):
+        for name in ("block_0", "block_1"):
+            x_BTD, _ = Block(config).apply({"params": params[name]}, x_BTD, None, POSITIONS_BT)
+        if placement == "pre":
+            x_BTD = Norm(config, name=None).apply({"params": params["final_norm"]}, x_BTD)
+        return x_BTD
+
+    y_BTD, cache = jax.jit(Transformer(config).apply)({"params": params}, X_BTD, None, POSITIONS_BT)
+    np.testing.assert_allclose(y_BTD, by_hand(params, X_BTD), rtol=1e-5, atol=1e-5)
+    assert len(cache) == config.num_layers
+
+
+# ---- Who sees whom --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"norm_placement": "post", "num_kv_heads": 1}, {"norm": "layernorm", "positions": "learned"}]
+)
+def test_output_depends_on_what_the_mask_allows_and_on_nothing_else(changes):
+    """The whole Jacobian of the stack, under a causal mask: exactly zero for the future and for other rows."""
+    model = Transformer(configured(**changes))
+    params = random_params(model)
+
+    @jax.jit
+    @jax.jacrev
+    def jacobian(x_BTD):
+        y_BTD, _ = model.apply({"params": params}, x_BTD, causal_mask(T), POSITIONS_BT)
+        return y_BTD[..., 0]
+
+    depends_BTBT = (jacobian(X_BTD) != 0).any(axis=-1)
+    allowed_BTBT = np.eye(B, dtype=bool)[:, None, :, None] & np.tri(T, dtype=bool)[None, :, None, :]
+    np.testing.assert_array_equal(depends_BTBT, allowed_BTBT)
+
+
+def test_without_a_mask_every_position_sees_every_other():
+    model = Transformer(CONFIG)
+    params = random_params(model)
+    run = jax.jit(lambda x_BTD: model.apply({"params": params}, x_BTD, None, POSITIONS_BT)[0])
+    changed_BTD = X_BTD.copy()
+    changed_BTD[0, -1] += 1
+    differs_BT = (run(X_BTD) != run(changed_BTD)).any(axis=-1)
+    assert differs_BT.tolist() == [[True] * T, [False] * T]
+
+
+# ---- Dropout --------------------------------------------------------------------------------------------------------------
+
+
+def zeroed(params, *path):
+    """The parameters with everything below a path set to zero."""
+    name, *rest = path
+    return params | {name: zeroed(params[name], *rest) if rest else jax.tree.map(jnp.zeros_like, params[name])}
+
+
+@pytest.mark.parametrize("placed", ["embeddings", "attention", "feed_forward"])
+def test_dropout_drops_its_share_and_makes_up_for_it(placed):
+    """With the other parts silent, what a part adds is either gone or scaled by 1 / (1 - p)."""
+    p = 0.25
+    config = configured(dropout=p, num_layers=1)
+    model = Transformer(config) if placed == "embeddings" else Block(config)
+    x_BTD = np.tile(X_BTD, (64, 1, 1))
+    positions_BT = np.tile(POSITIONS_BT, (64, 1))
+
+    params = random_params(model)
+    if placed == "embeddings":
+        params = zeroed(zeroed(params, "block_0", "attention", "output"), "block_0", "feed_forward", "down")
+    else:
+        silent = {"attention": ("feed_forward", "down"), "feed_forward": ("attention", "output")}[placed]
+        params = zeroed(params, *silent)
+
+    @jax.jit
+    def added(key):
+        def run(**how):
+            y_BTD, _ = model.apply({"params": params}, x_BTD, None, positions_BT, **how)
+            return y_BTD if placed == "embeddings" else y_BTD - x_BTD
+
+        return run(deterministic=False, rngs={"dropout": key}), run()
+
+    dropped_BTD, full_BTD = map(np.asarray, added(jax.random.key(0)))
+    gone_BTD = np.abs(dropped_BTD) < 1e-6
+    assert gone_BTD.mean() == pytest.approx(p, abs=0.03)
+    if placed != "embeddings":  # those go through the last norm
+        np.testing.assert_allclose(dropped_BTD[~gone_BTD], full_BTD[~gone_BTD] / (1 - p), rtol=1e-3, atol=1e-5)
+
+
+def test_dropout_follows_its_key_and_is_off_when_deterministic():
+    plain = configured(num_layers=1)
+    model = Transformer(dataclasses.replace(plain, dropout=0.5))
+    params = random_params(model)
+
+    @jax.jit
+    def run(key):
+        return model.apply({"params": params}, X_BTD, None, POSITIONS_BT, deterministic=False, rngs={"dropout": key})[0]
+
+    first_BTD, again_BTD, other_BTD = (run(jax.random.key(seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first_BTD, again_BTD)
+    assert not np.array_equal(first_BTD, other_BTD)
+
+    @jax.jit
+    def run_without(params):
+        return [m.apply({"params": params}, X_BTD, None, POSITIONS_BT)[0] for m in (model, Transformer(plain))]
+
+    np.testing.assert_array_equal(*run_without(params))
