@@ -2,43 +2,207 @@
 
 python scripts/generate.py --prompt "To be or not to be" --length 200
 python scripts/generate.py --workdir runs/mini_gpt --temperature 0.8 --top_k 40 --num_samples 3
+python scripts/generate.py --prompts questions.txt --format jsonl --stop "\\n"
+python scripts/generate.py --beam_width 4 --length 80
+python scripts/generate.py --interactive
 """
 
+import dataclasses
+import json
 import logging
-from pathlib import Path
+import math
+import sys
+from collections.abc import Iterator
 
 from absl import flags
 
 import minigpt_jax as mg
 from minigpt_jax import cli
+from minigpt_jax.data.corpora import decode_text, read_text_file
+from minigpt_jax.errors import DataError, UsageError, did_you_mean
+from minigpt_jax.generation.language_model import BeamText, Completion, LanguageModel
+from minigpt_jax.generation.logits import processors
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: the newest under runs/)")
 PROMPT = flags.DEFINE_string("prompt", "", "text to go on from; empty: a new line")
+PROMPTS = flags.DEFINE_string("prompts", None, "file with a prompt on each line; -: standard input")
 LENGTH = flags.DEFINE_integer("length", 200, "tokens to generate")
-NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "texts to generate")
+NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "texts for each prompt")
 SEED = flags.DEFINE_integer("seed", 0, "root of the randomness: the same seed gives the same text")
+STOP = flags.DEFINE_multi_string("stop", [], "text that ends a sample and is left out of it; may be given several times")
 STRATEGY = {
-    "temperature": flags.DEFINE_float("temperature", 1.0, "below 1 more predictable, above 1 wilder; 0 is greedy"),
-    "top_k": flags.DEFINE_integer("top_k", 0, "sample from the k most probable tokens; 0: from all"),
-    "top_p": flags.DEFINE_float("top_p", 1.0, "sample from the most probable tokens with this mass together; 1: from all"),
-    "min_p": flags.DEFINE_float("min_p", 0.0, "sample from tokens at least this share as probable as the best; 0: from all"),
-    "repetition_penalty": flags.DEFINE_float("repetition_penalty", 1.0, "above 1 makes tokens seen before less probable"),
-    "greedy": flags.DEFINE_bool("greedy", False, "always take the most probable token"),
+    "temperature": flags.DEFINE_float(
+        "temperature", None, "below 1 more predictable, above 1 wilder; 0 is greedy (default 1)"
+    ),
+    "top_k": flags.DEFINE_integer("top_k", None, "sample from the k most probable tokens; 0: from all"),
+    "top_p": flags.DEFINE_float("top_p", None, "sample from the most probable tokens with this mass together; 1: from all"),
+    "min_p": flags.DEFINE_float(
+        "min_p", None, "sample from tokens at least this share as probable as the best; 0: from all"
+    ),
+    "typical_p": flags.DEFINE_float("typical_p", None, "sample from the most typical tokens with this mass; 1: from all"),
+    "repetition_penalty": flags.DEFINE_float("repetition_penalty", None, "above 1: tokens seen before get less probable"),
+    "frequency_penalty": flags.DEFINE_float(
+        "frequency_penalty", None, "taken from a token's logit for each time it was seen"
+    ),
+    "presence_penalty": flags.DEFINE_float("presence_penalty", None, "taken from a token's logit if it was seen"),
+    "greedy": flags.DEFINE_bool("greedy", None, "always take the most probable token"),
 }
+BEAM = {
+    "beam_width": flags.DEFINE_integer("beam_width", None, "beam search with this many beams, instead of sampling"),
+    "length_penalty": flags.DEFINE_float(
+        "length_penalty", None, "beam search: 0 prefers short texts, 1 is neutral (default 1)"
+    ),
+    "early_stopping": flags.DEFINE_bool(
+        "early_stopping", None, "beam search: stop as soon as as many texts have ended as beams"
+    ),
+}
+FORMAT = flags.DEFINE_string("format", "text", "what is printed: text | jsonl")
+STREAM = flags.DEFINE_bool("stream", False, "print the text as it is made")
+INTERACTIVE = flags.DEFINE_bool("interactive", False, "ask for prompts, one after another; Ctrl-C stops a text, Ctrl-D ends")
+EXPLAIN = flags.DEFINE_bool(
+    "explain", False, "show what each token was chosen from, on standard error (jsonl: in each line)"
+)
 
 log = logging.getLogger("minigpt_jax.generate")
 
 
 def main() -> None:
-    strategy = {name: flag.value for name, flag in STRATEGY.items()}
-    mg.generation.logits.processors(**strategy)
-    workdir = Path(WORKDIR.value) if WORKDIR.value else cli.newest_run()
-    model = mg.load(workdir)
-    texts = model.samples(PROMPT.value, LENGTH.value, num_samples=NUM_SAMPLES.value, seed=SEED.value, **strategy)
-    for number, text in enumerate(texts, 1):
-        if len(texts) > 1:
-            log.info("--- sample %d of %d", number, len(texts))
-        print(text, flush=True)
+    strategy, beam = given(STRATEGY), given(BEAM)
+    check(strategy, beam)
+    prompts = read_prompts()
+    model = mg.load(WORKDIR.value or cli.newest_run())
+    if model.config.positions != "rotary" and LENGTH.value >= model.config.context_length:
+        log.info(
+            "The model has a place for %d tokens; past that it goes on with the last half of them in sight.",
+            model.config.context_length,
+        )
+    settings = {"seed": SEED.value, "stop": STOP.value, **strategy}
+    if INTERACTIVE.value:
+        converse(model, settings)
+    elif STREAM.value:
+        print_stream(model, prompts[0], settings)
+    else:
+        print_texts(model, texts(model, prompts, settings, beam))
+
+
+def given(group: dict[str, flags.FlagHolder]) -> dict:
+    return {name: flag.value for name, flag in group.items() if flag.value is not None}
+
+
+def check(strategy: dict, beam: dict) -> None:
+    """Raises UsageError where the command asks for what does not go together. Reads nothing."""
+    processors(**strategy)
+    if FORMAT.value not in ("text", "jsonl"):
+        raise UsageError(
+            f"format={FORMAT.value!r}{did_you_mean(FORMAT.value, ['text', 'jsonl'])} must be one of: text, jsonl"
+        )
+    if beam and "beam_width" not in beam:
+        raise UsageError(f"{next(iter(beam))} is for beam search: give --beam_width too")
+    if strategy.get("greedy") and strategy.get("temperature"):
+        raise UsageError(f"greedy excludes temperature={strategy['temperature']}: give one of them")
+    one_at_a_time = STREAM.value or INTERACTIVE.value
+    conflicts = [
+        (beam and strategy, f"beam search does not sample: give --beam_width or --{next(iter(strategy), '')}"),
+        (
+            beam and (one_at_a_time or EXPLAIN.value),
+            "beam search works on whole texts: leave out --stream, --interactive, --explain",
+        ),
+        (beam and NUM_SAMPLES.value > 1, "beam search finds --beam_width texts: leave out --num_samples"),
+        (STREAM.value and INTERACTIVE.value, "--interactive streams by itself: leave out --stream"),
+        (
+            one_at_a_time and (PROMPTS.value or NUM_SAMPLES.value > 1),
+            "one text at a time: leave out --prompts, --num_samples",
+        ),
+        (
+            one_at_a_time and (FORMAT.value != "text" or EXPLAIN.value),
+            "as it is made there is only text: leave out --format, --explain",
+        ),
+        (PROMPTS.value and PROMPT.value, "give --prompt or --prompts"),
+    ]
+    for condition, message in conflicts:
+        if condition:
+            raise UsageError(message)
+
+
+def read_prompts() -> list[str]:
+    if PROMPTS.value is None:
+        return [PROMPT.value]
+    path = PROMPTS.value
+    text = decode_text(sys.stdin.buffer.read(), "standard input") if path == "-" else read_text_file(path)
+    prompts = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+    if "" in prompts:
+        raise DataError(f"line {prompts.index('') + 1} of {path!r} is empty; it must hold a prompt")
+    return prompts
+
+
+def texts(model: LanguageModel, prompts: list[str], settings: dict, beam: dict) -> Iterator[Completion | BeamText]:
+    if beam:
+        for found in model.beam_search(prompts, LENGTH.value, stop=STOP.value, **beam):
+            yield from found if FORMAT.value == "jsonl" else found[:1]
+    else:
+        yield from model.complete(prompts, LENGTH.value, num_samples=NUM_SAMPLES.value, **settings)
+
+
+def print_texts(model: LanguageModel, results: Iterator[Completion | BeamText]) -> None:
+    for number, result in enumerate(results, 1):
+        if FORMAT.value == "jsonl":
+            print(json.dumps(record(result), ensure_ascii=False), flush=True)
+            continue
+        if number > 1:
+            log.info("--- text %d", number)
+        print(result.text, flush=True)
+        if EXPLAIN.value:
+            log.info("%s", table(model, result))
+
+
+def record(result: Completion | BeamText) -> dict:
+    """A line of the JSONL. Probabilities are natural logarithms, as everywhere."""
+    if isinstance(result, BeamText):
+        return {"prompt": result.prompt, "text": result.text, **dataclasses.asdict(result.hypothesis)}
+    return {
+        "prompt": result.prompt,
+        "text": result.text,
+        "tokens": [step.token for step in result.steps],
+        "log_probs": [step.log_prob for step in result.steps],
+        "reason": result.reason,
+        "seed": result.seed,
+        "index": result.index,
+    } | ({"explain": [dataclasses.asdict(step) for step in result.steps]} if EXPLAIN.value else {})
+
+
+def table(model: LanguageModel, result: Completion) -> str:
+    """What each token was chosen from, in aligned columns."""
+    lines = ["token       p(model)   p(drawn)  kept  mass kept  entropy"]
+    for step in result.steps:
+        piece, prob = repr(model.tokenizer.decode([step.token])), math.exp(step.log_prob)
+        lines.append(
+            f"{piece:<10} {prob:9.4f}  {step.prob:9.4f} {step.num_kept:5d}  {step.mass_kept:9.4f}  {step.entropy:7.3f}"
+        )
+    return "\n".join(lines)
+
+
+def print_stream(model: LanguageModel, prompt: str, settings: dict) -> None:
+    for portion in model.stream(prompt, LENGTH.value, **settings):
+        print(portion, end="", flush=True)
+    print()
+
+
+def converse(model: LanguageModel, settings: dict) -> None:
+    """A prompt, its text, and so on, until the end of the input. What is wrong with a prompt does not end the program."""
+    while True:
+        try:
+            print("> ", end="", file=sys.stderr, flush=True)
+            prompt = input()
+        except (EOFError, KeyboardInterrupt):
+            print(file=sys.stderr)
+            return
+        try:
+            print_stream(model, prompt, settings)
+        except KeyboardInterrupt:
+            print()
+        except DataError as error:
+            log.info("%s", error)
+        settings["seed"] += 1  # so that asking again gives another text
 
 
 if __name__ == "__main__":

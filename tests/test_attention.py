@@ -65,12 +65,13 @@ def test_scores_are_scaled_by_the_size_of_a_head():
 
 
 @pytest.mark.parametrize("size", [1e2, 1e4, 1e15])
-def test_no_score_is_large_enough_to_see_the_future(size):
+def test_no_score_is_extreme_enough_to_see_the_future(size):
+    """All scores are far below zero, so that a mask that is not low enough would make the future the better choice."""
     q_BTHK = np.full((2, 4, 1, 2), size, np.float32)
-    k_BSHK = size * np.arange(4, dtype=np.float32)[None, :, None, None] * np.ones((2, 1, 1, 2), np.float32)
+    k_BSHK = size * np.arange(-4, 0, dtype=np.float32)[None, :, None, None] * np.ones((2, 1, 1, 2), np.float32)
     v_BSHK = normal(2, 4, 1, 2)
     o_BTHK = attend(q_BTHK, k_BSHK, v_BSHK, causal_mask(4))
-    np.testing.assert_array_equal(o_BTHK, v_BSHK)  # the latest key that may be seen has by far the largest score
+    np.testing.assert_array_equal(o_BTHK, v_BSHK)  # of the keys that may be seen the latest has by far the largest score
 
 
 def test_softmax_is_in_float32_when_the_inputs_are_not():
@@ -122,7 +123,7 @@ def test_a_window_of_one_sees_itself_and_a_wide_one_changes_nothing():
 
 
 def empty_cache(B, S):
-    return KVCache(jnp.full((B, S, 1, 2), -1.0), jnp.full((B, S, 1, 2), -1.0))
+    return KVCache(jnp.full((B, 1, S, 2), -1.0), jnp.full((B, 1, S, 2), -1.0))
 
 
 def entries(positions_BT):
@@ -141,14 +142,14 @@ def test_cache_holds_the_newest_position_of_each_slot():
         for row, first in enumerate([0, 5]):
             held = {position % S: position for position in range(first, first + step + 1)}
             expected_S = [held.get(slot, -1) for slot in range(S)]
-            assert cache.k_BSGK[row, :, 0, 0].tolist() == expected_S
-            assert cache.v_BSGK[row, :, 0, 1].tolist() == [100 + p if p >= 0 else -1 for p in expected_S]
+            assert cache.k_BGSK[row, 0, :, 0].tolist() == expected_S
+            assert cache.v_BGSK[row, 0, :, 1].tolist() == [100 + p if p >= 0 else -1 for p in expected_S]
 
 
 def test_several_positions_are_written_at_once_across_the_end_of_the_ring():
     positions_BT = np.array([[6, 7, 8], [0, 1, 2]])
     cache = jax.jit(KVCache.write)(empty_cache(2, 8), *entries(positions_BT), positions_BT)
-    assert cache.k_BSGK[:, :, 0, 0].tolist() == [[8, -1, -1, -1, -1, -1, 6, 7], [0, 1, 2, -1, -1, -1, -1, -1]]
+    assert cache.k_BGSK[:, 0, :, 0].tolist() == [[8, -1, -1, -1, -1, -1, 6, 7], [0, 1, 2, -1, -1, -1, -1, -1]]
 
 
 def test_queries_see_what_has_been_written_and_all_once_the_ring_is_full():
@@ -195,8 +196,8 @@ def test_grouped_query_attention_is_full_attention_with_repeated_heads(num_kv_he
     y_BTD, cache = apply(layer, params, inputs)
     full_y_BTD, full_cache = apply(full, repeated, inputs)
     np.testing.assert_allclose(y_BTD, full_y_BTD, rtol=1e-5, atol=1e-6)
-    assert cache.k_BSGK.shape == (2, 6, G, K)
-    np.testing.assert_allclose(np.repeat(cache.v_BSGK, H // G, axis=2), full_cache.v_BSGK, rtol=1e-5, atol=1e-6)
+    assert cache.k_BGSK.shape == (2, G, 6, K)
+    np.testing.assert_allclose(np.repeat(cache.v_BGSK, H // G, axis=1), full_cache.v_BGSK, rtol=1e-5, atol=1e-6)
 
 
 def test_the_layer_is_its_projections_around_the_equation():
@@ -221,4 +222,4 @@ def test_qk_norm_makes_the_size_of_queries_and_keys_irrelevant(qk_norm):
     run = jax.jit(layer.apply)
     (y_BTD, cache), (larger_y_BTD, _) = (run({"params": each}, *inputs) for each in (params, larger))
     assert np.allclose(y_BTD, larger_y_BTD, atol=1e-3) == qk_norm
-    assert np.allclose(np.square(cache.k_BSGK).mean(axis=-1), 1, atol=1e-3) == qk_norm
+    assert np.allclose(np.square(cache.k_BGSK).mean(axis=-1), 1, atol=1e-3) == qk_norm

@@ -19,10 +19,10 @@ def make_run(name, modified):
 
 def test_newest_run_is_the_one_whose_config_was_written_last(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name, modified in (("b", 1000), ("c", 3000), ("a", 2000)):
+    for name, modified in (("b", 3000), ("c", 1000), ("a", 2000)):
         make_run(name, modified)
     Path("runs", "no_run_at_all").mkdir()
-    assert cli.newest_run() == Path("runs/c")
+    assert cli.newest_run() == Path("runs/b")
 
 
 @pytest.mark.parametrize("folder", [None, "runs", "runs/without_a_config"])

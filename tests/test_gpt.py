@@ -82,7 +82,7 @@ def test_all_combinations_of_choices_have_the_right_shapes_and_types():
         assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}, choices
         assert next_cache == cache, choices  # so that a loop can carry it
         assert {leaf.dtype.name for leaf in jax.tree.leaves(cache)} == {config.dtype}, choices
-        assert cache[0].k_BSGK.shape == cache[0].v_BSGK.shape == (B, T, config.kv_heads, config.head_size), choices
+        assert cache[0].k_BGSK.shape == cache[0].v_BGSK.shape == (B, config.kv_heads, T, config.head_size), choices
 
         names = {path[-1].key for path, _ in jax.tree.leaves_with_path(params)}
         assert ("bias" in names) == config.bias, choices
@@ -192,6 +192,13 @@ def test_positions_count():
 
     for logits_BV in run(np.array([[1, 2, 3, 4], [2, 1, 3, 4]], np.int32)):
         assert np.abs(logits_BV[0] - logits_BV[1]).max() > 1e-3
+
+
+def test_rotary_positions_do_not_know_where_a_text_begins():
+    model, positions_BT = GPT(TINY), np.tile(np.arange(8), (2, 1))
+    params, tokens_BT, run = random_params(model), random_tokens(2, 8), jax.jit(model.apply)
+    logits_BTV, shifted_BTV = (run({"params": params}, tokens_BT, positions_BT + shift)[0] for shift in (0, 13))
+    np.testing.assert_allclose(shifted_BTV, logits_BTV, atol=1e-3)
 
 
 # ---- The cache ------------------------------------------------------------------------------------------------------------

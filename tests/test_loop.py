@@ -148,6 +148,20 @@ def test_the_test_above_crosses_the_end_of_an_epoch(config):
     assert windows % config.training.batch_size  # and within a batch
 
 
+def test_each_batch_is_trained_on_once_from_the_first_on(config, tmp_path, monkeypatch):
+    asked_for, original = [], batches.batch_at
+
+    def batch_at(tokens, context_length, batch_size, seed, step):
+        asked_for.append(step)
+        return original(tokens, context_length, batch_size, seed, step)
+
+    monkeypatch.setattr(batches, "batch_at", batch_at)
+    train_until(config, tmp_path, 10, monkeypatch, "save")
+    resumed_at = checkpoint.steps(tmp_path)[-1]
+    train(config, tmp_path)
+    assert asked_for == [*range(10), *range(resumed_at, STEPS)]
+
+
 def test_a_longer_run_goes_on_where_a_finished_one_ended(config, workdir, caplog):
     before, compiled = rows(workdir), train_step._cache_size()
     with caplog.at_level(logging.INFO):

@@ -12,7 +12,7 @@ import scipy.stats
 from minigpt_jax.config import ModelConfig
 from minigpt_jax.generation import sampler
 from minigpt_jax.generation.logits import Greedy, PresencePenalty, Temperature, TopK, process
-from minigpt_jax.generation.sampler import generate, stream
+from minigpt_jax.generation.sampler import row_keys, stream
 from minigpt_jax.models.gpt import GPT
 
 CONFIG = ModelConfig(num_layers=1, num_heads=2, embed_dim=8, ff_dim=16, context_length=8, vocab_size=13)
@@ -34,9 +34,16 @@ def some_params(model):
     return jax.tree.map(lambda leaf: 0.7 * random.standard_normal(leaf.shape, np.float32), shapes)
 
 
-def sampled(model, prompts, num_tokens, seed=0, processors=SAMPLING, **how):
-    pieces = stream(some_params(model), prompts, num_tokens, jax.random.key(seed), processors, model=model, **how)
-    return np.concatenate(list(pieces), axis=1).tolist()
+def pieces(model, prompts, num_tokens, seed=0, processors=SAMPLING, params=None, **how):
+    """tokens_BC, piece by piece."""
+    key_B = row_keys(jax.random.key(seed), range(len(prompts)))
+    for piece in stream(params or some_params(model), prompts, num_tokens, key_B, processors, model=model, **how):
+        yield piece.token
+
+
+def sampled(*what, **how):
+    """All the pieces' tokens, row by row."""
+    return np.concatenate(list(pieces(*what, **how)), axis=1).tolist()
 
 
 # ---- Against loops that recompute everything ------------------------------------------------------------------------------
@@ -115,30 +122,28 @@ def test_a_row_is_the_same_whatever_stands_beside_it(model):
 def test_where_the_pieces_are_cut_changes_nothing(model):
     expected = sampled(model, PROMPTS, 20)
     for chunk in (1, 3, 19):
-        pieces = list(stream(some_params(model), PROMPTS, 20, jax.random.key(0), SAMPLING, model=model, chunk=chunk))
-        assert np.concatenate(pieces, axis=1).tolist() == expected
-        assert max(piece.shape[1] for piece in pieces) <= chunk
+        cut = list(pieces(model, PROMPTS, 20, chunk=chunk))
+        assert np.concatenate(cut, axis=1).tolist() == expected
+        assert max(piece_BC.shape[1] for piece_BC in cut) <= chunk
     assert [sampled(model, PROMPTS, n) for n in (1, 2, 9)] == [[row[:n] for row in expected] for n in (1, 2, 9)]
 
 
 def test_pieces_stay_as_they_were_handed_out():
     """The loop goes on with the memory of its state; what it yielded must not lie there."""
-    pieces = []
-    for piece_BC in stream(some_params(ROTARY), PROMPTS, 20, jax.random.key(0), SAMPLING, model=ROTARY, chunk=4):
-        pieces.append((piece_BC, piece_BC.copy()))
-    for piece_BC, then_BC in pieces:
+    kept = [(piece_BC, piece_BC.copy()) for piece_BC in pieces(ROTARY, PROMPTS, 20, chunk=4)]
+    for piece_BC, then_BC in kept:
         np.testing.assert_array_equal(piece_BC, then_BC)
 
 
 def test_two_calls_do_not_see_each_other():
     """Also when they take turns."""
-    one = functools.partial(stream, some_params(ROTARY), PROMPTS, 20, jax.random.key(0), SAMPLING, model=ROTARY)
-    other = functools.partial(stream, some_params(ROTARY), PROMPTS[::-1], 20, jax.random.key(5), SAMPLING, model=ROTARY)
-    alone = [np.concatenate(list(make(chunk=5)), axis=1) for make in (one, other, one)]
+    one = functools.partial(pieces, ROTARY, PROMPTS, 20, chunk=5)
+    other = functools.partial(pieces, ROTARY, PROMPTS[::-1], 20, seed=5, chunk=5)
+    alone = [np.concatenate(list(make()), axis=1) for make in (one, other, one)]
     np.testing.assert_array_equal(alone[0], alone[2])
-    in_turn = zip(*zip(one(chunk=5), other(chunk=5), strict=True), strict=True)
-    for pieces, expected in zip(in_turn, alone, strict=False):
-        np.testing.assert_array_equal(np.concatenate(pieces, axis=1), expected)
+    in_turn = zip(*zip(one(), other(), strict=True), strict=True)
+    for cut, expected in zip(in_turn, alone, strict=False):
+        np.testing.assert_array_equal(np.concatenate(cut, axis=1), expected)
 
 
 def test_tokens_come_as_often_as_their_probability_says():
@@ -157,9 +162,9 @@ def test_tokens_come_as_often_as_their_probability_says():
     # Row i has the prompt and then token i: the first token's distribution stands before it, the second's after it.
     both_BTV = np.asarray(probabilities(np.array([[*prompt, token] for token in range(V)])))
     expected_VV = both_BTV[0, 0][:, None] * both_BTV[:, 1]
-    tokens_BT = generate(params, [prompt] * num_rows, 2, jax.random.key(0), processors, model=model)
+    tokens_BT = sampled(model, [prompt] * num_rows, 2, processors=processors)
     found_VV = np.zeros((V, V))
-    np.add.at(found_VV, tuple(tokens_BT.T), 1)
+    np.add.at(found_VV, tuple(np.transpose(tokens_BT)), 1)
 
     possible = expected_VV > 0
     assert possible.sum() == 16
@@ -174,7 +179,7 @@ def test_tokens_come_as_often_as_their_probability_says():
 @pytest.mark.parametrize("model", [ROTARY, LEARNED], ids=lambda model: model.config.positions)
 def test_nothing_compiles_again_for_other_prompts_lengths_seeds_or_numbers(model):
     def compiled():
-        return [function._cache_size() for function in (sampler.prefill, sampler.decode, sampler.reanchor)]
+        return [function._cache_size() for function in (sampler.start, sampler.go_on, sampler.reanchor)]
 
     sampled(model, PROMPTS, 20)
     before = compiled()
@@ -197,7 +202,7 @@ def test_logits_that_are_not_finite_are_an_error(value, processors):
     params = jax.tree.map(np.copy, some_params(ROTARY))
     params["head"]["kernel"][:, 3] = value
     with pytest.raises(FloatingPointError, match="not finite"):
-        generate(params, PROMPTS, 5, jax.random.key(0), processors, model=ROTARY)
+        sampled(ROTARY, PROMPTS, 5, processors=processors, params=params)
 
 
 def test_logits_that_become_infinite_on_the_way_are_an_error():
@@ -207,7 +212,7 @@ def test_logits_that_become_infinite_on_the_way_are_an_error():
     assert first not in prompts[0]
     params = jax.tree.map(np.copy, some_params(ROTARY))
     params["embedding"]["tokens"]["embedding"][first] = np.nan
-    pieces = stream(params, prompts, 5, jax.random.key(0), GREEDY, model=ROTARY)
-    assert next(pieces).tolist() == [[first]] * 3
+    cut = pieces(ROTARY, prompts, 5, processors=GREEDY, params=params)
+    assert next(cut).tolist() == [[first]] * 3
     with pytest.raises(FloatingPointError, match="not finite"):
-        next(pieces)
+        next(cut)

@@ -50,7 +50,12 @@ def load_text(dataset: str, data_dir: str | Path | None = None) -> str:
     """
     if dataset in _CORPORA:
         return _load_corpus(dataset, default_data_dir() if data_dir is None else Path(data_dir))
-    return _read_text_file(dataset)
+    if not re.search(r"[./\\]", dataset) and not os.path.exists(dataset):
+        raise DataError(
+            f"unknown dataset {dataset!r}{did_you_mean(dataset, _CORPORA)}; "
+            f"allowed: {', '.join(_CORPORA)} or the path of a UTF-8 text file"
+        )
+    return read_text_file(dataset)
 
 
 def default_data_dir() -> Path:
@@ -65,22 +70,22 @@ def default_data_dir() -> Path:
 # ---- Your own file --------------------------------------------------------------------------------------------------------
 
 
-def _read_text_file(path: str) -> str:
+def read_text_file(path: str) -> str:
+    """The text of a UTF-8 file, as it is but for a byte order mark. Raises DataError where it is not one."""
     try:
         with open(path, "rb") as file:  # bytes: text mode would turn \r\n into \n
             data = file.read()
     except FileNotFoundError:
-        if "." in path or "/" in path or os.sep in path:
-            raise DataError(f"there is no file {path!r}") from None
-        raise DataError(
-            f"unknown dataset {path!r}{did_you_mean(path, _CORPORA)}; "
-            f"allowed: {', '.join(_CORPORA)} or the path of a UTF-8 text file"
-        ) from None
+        raise DataError(f"there is no file {path!r}") from None
     except IsADirectoryError:
         raise DataError(f"{path!r} is a folder; give the path of one UTF-8 text file") from None
     except OSError as error:
         raise DataError(f"cannot read {path!r}: {error.strerror}") from None
+    return decode_text(data, path)
 
+
+def decode_text(data: bytes, path: str) -> str:
+    """The text of these bytes, which came from `path`. Raises DataError where they are not text in UTF-8."""
     if b"\0" in data:
         raise DataError(f"{path!r} is binary or UTF-16, not UTF-8 text: it has a NUL byte at offset {data.index(0)}")
     try:

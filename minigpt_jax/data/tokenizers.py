@@ -1,7 +1,7 @@
 """From text to token ids and back.
 
-A tokenizer is a frozen value with `vocab_size`, `encode(text) -> ids`, `decode(ids) -> text` and `to_json()`, which names
-its kind under "type"; `from_json` makes it again.
+A tokenizer is a frozen value with `vocab_size`, `encode(text) -> ids`, `decode(ids) -> text`, `to_bytes(ids) -> UTF-8` and
+`to_json()`, which names its kind under "type"; `from_json` makes it again.
 """
 
 import dataclasses
@@ -55,6 +55,10 @@ class CharTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         return "".join(self.characters[i] for i in np.asarray(ids).tolist())
+
+    def to_bytes(self, ids: Iterable[int]) -> bytes:
+        """The text in UTF-8. A token of other tokenizers can be a part of a character, so that only bytes can be joined."""
+        return self.decode(ids).encode("utf-8")
 
     def to_json(self) -> str:
         return json.dumps({"type": "char", "characters": self.characters}, ensure_ascii=False, indent=2) + "\n"

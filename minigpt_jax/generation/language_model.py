@@ -2,6 +2,8 @@
 
 import dataclasses
 import logging
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -10,11 +12,71 @@ import numpy as np
 from minigpt_jax.config import ModelConfig
 from minigpt_jax.data.tokenizers import Tokenizer
 from minigpt_jax.errors import DataError, UsageError
-from minigpt_jax.generation import sampler
-from minigpt_jax.generation.logits import processors
+from minigpt_jax.generation import beam, sampler
+from minigpt_jax.generation.logits import Processor, processors
+from minigpt_jax.generation.text import TextStream
 from minigpt_jax.models.gpt import GPT
 
 log = logging.getLogger(__name__)
+
+MAX_ROWS = 16  # texts that are sampled side by side
+STREAM_CHUNK = 4  # tokens between two portions of a stream
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenStep:
+    """What is known of one generated token."""
+
+    token: int
+    log_prob: float  # in nats, under the model
+    prob: float  # after temperature, top-k and the like: what it was drawn with
+    num_kept: int  # candidates that these left
+    mass_kept: float  # the candidates' probability under the model
+    entropy: float  # in nats, of the model's distribution
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """A text that was generated."""
+
+    prompt: str
+    text: str  # with the prompt; a stop string is left out
+    steps: list[TokenStep]  # up to the token that ended the text
+    reason: str  # "length" or "stop"
+    seed: int
+    index: int  # its number among the texts of the call; with the seed it determines the randomness
+
+
+@dataclasses.dataclass(frozen=True)
+class BeamText:
+    """A text that beam search found."""
+
+    prompt: str
+    text: str  # with the prompt; the stop string is left out
+    hypothesis: beam.Hypothesis
+
+
+@dataclasses.dataclass
+class Row:
+    """A text in the making."""
+
+    index: int
+    prompt: str
+    prompt_tokens: np.ndarray
+    text: TextStream
+    steps: list[TokenStep] = dataclasses.field(default_factory=list)
+    reason: str = "length"
+
+    def feed(self, steps: list[TokenStep]) -> None:
+        for step in steps:
+            if not self.text.stopped:
+                self.steps.append(step)
+                self.text.feed(step.token)
+                self.reason = "stop" if self.text.stopped else "length"
+
+    def end(self) -> None:
+        if not self.text.stopped:
+            self.text.end()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,27 +87,124 @@ class LanguageModel:
     tokenizer: Tokenizer
     params: Any
 
-    def generate(self, prompt: str, length: int = 200, *, seed: int = 0, **strategy) -> str:
-        """The prompt and `length` more tokens: the first of `samples`."""
-        return self.samples(prompt, length, num_samples=1, seed=seed, **strategy)[0]
+    def generate(self, prompt: str, length: int = 200, **settings) -> str:
+        """The prompt and up to `length` more tokens. `complete` says what the settings are."""
+        return next(self.complete([prompt], length, **settings)).text
 
-    def samples(self, prompt: str, length: int = 200, *, num_samples: int, seed: int = 0, **strategy) -> list[str]:
-        """`num_samples` texts that begin with the prompt and go on for `length` tokens, each with randomness of its own.
+    def stream(self, prompt: str, length: int = 200, **settings) -> Iterator[str]:
+        """The text of `generate` in portions, as it is made."""
+        rows, seed, strategy = self.prepare([prompt], length, **settings)
+        yield prompt
+        for _ in self.decode(rows, length, seed, strategy, chunk=STREAM_CHUNK):
+            yield rows[0].text.take()
 
-        `strategy` is what `generation.logits.processors` takes: temperature, top_k, top_p, greedy and so on. Text `i` is the
-        same for every `num_samples` above i. An empty prompt stands for a new line. Of a prompt longer than the context
-        the model sees the end, and a line is logged. Raises UsageError for bad values, DataError for a prompt with
-        characters that the vocabulary lacks.
+    def complete(self, prompts: Sequence[str], length: int = 200, **settings) -> Iterator[Completion]:
+        """Completions of each prompt, in order, each with up to `length` tokens after the prompt. The settings:
+
+          num_samples=1           texts for each prompt
+          seed=0                  root of the randomness; text number i of a call is the same whatever the others are
+          stop=()                 strings, any of which ends a text and is left out of it
+          stop_tokens=()          token ids, any of which ends a text
+          temperature, top_k, top_p, greedy and so on: what `generation.logits.processors` takes
+
+        An empty prompt stands for a new line. Of a prompt longer than the context the model sees the end, and a line is
+        logged. Raises UsageError for bad values, DataError for a prompt with characters that the vocabulary lacks.
         """
-        for name, value in (("length", length), ("num_samples", num_samples)):
-            if value < 1:
-                raise UsageError(f"{name}={value} must be at least 1")
+        rows, seed, strategy = self.prepare(prompts, length, **settings)
+        for first in range(0, len(rows), MAX_ROWS):
+            batch = rows[first : first + MAX_ROWS]
+            filled = list(batch)
+            if first:  # the last batch gets the size of the others, so that nothing is compiled again
+                filled += [dataclasses.replace(batch[0], text=TextStream(self.tokenizer), steps=[])] * (
+                    MAX_ROWS - len(batch)
+                )
+            for _ in self.decode(filled, length, seed, strategy):
+                pass
+            for row in batch:
+                yield Completion(row.prompt, row.prompt + row.text.text, row.steps, row.reason, seed, row.index)
+
+    def prepare(
+        self,
+        prompts: Sequence[str],
+        length: int,
+        *,
+        num_samples: int = 1,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+        stop_tokens: Sequence[int] = (),
+        **strategy,
+    ) -> tuple[list[Row], int, tuple[Processor, ...]]:
+        """Checks what `complete` was given, and makes a row for each text."""
+        require_at_least_one(length=length, num_samples=num_samples)
+        if "" in stop:
+            raise UsageError("a stop string must not be empty")
         chosen = processors(**strategy)
-        tokens = self.encode_prompt(prompt)
-        tokens_BT = sampler.generate(
-            self.params, [tokens] * num_samples, length, jax.random.key(seed), chosen, model=GPT(self.config)
+        encoded = [(prompt, self.encode_prompt(prompt)) for prompt in prompts]
+        rows = [
+            Row(i * num_samples + j, prompt, tokens, TextStream(self.tokenizer, tuple(stop), tuple(stop_tokens)))
+            for i, (prompt, tokens) in enumerate(encoded)
+            for j in range(num_samples)
+        ]
+        return rows, seed, chosen
+
+    def decode(
+        self, rows: list[Row], length: int, seed: int, strategy: tuple[Processor, ...], chunk: int = sampler.CHUNK
+    ) -> Iterator[None]:
+        """Feeds the rows piece by piece, until each has stopped or has `length` tokens."""
+        key_B = sampler.row_keys(jax.random.key(seed), [row.index for row in rows])
+        prompts = [row.prompt_tokens for row in rows]
+        for piece in sampler.stream(self.params, prompts, length, key_B, strategy, model=GPT(self.config), chunk=chunk):
+            columns = [leaf_BC.tolist() for leaf_BC in jax.tree.leaves(piece)]
+            for row, *values in zip(rows, *columns, strict=True):
+                row.feed([TokenStep(*step) for step in zip(*values, strict=True)])
+            yield
+            if all(row.text.stopped for row in rows):
+                return
+        for row in rows:
+            row.end()
+        yield
+
+    def beam_search(
+        self,
+        prompts: Sequence[str],
+        length: int = 200,
+        *,
+        beam_width: int,
+        length_penalty: float = 1.0,
+        early_stopping: bool = False,
+        stop: Sequence[str] = (),
+    ) -> list[list[BeamText]]:
+        """The most probable texts that a search with `beam_width` beams finds for each prompt, best first.
+
+        `generation.beam.beam_search` says how they are compared. Each of `stop` must be a single token. Raises UsageError
+        and DataError as `complete` does.
+        """
+        require_at_least_one(length=length, beam_width=beam_width)
+        V = self.tokenizer.vocab_size
+        if beam_width > V:
+            raise UsageError(f"beam_width={beam_width} must be at most {V}, the size of the vocabulary")
+        if not math.isfinite(length_penalty):
+            raise UsageError(f"length_penalty={length_penalty} must be a finite number")
+        end_tokens = [self.tokenizer.encode(string).tolist() for string in stop]
+        for string, tokens in zip(stop, end_tokens, strict=True):
+            if len(tokens) != 1:
+                raise UsageError(f"stop={string!r} must be a single token in beam search; it is {len(tokens)} of them")
+        found = beam.beam_search(
+            self.params,
+            [self.encode_prompt(prompt) for prompt in prompts],
+            length,
+            model=GPT(self.config),
+            width=beam_width,
+            length_penalty=length_penalty,
+            early_stopping=early_stopping,
+            end_tokens=tuple(token for [token] in end_tokens),
         )
-        return [prompt + self.tokenizer.decode(row) for row in tokens_BT]
+
+        def text(prompt: str, hypothesis: beam.Hypothesis) -> BeamText:
+            tokens = hypothesis.tokens[:-1] if hypothesis.ended else hypothesis.tokens
+            return BeamText(prompt, prompt + self.tokenizer.decode(tokens), hypothesis)
+
+        return [[text(prompt, hypothesis) for hypothesis in texts] for prompt, texts in zip(prompts, found, strict=True)]
 
     def encode_prompt(self, prompt: str) -> np.ndarray:
         """The prompt's tokens, at least one and at most context_length of them."""
@@ -57,3 +216,9 @@ class LanguageModel:
         if len(tokens) > context_length:
             log.warning("The prompt has %d tokens; the model sees the last %d, its context.", len(tokens), context_length)
         return tokens[-context_length:]
+
+
+def require_at_least_one(**numbers: int) -> None:
+    for name, value in numbers.items():
+        if value < 1:
+            raise UsageError(f"{name}={value} must be at least 1")

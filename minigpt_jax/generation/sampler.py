@@ -1,7 +1,7 @@
 """The sampling loop: prefill the prompts, then one jitted loop of decode steps with a key/value cache.
 
-Shapes do not depend on the prompts' lengths nor on how much is generated, so it compiles once for a model, a batch size and
-a choice of processors. Row i of a batch draws from `fold_in(key, i)` alone, so its text does not depend on other rows.
+Shapes do not depend on the prompts' lengths nor on how much is generated, so it compiles once for a model, a number of rows
+and a choice of processors. A row draws from its own key alone, so its text does not depend on the rows beside it.
 """
 
 import functools
@@ -17,101 +17,163 @@ from flax import struct
 from minigpt_jax.generation.logits import Processor, process
 from minigpt_jax.models.attention import KVCache
 
-CHUNK = 64  # tokens that the jitted loop makes at most before it returns to Python
+CHUNK = 64  # tokens that a jitted loop makes at most before it returns to Python
 
 
 @struct.dataclass
 class DecodeState:
-    """What the loop carries. `token_B`, just sampled, belongs at `position_B` and has not been through the model yet."""
+    """What a decoding loop carries. `token_B`, chosen last, belongs at `position_B`; the model has not seen it yet."""
 
     cache: tuple[KVCache, ...]
     token_B: jax.Array
     position_B: jax.Array
-    counts_BV: jax.Array  # how often each token stands in a row, prompt included
-    key_B: jax.Array  # one key a row
-    num_sampled: jax.Array
-    finite: jax.Array  # whether all logits so far were finite, and left a token to sample
 
 
-def sample(state: DecodeState, logits_BV: jax.Array, processors: tuple[Processor, ...]) -> DecodeState:
-    """The state with the next token of each row, drawn from softmax(logits) after the processors."""
-    processed_BV = process(processors, logits_BV, state.counts_BV)
-    step_key_B = jax.vmap(jax.random.fold_in, in_axes=(0, None))(state.key_B, state.num_sampled)
-    token_B = jax.vmap(jax.random.categorical)(step_key_B, processed_BV)
-    return state.replace(
-        token_B=token_B,
-        position_B=state.position_B + 1,
-        counts_BV=state.counts_BV.at[jnp.arange(len(token_B)), token_B].add(1),
-        num_sampled=state.num_sampled + 1,
-        # With NaN or nothing but -inf the draw above returns token 0 without a word, and processors may hide a NaN.
-        finite=state.finite & jnp.isfinite(logits_BV).all() & jnp.isfinite(processed_BV.max(axis=-1)).all(),
-    )
+@struct.dataclass
+class Sampled:
+    """What is known of a sampled token. Each array has the shape (B,), or (B, C) for the tokens of a piece of text."""
+
+    token: jax.Array
+    log_prob: jax.Array  # in nats, under the model
+    prob: jax.Array  # after the processors, which is what it was drawn with
+    num_kept: jax.Array  # candidates that the processors left
+    mass_kept: jax.Array  # their probability under the model
+    entropy: jax.Array  # in nats, of the model's distribution
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def prefill(
-    params: Any,
-    prompts_BS: jax.Array,
-    lengths_B: jax.Array,
-    key: jax.Array,
-    processors: tuple[Processor, ...],
-    *,
-    model: nn.Module,
-) -> DecodeState:
-    """Runs the prompts through the model and samples the first token after each.
+def prefill(params: Any, prompts_BS: jax.Array, lengths_B: jax.Array, *, model: nn.Module) -> tuple[DecodeState, jax.Array]:
+    """Runs prompts through the model. Returns the state, without a token yet, and logits_BV of the token after each prompt.
 
     `prompts_BS` has S = context_length columns, of which the first `lengths_B` (at least 1) hold a row's tokens. What
     the padding puts into the cache is never seen: each slot is overwritten before its position comes into sight.
     """
-    B, S = prompts_BS.shape
     logits_BSV, cache = model.apply({"params": params}, prompts_BS)
-    is_prompt_BS = jnp.arange(S)[None, :] < lengths_B[:, None]
-    rows_B = jnp.arange(B)
-    state = DecodeState(
-        cache=cache,
-        token_B=jnp.zeros(B, jnp.int32),
-        position_B=lengths_B - 1,
-        counts_BV=jnp.zeros((B, logits_BSV.shape[-1])).at[rows_B[:, None], prompts_BS].add(is_prompt_BS),
-        key_B=jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows_B),
-        num_sampled=jnp.zeros((), jnp.int32),
-        finite=jnp.array(True),
-    )
-    return sample(state, logits_BSV[rows_B, lengths_B - 1], processors)
+    logits_BV = logits_BSV[jnp.arange(len(prompts_BS)), lengths_B - 1]
+    return DecodeState(cache, token_B=jnp.zeros_like(lengths_B), position_B=lengths_B - 1), logits_BV
 
 
-def decode_step(params: Any, state: DecodeState, processors: tuple[Processor, ...], model: nn.Module) -> DecodeState:
-    """Runs the token sampled last through the model, at the cost of one position, and samples the next."""
+def decode_step(params: Any, state: DecodeState, model: nn.Module) -> tuple[DecodeState, jax.Array]:
+    """Runs the token chosen last through the model, at the cost of one position. Returns logits_BV of the token after it."""
     logits_B1V, cache = model.apply({"params": params}, state.token_B[:, None], state.position_B[:, None], state.cache)
-    return sample(state.replace(cache=cache), logits_B1V[:, 0], processors)
+    return state.replace(cache=cache), logits_B1V[:, 0]
+
+
+def choose(state: DecodeState, token_B: jax.Array) -> DecodeState:
+    """The state with the next token of each row."""
+    return state.replace(token_B=token_B, position_B=state.position_B + 1)
+
+
+@struct.dataclass
+class SamplerState:
+    """What sampling carries beside the decoding itself."""
+
+    decode: DecodeState
+    counts_BV: jax.Array  # how often each token stands in a row, prompt included
+    key_B: jax.Array
+    num_sampled: jax.Array
+
+
+def sample(state: SamplerState, logits_BV: jax.Array, processors: tuple[Processor, ...]) -> tuple[SamplerState, Sampled]:
+    """The next token of each row, drawn from softmax(logits) after the processors."""
+    processed_BV = process(processors, logits_BV, state.counts_BV)
+    step_key_B = jax.vmap(jax.random.fold_in, in_axes=(0, None))(state.key_B, state.num_sampled)
+    token_B = jax.vmap(jax.random.categorical)(step_key_B, processed_BV)
+
+    rows_B = jnp.arange(len(token_B))
+    log_probs_BV, kept_BV = jax.nn.log_softmax(logits_BV), jnp.isfinite(processed_BV)
+    probs_BV = jnp.exp(log_probs_BV)
+    sampled = Sampled(
+        token=token_B,
+        log_prob=log_probs_BV[rows_B, token_B],
+        prob=jax.nn.softmax(processed_BV)[rows_B, token_B],
+        num_kept=kept_BV.sum(axis=-1),
+        mass_kept=(probs_BV * kept_BV).sum(axis=-1),
+        entropy=-jnp.where(probs_BV == 0, 0.0, probs_BV * log_probs_BV).sum(axis=-1),
+    )
+    state = state.replace(
+        decode=choose(state.decode, token_B),
+        counts_BV=state.counts_BV.at[rows_B, token_B].add(1),
+        num_sampled=state.num_sampled + 1,
+    )
+    return state, sampled
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def start(
+    params: Any, prompts_BS: jax.Array, lengths_B: jax.Array, key_B: jax.Array, processors: tuple[Processor, ...], *, model
+) -> tuple[SamplerState, Sampled]:
+    """Prefills the prompts and samples the first token after each."""
+    decode, logits_BV = prefill(params, prompts_BS, lengths_B, model=model)
+    B, S = prompts_BS.shape
+    is_prompt_BS = jnp.arange(S)[None, :] < lengths_B[:, None]
+    counts_BV = jnp.zeros_like(logits_BV).at[jnp.arange(B)[:, None], prompts_BS].add(is_prompt_BS)
+    state = SamplerState(decode, counts_BV, key_B, num_sampled=jnp.zeros((), jnp.int32))
+    return sample(state, logits_BV, processors)
 
 
 @functools.partial(jax.jit, static_argnames="model", donate_argnames="state")
-def decode(
-    params: Any, state: DecodeState, processors: tuple[Processor, ...], num_steps: jax.Array, *, model: nn.Module
-) -> tuple[DecodeState, jax.Array]:
-    """`num_steps` decode steps, at most CHUNK. Returns the state and tokens_BC, whose first `num_steps` columns count."""
+def go_on(
+    params: Any, state: SamplerState, processors: tuple[Processor, ...], num_steps: jax.Array, *, model: nn.Module
+) -> tuple[SamplerState, Sampled]:
+    """`num_steps` more tokens, at most CHUNK: the state and (B, CHUNK) arrays, whose first `num_steps` columns count."""
 
     def body(i, carry):
-        state, tokens_BC = carry
-        state = decode_step(params, state, processors, model)
-        return state, tokens_BC.at[:, i].set(state.token_B)
+        state, piece = carry
+        decode, logits_BV = decode_step(params, state.decode, model)
+        state, sampled = sample(state.replace(decode=decode), logits_BV, processors)
+        return state, jax.tree.map(lambda column_BC, value_B: column_BC.at[:, i].set(value_B), piece, sampled)
 
-    tokens_BC = jnp.zeros((len(state.token_B), CHUNK), jnp.int32)
-    return jax.lax.fori_loop(0, num_steps, body, (state, tokens_BC))
+    B = len(state.decode.token_B)
+    one = jax.eval_shape(lambda state: sample(state, state.counts_BV, processors)[1], state)
+    nothing = jax.tree.map(lambda leaf: jnp.zeros((B, CHUNK), leaf.dtype), one)
+    return jax.lax.fori_loop(0, num_steps, body, (state, nothing))
 
 
 @functools.partial(jax.jit, static_argnames="model", donate_argnames="state")
 def reanchor(params: Any, state: DecodeState, windows_BS: jax.Array, full_B: jax.Array, *, model: nn.Module) -> DecodeState:
     """The state with the rows in `full_B` moved back to half the context: their windows stand at the first places."""
 
-    def choose(new, old):
+    def pick(new, old):
         return jnp.where(full_B.reshape(-1, *[1] * (new.ndim - 1)), new, old)
 
     _, cache = model.apply({"params": params}, windows_BS)
     half = windows_BS.shape[1] // 2
-    return state.replace(
-        cache=jax.tree.map(choose, cache, state.cache), position_B=jnp.where(full_B, half, state.position_B)
-    )
+    return state.replace(cache=jax.tree.map(pick, cache, state.cache), position_B=jnp.where(full_B, half, state.position_B))
+
+
+class Context:
+    """Sees to it that a decoding loop never runs past the context. Lives outside jit, since positions are known there.
+
+    A rotary model needs nothing: its cache is a ring, and the last context_length positions stay in sight. A model with a
+    table of positions has no place for a token past the end of it: its rows re-anchor, which means that the last half of
+    the context moves to its beginning.
+    """
+
+    def __init__(self, prompts: list[np.ndarray], model: nn.Module):
+        self.model, self.size = model, model.config.context_length
+        self.unlimited = model.config.positions == "rotary"
+        self.position_B = np.array([len(prompt) for prompt in prompts])  # of the token chosen last
+        self.rows = prompts  # the last tokens of each row, enough to re-anchor on
+
+    def append(self, tokens_BC: np.ndarray) -> None:
+        """Takes note of the tokens that were chosen."""
+        if not self.unlimited:
+            self.rows = [np.concatenate(pair)[-self.size :] for pair in zip(self.rows, tokens_BC, strict=True)]
+
+    def make_room(self, params: Any, state: DecodeState, num_steps: int) -> tuple[DecodeState, int]:
+        """The state, re-anchored where it must be, and how many of `num_steps` steps it has room for, at least 1."""
+        if self.unlimited:
+            return state, num_steps
+        full_B = self.position_B == self.size
+        if full_B.any():
+            # The token chosen last is left out: decode_step is about to put it at its new position.
+            windows_BS = padded([row[-1 - self.size // 2 : -1] for row in self.rows], self.size)
+            state = reanchor(params, state, windows_BS, full_B, model=self.model)
+            self.position_B = np.where(full_B, self.size // 2, self.position_B)
+        num_steps = min(num_steps, self.size - int(self.position_B.max()))
+        self.position_B = self.position_B + num_steps  # a new array: jax may still be reading the old one
+        return state, num_steps
 
 
 def padded(rows: list[np.ndarray], num_columns: int) -> np.ndarray:
@@ -122,48 +184,40 @@ def padded(rows: list[np.ndarray], num_columns: int) -> np.ndarray:
     return array
 
 
+def row_keys(key: jax.Array, rows: range) -> jax.Array:
+    """The keys of rows with these numbers."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, np.array(rows))
+
+
 def stream(
     params: Any,
     prompts: list[np.ndarray],
     num_tokens: int,
-    key: jax.Array,
+    key_B: jax.Array,
     processors: tuple[Processor, ...] = (),
     *,
     model: nn.Module,
     chunk: int = CHUNK,
-) -> Iterator[np.ndarray]:
-    """Generates `num_tokens` tokens after each prompt, in pieces: arrays of shape (B, up to `chunk`).
+) -> Iterator[Sampled]:
+    """Samples `num_tokens` tokens after each prompt, in pieces: NumPy arrays of shape (B, up to `chunk`).
 
     `prompts` are B ≥ 1 arrays of token ids, each with at least one and at most context_length of them. Where the pieces
-    are cut changes nothing in what comes. Past the context a rotary model goes on with the last context_length positions in
-    sight, and memory stays as it is. A model with a table of positions has no place for the next token then: the last half
-    of the context moves to its beginning. Raises FloatingPointError where the model's logits are not finite.
+    are cut changes nothing in what comes, and memory does not grow with `num_tokens`; see Context for what happens past
+    the context. Raises FloatingPointError where the model's logits are not finite.
     """
-    S = model.config.context_length
-    positions_end = model.config.positions != "rotary"
-    state = prefill(params, padded(prompts, S), np.array([len(row) for row in prompts]), key, processors, model=model)
-    piece_BC = np.asarray(state.token_B)[:, None]
-    recent = prompts  # the last tokens of each row, enough to re-anchor on
+    context = Context(prompts, model)
+    state, sampled = start(params, padded(prompts, context.size), context.position_B, key_B, processors, model=model)
+    piece = jax.tree.map(lambda value_B: np.asarray(value_B)[:, None], sampled)
     while True:
-        if not state.finite:
+        # Without this the draw returns token 0 without a word. NaN in the model's logits makes the entropy NaN, logits
+        # that are all -inf after the processors make the probability so.
+        if not (np.isfinite(piece.entropy).all() and np.isfinite(piece.prob).all()):
             raise FloatingPointError("the model's logits are not finite, so there is nothing to sample from")
-        yield piece_BC
-        num_tokens -= piece_BC.shape[1]
+        yield piece
+        num_tokens -= piece.token.shape[1]
         if not num_tokens:
             return
-        num_steps = min(chunk, num_tokens)
-        if positions_end:
-            recent = [np.concatenate(pair)[-S:] for pair in zip(recent, piece_BC, strict=True)]
-            position_B = np.asarray(state.position_B)
-            if position_B.max() == S:
-                # The token sampled last is left out: decode_step is about to put it at its new position.
-                windows = padded([row[-1 - S // 2 : -1] for row in recent], S)
-                state = reanchor(params, state, windows, position_B == S, model=model)
-            num_steps = min(num_steps, S - int(state.position_B.max()))
-        state, tokens_BC = decode(params, state, processors, num_steps, model=model)
-        piece_BC = np.asarray(tokens_BC)[:, :num_steps]
-
-
-def generate(params, prompts, num_tokens, key, processors=(), *, model) -> np.ndarray:
-    """All that `stream` yields in one array of shape (B, num_tokens)."""
-    return np.concatenate(list(stream(params, prompts, num_tokens, key, processors, model=model)), axis=1)
+        context.append(piece.token)
+        decode, num_steps = context.make_room(params, state.decode, min(chunk, num_tokens))
+        state, sampled = go_on(params, state.replace(decode=decode), processors, num_steps, model=model)
+        piece = jax.tree.map(lambda columns_BC, n=num_steps: np.asarray(columns_BC)[:, :n], sampled)

@@ -54,22 +54,22 @@ class KVCache:
     A ring of S slots: position p lives in slot p mod S, so position S takes the place of position 0 and memory is constant.
     """
 
-    k_BSGK: jax.Array
-    v_BSGK: jax.Array
+    k_BGSK: jax.Array  # heads before slots, which is the order in which attention reads them
+    v_BGSK: jax.Array
 
     def write(self, k_BTGK: jax.Array, v_BTGK: jax.Array, positions_BT: jax.Array) -> "KVCache":
         """The cache with these T positions in their slots. No two of them may share a slot."""
-        num_slots = self.k_BSGK.shape[1]
+        num_slots = self.k_BGSK.shape[2]
         rows_B1 = jnp.arange(positions_BT.shape[0])[:, None]
         slots_BT = positions_BT % num_slots
-        return KVCache(self.k_BSGK.at[rows_B1, slots_BT].set(k_BTGK), self.v_BSGK.at[rows_B1, slots_BT].set(v_BTGK))
+        return KVCache(self.k_BGSK.at[rows_B1, :, slots_BT].set(k_BTGK), self.v_BGSK.at[rows_B1, :, slots_BT].set(v_BTGK))
 
     def visible(self, positions_BT: jax.Array) -> jax.Array:
         """mask_BTS: which slots a query at each position may see, when all positions up to its own have been written.
 
         Before the ring is full those are the slots up to its own. Afterwards all: they hold the last S positions.
         """
-        num_slots = self.k_BSGK.shape[1]
+        num_slots = self.k_BGSK.shape[2]
         return jnp.arange(num_slots)[None, None] <= positions_BT[:, :, None]
 
 
@@ -103,12 +103,12 @@ class MultiHeadAttention(nn.Module):
             q_BTHK, k_BTGK = rotate(q_BTHK, positions_BT), rotate(k_BTGK, positions_BT)
 
         if cache is None:
-            cache = KVCache(k_BTGK, v_BTGK)
+            cache = KVCache(k_BTGK.swapaxes(1, 2), v_BTGK.swapaxes(1, 2))
         else:
             cache = cache.write(k_BTGK, v_BTGK, positions_BT)
             mask_BTS = cache.visible(positions_BT)
-        k_BSHK = jnp.repeat(cache.k_BSGK, H // G, axis=2)
-        v_BSHK = jnp.repeat(cache.v_BSGK, H // G, axis=2)
+        k_BSHK = jnp.repeat(cache.k_BGSK, H // G, axis=1).swapaxes(1, 2)
+        v_BSHK = jnp.repeat(cache.v_BGSK, H // G, axis=1).swapaxes(1, 2)
 
         o_BTHK = scaled_dot_product_attention(q_BTHK, k_BSHK, v_BSHK, mask_BTS)
         y_BTD = Dense(D, config, "output", init=residual_init(config))(o_BTHK.reshape(B, T, H * K))

@@ -1,0 +1,53 @@
+"""From sampled tokens to text, as they come: never half a character, and nothing after a stop string."""
+
+import codecs
+from collections.abc import Iterable
+
+from minigpt_jax.data.tokenizers import Tokenizer
+
+
+class TextStream:
+    """The text of one row. `feed` it tokens until `stopped`; `take` what can be shown so far.
+
+    What is taken, in whatever portions, adds up to the same text. A character whose bytes are spread over several tokens is
+    held back until it is whole, and so is the beginning of what may become a stop string, which is not part of the text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), stop_tokens: tuple[int, ...] = ()):
+        self.tokenizer, self.stop, self.stop_tokens = tokenizer, stop, frozenset(stop_tokens)
+        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self.text, self.num_taken, self.stopped = "", 0, False
+
+    def feed(self, token: int) -> None:
+        """The next token of the row."""
+        if token in self.stop_tokens:
+            self.end()
+            return
+        searched = len(self.text) - max(map(len, self.stop), default=0)
+        self.text += self.decoder.decode(self.tokenizer.to_bytes([token]))
+        self.cut(searched)
+
+    def end(self) -> None:
+        """Says that no token follows: what was held back is text after all."""
+        searched = len(self.text) - max(map(len, self.stop), default=0)
+        self.text += self.decoder.decode(b"", final=True)
+        self.cut(searched)
+        self.stopped = True
+
+    def cut(self, searched: int) -> None:
+        """Ends the text before the first stop string in it; the part before `searched` holds none."""
+        places = [self.text.find(stop, max(0, searched)) for stop in self.stop]
+        if found := [place for place in places if place >= 0]:
+            self.text, self.stopped = self.text[: min(found)], True
+
+    def take(self) -> str:
+        """The text that has not been taken yet and is certain."""
+        end = len(self.text) if self.stopped else len(self.text) - held_back(self.text, self.stop)
+        portion = self.text[self.num_taken : end]
+        self.num_taken = max(self.num_taken, end)
+        return portion
+
+
+def held_back(text: str, stop: Iterable[str]) -> int:
+    """How many characters at the end of a text may be the beginning of a stop string."""
+    return max((n for string in stop for n in range(1, len(string)) if text.endswith(string[:n])), default=0)

@@ -1,0 +1,125 @@
+"""Beam search, against all texts that there are, against greedy decoding, and against a search in plain Python."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from minigpt_jax.config import ModelConfig
+from minigpt_jax.generation import beam
+from minigpt_jax.generation.beam import beam_search
+from minigpt_jax.generation.logits import Greedy
+from minigpt_jax.generation.sampler import row_keys, stream
+from minigpt_jax.models.gpt import GPT
+
+V = 5
+CONFIG = ModelConfig(num_layers=1, num_heads=2, embed_dim=8, ff_dim=16, context_length=8, vocab_size=V)
+ROTARY, LEARNED = (GPT(dataclasses.replace(CONFIG, positions=positions)) for positions in ("rotary", "learned"))
+PROMPTS = [np.array(row, np.int32) for row in ([3], [1, 2, 0])]
+
+
+@functools.cache
+def some_params(model):
+    random = np.random.default_rng(4)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((2, 1), np.int32))["params"]
+    return jax.tree.map(lambda leaf: 0.6 * random.standard_normal(leaf.shape, np.float32), shapes)
+
+
+def search(model=ROTARY, num_tokens=2, width=V, **how):
+    return beam_search(some_params(model), PROMPTS, num_tokens, model=model, width=width, **how)
+
+
+@functools.cache
+def forward(model):
+    return jax.jit(lambda tokens_BT: jax.nn.log_softmax(model.apply({"params": some_params(model)}, tokens_BT)[0]))
+
+
+def log_probs_after(model, rows):
+    """log p of the next token after each row (all of one length), with everything computed anew."""
+    tokens_BT = np.zeros((len(rows), CONFIG.context_length), np.int32)
+    tokens_BT[:, : len(rows[0])] = rows
+    return np.asarray(forward(model)(tokens_BT))[:, len(rows[0]) - 1]
+
+
+def search_in_python(model, prompt, num_tokens, width, length_penalty=1.0, early_stopping=False, ends=()):
+    """The search as a textbook has it, one list of texts after another."""
+    beams, finished = [((), 0.0)], []
+    for length in range(1, num_tokens + 1):
+        log_probs_BV = log_probs_after(model, [[*prompt, *tokens] for tokens, _ in beams])
+        longer = [
+            ((*tokens, v), score + log_probs_V[v])
+            for (tokens, score), log_probs_V in zip(beams, log_probs_BV, strict=True)
+            for v in range(V)
+        ]
+        longer.sort(key=lambda text: -text[1])
+        ending = [text for text in longer if text[0][-1] in ends][:width]
+        beams = [text for text in longer if text[0][-1] not in ends][:width]
+        finished += [(tokens, score, score / length**length_penalty) for tokens, score in ending]
+        finished = sorted(finished, key=lambda text: -text[2])[:width]
+        if len(finished) == width:
+            last = num_tokens if length_penalty > 0 else length + 1
+            if early_stopping or beams[0][1] / last**length_penalty <= finished[-1][2]:
+                return finished
+    finished += [(tokens, score, score / num_tokens**length_penalty) for tokens, score in beams]
+    return sorted(finished, key=lambda text: -text[2])[:width]
+
+
+def assert_same(found, expected):
+    assert [text.tokens for text in found] == [tokens for tokens, *_ in expected]
+    np.testing.assert_allclose([text.score for text in found], [score for _, score, *_ in expected], atol=1e-4)
+
+
+def test_with_a_width_of_the_vocabulary_two_tokens_are_searched_exhaustively():
+    for prompt, found in zip(PROMPTS, search(), strict=True):
+        texts = list(itertools.product(range(V), repeat=2))
+        first_V = log_probs_after(ROTARY, [prompt])[0]
+        second_VV = log_probs_after(ROTARY, [[*prompt, v] for v in range(V)])
+        expected = sorted(((text, first_V[text[0]] + second_VV[text]) for text in texts), key=lambda text: -text[1])
+        assert_same(found, expected[:V])
+
+
+@pytest.mark.parametrize("model", [ROTARY, LEARNED], ids=lambda model: model.config.positions)
+def test_width_one_is_greedy_also_past_the_context(model):
+    keys = row_keys(jax.random.key(0), range(2))
+    pieces = list(stream(some_params(model), PROMPTS, 20, keys, (Greedy(),), model=model))
+    greedy = np.concatenate([piece.token for piece in pieces], axis=1)
+    log_probs = np.concatenate([piece.log_prob for piece in pieces], axis=1).sum(axis=1)
+    for [found], tokens, score in zip(search(model, 20, width=1), greedy, log_probs, strict=True):
+        assert found.tokens == tuple(tokens)
+        assert found.score == pytest.approx(score, abs=1e-4)
+        assert not found.ended
+
+
+@pytest.mark.parametrize("early_stopping", [False, True])
+@pytest.mark.parametrize("length_penalty", [-0.5, 0.0, 1.0, 2.0])
+@pytest.mark.parametrize("ends", [(), (1,), (0, 4)])
+def test_search_is_that_of_the_textbook(ends, length_penalty, early_stopping):
+    found = search(num_tokens=5, width=3, length_penalty=length_penalty, early_stopping=early_stopping, end_tokens=ends)
+    for prompt, texts in zip(PROMPTS, found, strict=True):
+        assert_same(texts, search_in_python(ROTARY, prompt, 5, 3, length_penalty, early_stopping, ends))
+        assert [text.ended for text in texts] == [text.tokens[-1] in ends for text in texts]
+        assert all(text.rank == text.score / len(text.tokens) ** length_penalty for text in texts)
+
+
+def test_a_prompt_finds_the_same_whatever_stands_beside_it():
+    together = search(num_tokens=12, width=3, end_tokens=(1,))
+    other = [np.array([2, 2, 4, 0, 1], np.int32), PROMPTS[1]]
+    beside = beam_search(some_params(ROTARY), other, 12, model=ROTARY, width=3, end_tokens=(1,))
+    assert [text.tokens for text in beside[1]] == [text.tokens for text in together[1]]
+
+
+def test_nothing_compiles_again_for_other_prompts_lengths_or_ends():
+    search(num_tokens=4, width=3)
+    before = beam.start._cache_size(), beam.go_on._cache_size()
+    beam_search(some_params(ROTARY), PROMPTS[::-1], 9, model=ROTARY, width=3, end_tokens=(0, 2), length_penalty=0.3)
+    assert (beam.start._cache_size(), beam.go_on._cache_size()) == before
+
+
+def test_logits_that_are_not_finite_are_an_error():
+    params = jax.tree.map(np.copy, some_params(ROTARY))
+    params["head"]["kernel"][:, 3] = np.nan
+    with pytest.raises(FloatingPointError, match="not finite"):
+        beam_search(params, PROMPTS, 3, model=ROTARY, width=2)
