@@ -45,8 +45,8 @@ def newest_run() -> Path:
     return runs[-1].parent
 
 
-def run(main: Callable[[], None], usage: str) -> None:
-    """Parses the command line and calls `main`.
+def run(main: Callable[..., None], usage: str, positional: bool = False) -> None:
+    """Parses the command line and calls `main`, with the list of positional arguments where it takes any.
 
     What a user got wrong ends in one line on standard error and its exit status, with no traceback: 2 for the command, 1 for
     what it was to work on.
@@ -58,10 +58,13 @@ def run(main: Callable[[], None], usage: str) -> None:
     flags.DEFINE_bool("help", False, "show this help", short_name="h", allow_override=True)
     keep_freed_memory()
     try:
-        if unexpected := flags.FLAGS(sys.argv)[1:]:
-            raise UsageError(f"unexpected argument {unexpected[0]!r}: give settings as --name value")
+        arguments = flags.FLAGS(sys.argv)[1:]
+        if arguments and not positional:
+            raise UsageError(f"unexpected argument {arguments[0]!r}: give settings as --name value")
         if flags.FLAGS.help:
             print_help(usage)
+        elif positional:
+            main(arguments)
         else:
             main()
         sys.stdout.flush()  # a reader that has gone is noticed here, and not after the end, where Python complains of it
@@ -69,6 +72,8 @@ def run(main: Callable[[], None], usage: str) -> None:
         sys.exit(report(str(error), UsageError.exit_status))
     except (UsageError, DataError) as error:
         sys.exit(report(str(error), error.exit_status))
+    except FloatingPointError as error:
+        sys.exit(report(str(error), DataError.exit_status))
     except BrokenPipeError:  # the reader of standard output has gone, as after `| head`: nobody is left to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -17,7 +17,7 @@ from minigpt_jax.errors import DataError
 from minigpt_jax.training import checkpoint, experiment, loop
 from minigpt_jax.training.experiment import prepare
 from minigpt_jax.training.loop import MetricsFile, Run, train
-from minigpt_jax.training.optimizer import make_optimizer
+from minigpt_jax.training.optimizer import make_optimizer, warmup_cosine
 from minigpt_jax.training.step import init_state, train_step
 
 TEXT = "".join(np.random.default_rng(0).choice(list("abcd \n"), 160)) + "abcd \n"
@@ -186,9 +186,11 @@ def test_a_finished_run_says_so_and_is_left_alone(config, finished, caplog):
 def test_overwriting_begins_anew(config, workdir):
     other = config.override({"seed": 1})
     before = rows(workdir)
+    shutil.copytree(workdir / "checkpoints" / str(STEPS), workdir / "checkpoints" / "99")
     train(other, workdir, overwrite=True)
     assert [row["step"] for row in rows(workdir)] == [row["step"] for row in before]
     assert all(row not in before for row in rows(workdir))
+    assert checkpoint.steps(workdir)[-1] == STEPS
     assert checkpoint.read_config(workdir).training.seed == 1
 
 
@@ -206,8 +208,10 @@ def test_metrics_have_the_rows_that_were_promised(finished, config):
     assert all(set(row) == fields for row in training)
     assert all(set(row) == {"step", "val_loss", "seconds"} for row in evaluations)
     assert all(math.isfinite(value) for row in lines for value in row.values())
-    assert training[0]["learning_rate"] == pytest.approx(config.training.learning_rate)  # of step 3, where warmup ends
-    assert training[-1]["learning_rate"] == pytest.approx(config.training.min_learning_rate)
+    schedule = warmup_cosine(config.training, STEPS)
+    assert [row["learning_rate"] for row in training] == pytest.approx(
+        [float(schedule(row["step"] - 1)) for row in training]
+    )
 
 
 def test_the_folder_holds_what_the_contract_says(finished, config):
@@ -217,6 +221,20 @@ def test_the_folder_holds_what_the_contract_says(finished, config):
     evaluated = {row["step"]: row["val_loss"] for row in rows(finished) if "val_loss" in row}
     assert checkpoint.steps(finished)[-1] == STEPS
     assert checkpoint.best_step(finished) == min(evaluated, key=evaluated.get)
+
+
+def test_it_saves_when_that_is_due_and_when_the_loss_is_the_lowest_so_far(config, tmp_path, monkeypatch):
+    losses, saved, original = iter([1.0, 2.0, 0.5, 3.0, 3.0]), [], checkpoint.save
+
+    def save(workdir, state, info):
+        saved.append((info.step, info.val_loss, info.best_val_loss))
+        original(workdir, state, info)
+
+    monkeypatch.setattr(loop, "evaluate", lambda *args, **keywords: next(losses))
+    monkeypatch.setattr(checkpoint, "save", save)
+    train(config, tmp_path)
+    assert saved == [(4, 1.0, 1.0), (5, None, 1.0), (10, None, 1.0), (12, 0.5, 0.5), (13, 3.0, 0.5)]
+    assert checkpoint.best_step(tmp_path) == 12
 
 
 def test_how_often_it_evaluates_saves_and_logs_changes_no_parameter(config, finished, tmp_path):

@@ -205,6 +205,11 @@ def test_logits_that_are_not_finite_are_an_error(value, processors):
         sampled(ROTARY, PROMPTS, 5, processors=processors, params=params)
 
 
+def test_processors_that_leave_nothing_to_sample_from_are_an_error():
+    with pytest.raises(FloatingPointError, match="not finite"):
+        sampled(ROTARY, PROMPTS, 5, processors=(Temperature(0.0), TopK(10)))
+
+
 def test_logits_that_become_infinite_on_the_way_are_an_error():
     """The prompt is fine; the token that it leads to is not."""
     prompts = [PROMPTS[1]] * 3

@@ -3,6 +3,7 @@
 What trains and generates runs in processes of its own. What ends before that runs in this one, in a fraction of the time.
 """
 
+import io
 import json
 import logging
 import math
@@ -160,7 +161,7 @@ def test_samples_go_to_standard_output_and_logs_to_standard_error(trained):
     assert len(trained.stdout) > 2 * 250  # at steps 10 and 20
     assert re.search(r"^New run in runs/debug: .*text\.txt", trained.stderr, re.MULTILINE)
     assert re.search(r"^step 20/20 +loss \d", trained.stderr, re.MULTILINE)
-    assert "\r" not in trained.stderr  # no progress bar where there is no terminal
+    assert "%|" not in trained.stderr  # no progress bar where there is no terminal
 
 
 @pytest.mark.parametrize("command", ["train --workdir runs/debug", "train --config debug --dataset text.txt"])
@@ -246,7 +247,7 @@ def test_several_samples_differ_and_are_counted_on_standard_error(generated):
     texts = {process.stdout[i * length : (i + 1) * length] for i in range(3)}
     assert len(texts) == 3
     assert all(text.startswith(PROMPT) for text in texts)
-    assert "sample 3 of 3" in process.stderr
+    assert "--- text 3" in process.stderr
 
 
 def test_another_seed_gives_another_text(generated):
@@ -273,6 +274,87 @@ def test_a_prompt_longer_than_the_context_is_printed_whole_and_its_use_explained
     assert f"The prompt has {len(LONG_PROMPT)} tokens; the model sees the last 16" in process.stderr
 
 
+# These run in this process, one after another, and share what is compiled.
+RUN = "generate --workdir runs/debug --length 30"
+
+
+def test_many_prompts_give_json_lines_in_order(trained, call, monkeypatch):
+    """From a file and from standard input; the texts are those of plain generation with the same numbers."""
+    (trained.folder / "prompts.txt").write_bytes("To be\r\nnaïve café\n".encode())
+    command = f"{RUN} --num_samples 2 --seed 7 --format jsonl --stop 'q'"
+    from_file = succeeded(call(trained.folder, f"{command} --prompts prompts.txt"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("To be\nnaïve café".encode()), "utf-8"))
+    assert succeeded(call(trained.folder, f"{command} --prompts -")).stdout == from_file.stdout
+
+    records = [json.loads(line) for line in from_file.stdout.splitlines()]
+    assert [(record["prompt"], record["index"]) for record in records] == [
+        ("To be", 0), ("To be", 1), ("naïve café", 2), ("naïve café", 3),
+    ]  # fmt: skip
+    tokenizer = tokenizers.from_json((trained.workdir / "tokenizer.json").read_text(encoding="utf-8"))
+    for record in records:
+        text = record["prompt"] + tokenizer.decode(record["tokens"])
+        stopped = "q" in text
+        assert record["reason"] == ("stop" if stopped else "length")
+        assert record["text"] == (text[:-1] if stopped else text)
+        assert len(record["log_probs"]) == len(record["tokens"]) <= 30
+        assert max(record["log_probs"]) < 0
+        assert record["seed"] == 7
+    assert {record["reason"] for record in records} == {"stop", "length"}
+
+
+def test_a_stream_is_the_text(trained, call):
+    settings = "--prompt 'To be' --temperature 0.9 --stop no"
+    whole = succeeded(call(trained.folder, f"{RUN} {settings}")).stdout
+    assert succeeded(call(trained.folder, f"{RUN} {settings} --stream")).stdout == whole
+
+
+def test_interactive_asks_again_after_a_mistake_and_ends_with_the_input(trained, call, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("To be\nZ\nTo be\n"))
+    process = succeeded(call(trained.folder, f"{RUN} --interactive"))
+    texts = process.stdout.split("To be")[1:]
+    assert process.stdout.startswith("To be")
+    assert len(texts) == 2
+    assert texts[0] != texts[1]  # a seed of its own each time
+    assert "'Z'" in process.stderr
+    assert process.stderr.count("> ") == 4
+
+
+def test_interrupting_an_interactive_text_does_not_end_the_program(trained, call, monkeypatch):
+    from minigpt_jax.generation.language_model import LanguageModel
+
+    def interrupted(self, prompt, *args, **keywords):
+        yield prompt
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LanguageModel, "stream", interrupted)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("To be\nTo be\n"))
+    assert succeeded(call(trained.folder, f"{RUN} --interactive")).stdout == "To be\nTo be\n"
+
+
+def test_explain_shows_what_each_token_was_chosen_from(trained, call):
+    process = succeeded(call(trained.folder, f"{RUN} --prompt 'To be' --top_k 3 --explain"))
+    header, *rows = process.stderr.splitlines()
+    assert header.split() == ["token", "p(model)", "p(drawn)", "kept", "mass", "kept", "entropy"]
+    assert len(rows) == 30
+    assert {len(row) for row in rows} == {len(header)}
+    for row in rows:
+        prob, drawn, kept, mass, _ = row[10:].split()
+        assert float(prob) / float(mass) == pytest.approx(float(drawn), abs=2e-3)
+        assert kept == "3"
+    line = succeeded(call(trained.folder, f"{RUN} --prompt 'To be' --top_k 3 --explain --format jsonl")).stdout
+    assert [step["num_kept"] for step in json.loads(line)["explain"]] == [3] * 30
+
+
+def test_beam_search_finds_a_text_at_least_as_probable_as_the_greedy_one(trained, call):
+    command = f"{RUN} --prompt 'To be' --format jsonl"
+    greedy = json.loads(succeeded(call(trained.folder, f"{command} --greedy")).stdout)
+    beams = [json.loads(line) for line in succeeded(call(trained.folder, f"{command} --beam_width 4")).stdout.splitlines()]
+    assert len(beams) == 4
+    assert beams[0]["score"] >= sum(greedy["log_probs"])
+    best = succeeded(call(trained.folder, f"{RUN} --prompt 'To be' --beam_width 4")).stdout
+    assert best == beams[0]["text"] + "\n"
+
+
 # ---- Evaluating -----------------------------------------------------------------------------------------------------------
 
 
@@ -295,7 +377,7 @@ def test_evaluation_is_json_whose_figures_agree(trained):
 # ---- What users get wrong -------------------------------------------------------------------------------------------------
 
 NEW = "train --config debug --dataset text.txt --workdir new"
-RUN = "generate --workdir runs/debug --prompt To"
+PROMPTED = "generate --workdir runs/debug --prompt To"
 USAGE, DATA = 2, 1
 
 MISTAKES = [  # command, exit status, and what the message says
@@ -324,15 +406,31 @@ MISTAKES = [  # command, exit status, and what the message says
     ("evaluate --workdir runs/debug --split vall", USAGE, ["split='vall'", "did you mean 'val'?", "train"]),
     ("evaluate --workdir nowhere", DATA, ["nowhere holds no run"]),
     ("generate --workdir .", DATA, ["holds no run"]),
-    (f"{RUN} --length 0", USAGE, ["length=0", "at least 1"]),
-    (f"{RUN} --length -3", USAGE, ["length=-3", "at least 1"]),
-    (f"{RUN} --num_samples 0", USAGE, ["num_samples=0", "at least 1"]),
-    (f"{RUN} --temperature -1", USAGE, ["temperature=-1.0", "0"]),
-    (f"{RUN} --temperature nan", USAGE, ["temperature=nan"]),
-    (f"{RUN} --top_p 0", USAGE, ["top_p=0.0", "above 0"]),
-    (f"{RUN} --top_p 1.5", USAGE, ["top_p=1.5", "at most 1"]),
-    (f"{RUN} --top_k -1", USAGE, ["top_k=-1", "0"]),
-    (f"{RUN} --prompt 'Zürich: 42'", DATA, ["'2', '4', 'Z'", "'ü'", "tokenizer.json"]),
+    (f"{PROMPTED} --length 0", USAGE, ["length=0", "at least 1"]),
+    (f"{PROMPTED} --length -3", USAGE, ["length=-3", "at least 1"]),
+    (f"{PROMPTED} --num_samples 0", USAGE, ["num_samples=0", "at least 1"]),
+    (f"{PROMPTED} --temperature -1", USAGE, ["temperature=-1.0", "0"]),
+    (f"{PROMPTED} --temperature nan", USAGE, ["temperature=nan"]),
+    (f"{PROMPTED} --top_p 0", USAGE, ["top_p=0.0", "above 0"]),
+    (f"{PROMPTED} --top_p 1.5", USAGE, ["top_p=1.5", "at most 1"]),
+    (f"{PROMPTED} --top_k -1", USAGE, ["top_k=-1", "0"]),
+    (f"{PROMPTED} --prompt 'Zürich: 42'", DATA, ["'2', '4', 'Z'", "'ü'", "tokenizer.json"]),
+    (f"{PROMPTED} --seed -1", USAGE, ["seed=-1", "2**32"]),
+    (f"{PROMPTED} --greedy --temperature 0.5", USAGE, ["greedy", "temperature=0.5"]),
+    (f"{PROMPTED} --beam_width 3 --top_k 3", USAGE, ["--beam_width", "--top_k"]),
+    (f"{PROMPTED} --beam_width 3 --stream", USAGE, ["--stream"]),
+    (f"{PROMPTED} --beam_width 500", USAGE, ["beam_width=500", "at most"]),
+    (f"{PROMPTED} --beam_width 0", USAGE, ["beam_width=0", "at least 1"]),
+    (f"{PROMPTED} --beam_width 2 --stop 'no'", USAGE, ["stop='no'", "single token"]),
+    (f"{PROMPTED} --length_penalty 1", USAGE, ["length_penalty", "--beam_width"]),
+    (f"{PROMPTED} --stop ''", USAGE, ["stop string", "empty"]),
+    (f"{PROMPTED} --format jsonn", USAGE, ["format='jsonn'", "did you mean 'jsonl'?"]),
+    (f"{PROMPTED} --prompts prompts.txt", USAGE, ["--prompt or --prompts"]),
+    ("generate --workdir runs/debug --prompts missing.txt", DATA, ["missing.txt"]),
+    ("generate --workdir runs/debug --prompts empty.txt", DATA, ["empty.txt", "is empty"]),
+    ("generate --workdir runs/debug --prompts latin1.txt", DATA, ["latin1.txt", "not UTF-8"]),
+    ("generate --workdir runs/debug --prompts gap.txt", DATA, ["line 2", "gap.txt", "is empty"]),
+    ("benchmark generat", USAGE, ["'generat'", "did you mean 'generate'?"]),
 ]
 
 
@@ -342,6 +440,7 @@ def mistaken_folder(trained):
     folder = trained.folder
     (folder / "later.txt").write_text(LATER_TEXT, encoding="utf-8")
     (folder / "empty.txt").touch()
+    (folder / "gap.txt").write_text("To\n\nbe\n", encoding="utf-8")
     (folder / "binary.bin").write_bytes(b"abc\0def")
     (folder / "latin1.txt").write_bytes("café".encode("latin-1") * 100)
     # A run whose text is now another one.

@@ -136,6 +136,8 @@ class LanguageModel:
     ) -> tuple[list[Row], int, tuple[Processor, ...]]:
         """Checks what `complete` was given, and makes a row for each text."""
         require_at_least_one(length=length, num_samples=num_samples)
+        if not 0 <= seed < 2**32:
+            raise UsageError(f"seed={seed} must be at least 0 and below 2**32")
         if "" in stop:
             raise UsageError("a stop string must not be empty")
         chosen = processors(**strategy)

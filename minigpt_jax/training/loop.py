@@ -44,6 +44,8 @@ def train(config: Config, workdir: Path, overwrite: bool = False) -> None:
         return
     try:
         Run(experiment, workdir, newest).go()
+    except BrokenPipeError:
+        raise  # that is standard output, which the samples go to
     except OSError as error:
         raise DataError(f"cannot write the run to {workdir}: {error.strerror or error}") from error
 

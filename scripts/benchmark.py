@@ -1,0 +1,231 @@
+"""Measures this project against others on this machine, in turn, in one run.
+
+python scripts/benchmark.py generate          tokens per second of decoding; needs the extras torch and hf for the others
+
+Each contestant lives in a process of its own and is asked in turn, A B C A B C …, so that a machine that gets slower or
+faster in between does so for all. What is compared are medians; the spread is given beside.
+"""
+
+import importlib.util
+import json
+import multiprocessing
+import os
+import statistics
+import time
+from pathlib import Path
+
+from absl import flags
+
+from minigpt_jax import cli
+from minigpt_jax.errors import UsageError, did_you_mean
+from minigpt_jax.runtime import keep_freed_memory
+
+ROUNDS = flags.DEFINE_integer("rounds", 7, "how often each contestant is asked")
+JSON = flags.DEFINE_string("json", None, "also write the figures to this file")
+
+NUM_LAYERS, NUM_HEADS, EMBED_DIM, CONTEXT_LENGTH, VOCAB_SIZE = 6, 8, 256, 256, 65
+PROMPT_LENGTH, NUM_TOKENS, TOP_K = 10, 200, 40
+
+
+class MiniGPT:
+    """This project's sampling loop."""
+
+    name, needs = "minigpt_jax", "jax"
+
+    def __init__(self, batch_size: int):
+        import jax
+        import numpy as np
+
+        from minigpt_jax.config import ModelConfig
+        from minigpt_jax.generation import sampler
+        from minigpt_jax.generation.logits import processors
+        from minigpt_jax.models.gpt import GPT
+        from minigpt_jax.training.step import init_params
+
+        keep_freed_memory()
+        config = ModelConfig(
+            num_layers=NUM_LAYERS, num_heads=NUM_HEADS, embed_dim=EMBED_DIM, ff_dim=4 * EMBED_DIM,
+            context_length=CONTEXT_LENGTH, vocab_size=VOCAB_SIZE, positions="learned", norm="layernorm", activation="gelu",
+            qk_norm=False,
+        )  # fmt: skip
+        model = GPT(config)
+        params = jax.jit(init_params, static_argnames="model")(jax.random.key(0), model=model)
+        prompts = [np.arange(PROMPT_LENGTH, dtype=np.int32)] * batch_size
+        keys = sampler.row_keys(jax.random.key(0), range(batch_size))
+        self.run = lambda: list(sampler.stream(params, prompts, NUM_TOKENS, keys, processors(top_k=TOP_K), model=model))
+        cache_bytes = 2 * NUM_LAYERS * batch_size * CONTEXT_LENGTH * EMBED_DIM * 4
+        self.bytes_per_step = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) + cache_bytes
+
+
+class TorchRecompute:
+    """A plain PyTorch GPT that runs the whole text anew for each token."""
+
+    name, needs = "PyTorch, all anew", "torch"
+
+    def __init__(self, batch_size: int):
+        import torch
+        from torch import nn
+        from torch.nn import functional as F  # noqa: N812
+
+        class Block(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.norm_1, self.norm_2 = nn.LayerNorm(EMBED_DIM), nn.LayerNorm(EMBED_DIM)
+                self.qkv, self.out = nn.Linear(EMBED_DIM, 3 * EMBED_DIM), nn.Linear(EMBED_DIM, EMBED_DIM)
+                self.up, self.down = nn.Linear(EMBED_DIM, 4 * EMBED_DIM), nn.Linear(4 * EMBED_DIM, EMBED_DIM)
+
+            def forward(self, x):
+                B, T, D = x.shape
+                q, k, v = (
+                    part.view(B, T, NUM_HEADS, D // NUM_HEADS).transpose(1, 2)
+                    for part in self.qkv(self.norm_1(x)).split(EMBED_DIM, dim=2)
+                )
+                y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+                x = x + self.out(y.transpose(1, 2).reshape(B, T, D))
+                return x + self.down(F.gelu(self.up(self.norm_2(x))))
+
+        tokens, positions = nn.Embedding(VOCAB_SIZE, EMBED_DIM), nn.Embedding(CONTEXT_LENGTH, EMBED_DIM)
+        blocks = nn.Sequential(*(Block() for _ in range(NUM_LAYERS)), nn.LayerNorm(EMBED_DIM))
+        head = nn.Linear(EMBED_DIM, VOCAB_SIZE, bias=False)
+
+        @torch.no_grad()
+        def run():
+            text = torch.arange(PROMPT_LENGTH).repeat(batch_size, 1)
+            for _ in range(NUM_TOKENS):
+                seen = text[:, -CONTEXT_LENGTH:]
+                x = blocks(tokens(seen) + positions(torch.arange(seen.shape[1])))
+                logits = head(x[:, -1])
+                logits[logits < torch.topk(logits, TOP_K).values[:, -1:]] = -torch.inf
+                text = torch.cat([text, torch.multinomial(F.softmax(logits, dim=-1), 1)], dim=1)
+
+        self.run = run
+
+
+class HuggingFace:
+    """Hugging Face's GPT-2 and its `generate`, with its cache."""
+
+    name, needs = "Hugging Face, cache", "transformers"
+
+    def __init__(self, batch_size: int):
+        import torch
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        model = transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(
+                n_layer=NUM_LAYERS, n_head=NUM_HEADS, n_embd=EMBED_DIM, n_positions=CONTEXT_LENGTH, vocab_size=VOCAB_SIZE,
+                bos_token_id=None, eos_token_id=None,
+            )
+        ).train(False)  # fmt: skip
+        prompt = torch.arange(PROMPT_LENGTH).repeat(batch_size, 1)
+        self.run = lambda: model.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=NUM_TOKENS,
+            do_sample=True,
+            top_k=TOP_K,
+            use_cache=True,
+        )
+
+
+CONTESTANTS = (MiniGPT, TorchRecompute, HuggingFace)
+
+
+def serve(contestant: type, batch_size: int, connection) -> None:
+    """A contestant's process: gets ready, then runs once for each request and answers with seconds and megabytes."""
+    runner = contestant(batch_size)
+    began = time.perf_counter()
+    runner.run()  # compiles, and warms what there is to warm
+    connection.send({"first": time.perf_counter() - began, "bytes_per_step": getattr(runner, "bytes_per_step", None)})
+    while connection.recv():
+        began = time.perf_counter()
+        runner.run()
+        seconds = time.perf_counter() - began
+        connection.send((seconds, peak_megabytes()))
+
+
+def peak_megabytes() -> float:
+    """The most memory that this process has held. (`getrusage` would count what its parent held when it was started.)"""
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) / 1000
+
+
+def copy_bandwidth() -> float:
+    """Bytes per second, read and written, of copying 256 MB: the best of ten."""
+    import numpy as np
+
+    source, target = np.ones(2**25), np.empty(2**25)
+    seconds = []
+    for _ in range(10):
+        began = time.perf_counter()
+        np.copyto(target, source)
+        seconds.append(time.perf_counter() - began)
+    return 2 * source.nbytes / min(seconds)
+
+
+def race(contestants: list[type], batch_size: int, rounds: int) -> dict[str, dict]:
+    """Seconds of each contestant's runs, taken in turn, and what else it tells."""
+    spawn = multiprocessing.get_context("spawn")
+    lanes = {}
+    for contestant in contestants:
+        here, there = spawn.Pipe()
+        process = spawn.Process(target=serve, args=(contestant, batch_size, there), daemon=True)
+        process.start()
+        lanes[contestant.name] = (here, process, here.recv())
+    results = {name: {**ready, "seconds": []} for name, (_, _, ready) in lanes.items()}
+    for _ in range(rounds):
+        for name, (here, _, _) in lanes.items():
+            here.send(True)
+            seconds, results[name]["peak_mb"] = here.recv()
+            results[name]["seconds"].append(seconds)
+    for here, process, _ in lanes.values():
+        here.send(False)
+        process.join()
+    return results
+
+
+def generate() -> dict:
+    """Prints a table for batches of 1 and 16, and returns its figures."""
+    contestants = [contestant for contestant in CONTESTANTS if importlib.util.find_spec(contestant.needs)]
+    for contestant in set(CONTESTANTS) - set(contestants):
+        print(f"{contestant.name} is left out: {contestant.needs} is not installed")
+    bandwidth = copy_bandwidth()
+    print(f"{NUM_LAYERS} layers, {EMBED_DIM} wide, {NUM_TOKENS} tokens, top-k {TOP_K}, float32, {os.cpu_count()} CPUs; "
+          f"copying goes at {bandwidth / 1e9:.1f} GB/s")  # fmt: skip
+    figures = {"bandwidth": bandwidth}
+    for batch_size in (1, 16):
+        results = race(contestants, batch_size, ROUNDS.value)
+        ours = statistics.median(results[MiniGPT.name]["seconds"])
+        print(f"\nbatch {batch_size:<12} ms/token   (min to max)   times ours   first run   peak memory")
+        for name, result in results.items():
+            milliseconds = [1000 * seconds / NUM_TOKENS for seconds in result["seconds"]]
+            median = statistics.median(milliseconds)
+            print(
+                f"{name:<20}{median:7.2f}   ({min(milliseconds):.2f} to {max(milliseconds):.2f})"
+                f"{median / (1000 * ours / NUM_TOKENS):10.1f}{result['first']:12.1f} s{result['peak_mb']:10.0f} MB"
+            )
+        bound = results[MiniGPT.name]["bytes_per_step"] / bandwidth
+        share = bound / (ours / NUM_TOKENS)
+        print(
+            f"reading weights and cache alone would take {1000 * bound:.2f} ms/token: {share:.0%} of that bound is reached"
+        )
+        figures[f"batch_{batch_size}"] = {"results": results, "share_of_bandwidth_bound": share}
+    return figures
+
+
+BENCHMARKS = {"generate": generate}
+
+
+def main(names: list[str]) -> None:
+    for name in names:
+        if name not in BENCHMARKS:
+            raise UsageError(f"no benchmark {name!r}{did_you_mean(name, BENCHMARKS)}; there are: {', '.join(BENCHMARKS)}")
+    if ROUNDS.value < 1:
+        raise UsageError(f"rounds={ROUNDS.value} must be at least 1")
+    figures = {name: BENCHMARKS[name]() for name in names or BENCHMARKS}
+    if JSON.value:
+        Path(JSON.value).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__, positional=True)
