@@ -9,5 +9,5 @@ def get_config() -> Config:
             num_layers=6, num_heads=8, embed_dim=256, ff_dim=1024, context_length=256, dropout=0.1,
             positions="learned", norm="layernorm", activation="gelu", qk_norm=False, tie_embeddings=True, bias=True,
         ),
-        training=TrainingConfig(batch_size=32, steps=2000, learning_rate=1e-3, min_learning_rate=1e-4, warmup_steps=200),
+        training=TrainingConfig(batch_size=8, steps=1000, learning_rate=1e-3, min_learning_rate=1e-4, warmup_steps=100),
     )  # fmt: skip

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import logging
+import math
 import shutil
 import sys
 import time
@@ -166,13 +167,13 @@ class Run:
         return val_loss
 
     def save(self, step: int, val_loss: float | None) -> None:
-        best = min((loss for loss in (val_loss, self.info.best_val_loss) if loss is not None), default=None)
+        known = [loss for loss in (val_loss, self.info.best_val_loss) if loss is not None and math.isfinite(loss)]
         with self.clock.stopped(self.state):
             self.info = dataclasses.replace(
                 self.info,
                 step=step,
                 val_loss=val_loss,
-                best_val_loss=best,
+                best_val_loss=min(known, default=None),
                 pending_losses=tuple(float(loss) for loss in self.losses),
                 seconds=self.clock.seconds,
             )

@@ -10,8 +10,8 @@ from minigpt_jax.config import TrainingConfig
 def warmup_cosine(config: TrainingConfig, num_steps: int) -> optax.Schedule:
     """Learning rate by optimizer step: up in a line over `warmup_steps`, then half a cosine down to `min_learning_rate`.
 
-    Counted so that the first step already learns (rate peak / warmup, not 0) and the last of `num_steps` has the minimum.
-    A warmup as long as the run or longer is cut to it.
+    Counted so that the first step already learns (rate peak / warmup, not 0) and the last of `num_steps` has the minimum,
+    if two or more follow the warmup. A warmup as long as the run or longer is cut to it.
     """
     warmup_steps = min(config.warmup_steps, num_steps)
     decay_steps = max(1, num_steps - 1 - warmup_steps)
