@@ -1,10 +1,15 @@
 """Strict flags for every test: each turns a whole class of silent mistakes into an error."""
 
+import hypothesis
 import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")  # (B,) + (B, T) must be written out
 jax.config.update("jax_debug_key_reuse", True)  # the same key used twice
+
+# The same examples each time and no limit on theirs, so that a test depends on the code alone and not on luck or load.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,7 @@
 import dataclasses
 
 import numpy as np
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from minigpt_jax.data.tokenizers import CharTokenizer
@@ -32,7 +32,11 @@ def run(text, stop=(), stop_tokens=(), tokenizer=None):
 
 
 def up_to_stop(text, stop):
-    return text[: min((text.find(s) for s in stop if s in text), default=len(text))]
+    """The text before the stop string that is complete first."""
+    for end in range(len(text) + 1):
+        if found := [text.find(string) for string in stop if string in text[:end]]:
+            return text[: min(found)]
+    return text
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
@@ -42,8 +46,9 @@ def test_portions_add_up_to_the_text_and_no_character_is_cut(text):
     assert all(portion in text for portion in portions)
 
 
+@example("\naa", ["a", "\naa"])
 @given(st.text("abn\n🙂", max_size=30), st.lists(st.text("ab\n🙂", min_size=1, max_size=4), max_size=3))
-def test_text_ends_before_the_first_stop_string_and_no_portion_has_to_be_taken_back(text, stop):
+def test_text_ends_before_the_stop_string_that_is_complete_first_and_no_portion_has_to_be_taken_back(text, stop):
     portions, stream = run(text, stop)
     expected = up_to_stop(text, stop)
     assert stream.text == expected

@@ -10,7 +10,8 @@ class TextStream:
     """The text of one row. `feed` it tokens until `stopped`; `take` what can be shown so far.
 
     What is taken, in whatever portions, adds up to the same text. A character whose bytes are spread over several tokens is
-    held back until it is whole, and so is the beginning of what may become a stop string, which is not part of the text.
+    held back until it is whole, and so is the beginning of what may become a stop string. The text ends before the stop
+    string that is complete first.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), stop_tokens: tuple[int, ...] = ()):
