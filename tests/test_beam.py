@@ -16,7 +16,7 @@ from minigpt_jax.generation.sampler import row_keys, stream
 from minigpt_jax.models.gpt import GPT
 
 V = 5
-CONFIG = ModelConfig(num_layers=1, num_heads=2, embed_dim=8, ff_dim=16, context_length=8, vocab_size=V)
+CONFIG = ModelConfig(num_layers=1, num_heads=2, embed_dim=8, ff_dim=16, context_length=12, vocab_size=V)
 ROTARY, LEARNED = (GPT(dataclasses.replace(CONFIG, positions=positions)) for positions in ("rotary", "learned"))
 PROMPTS = [np.array(row, np.int32) for row in ([3], [1, 2, 0])]
 
@@ -97,9 +97,9 @@ def test_width_one_is_greedy_also_past_the_context(model):
 @pytest.mark.parametrize("length_penalty", [-0.5, 0.0, 1.0, 2.0])
 @pytest.mark.parametrize("ends", [(), (1,), (0, 4)])
 def test_search_is_that_of_the_textbook(ends, length_penalty, early_stopping):
-    found = search(num_tokens=5, width=3, length_penalty=length_penalty, early_stopping=early_stopping, end_tokens=ends)
+    found = search(num_tokens=9, width=3, length_penalty=length_penalty, early_stopping=early_stopping, end_tokens=ends)
     for prompt, texts in zip(PROMPTS, found, strict=True):
-        assert_same(texts, search_in_python(ROTARY, prompt, 5, 3, length_penalty, early_stopping, ends))
+        assert_same(texts, search_in_python(ROTARY, prompt, 9, 3, length_penalty, early_stopping, ends))
         assert [text.ended for text in texts] == [text.tokens[-1] in ends for text in texts]
         assert all(text.rank == text.score / len(text.tokens) ** length_penalty for text in texts)
 
@@ -123,3 +123,11 @@ def test_logits_that_are_not_finite_are_an_error():
     params["head"]["kernel"][:, 3] = np.nan
     with pytest.raises(FloatingPointError, match="not finite"):
         beam_search(params, PROMPTS, 3, model=ROTARY, width=2)
+
+
+@pytest.mark.parametrize("length_penalty, can_improve", [(1.0, True), (0.0, False), (-1.0, False)])
+def test_a_beam_may_still_win_if_length_is_rewarded_and_there_is_room_for_it(length_penalty, can_improve):
+    """With -3 nats after 2 of 10 tokens: -0.3 a token at best, where a text of -1 is to be beaten."""
+    worst = beam.Hypothesis(tokens=(1,), score=-1.0, rank=-1.0, ended=True)
+    search = beam.Search(1, 10, length_penalty, False, [None], finished=[worst], length=2)
+    assert search.can_improve(-3.0) == can_improve

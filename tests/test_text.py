@@ -47,6 +47,7 @@ def test_portions_add_up_to_the_text_and_no_character_is_cut(text):
 
 
 @example("\naa", ["a", "\naa"])
+@example("nab", ["b", "ab"])
 @given(st.text("abn\n🙂", max_size=30), st.lists(st.text("ab\n🙂", min_size=1, max_size=4), max_size=3))
 def test_text_ends_before_the_stop_string_that_is_complete_first_and_no_portion_has_to_be_taken_back(text, stop):
     portions, stream = run(text, stop)
