@@ -36,13 +36,13 @@ def given_settings() -> dict[str, Any]:
 
 
 def newest_run() -> Path:
-    """The folder under `runs/` whose run was trained last. Raises DataError where there is none."""
-    runs = sorted(RUNS_DIR.glob("*/config.json"), key=lambda path: path.stat().st_mtime)
-    if not runs:
+    """The folder under `runs/` with the newest checkpoint. Raises DataError where there is none."""
+    checkpoints = sorted(RUNS_DIR.glob("*/checkpoints/*/manifest.json"), key=lambda path: path.stat().st_mtime)
+    if not checkpoints:
         raise DataError(
             f"there is no run under {RUNS_DIR}/: train one with scripts/train.py, or name its folder with --workdir"
         )
-    return runs[-1].parent
+    return checkpoints[-1].parents[2]
 
 
 def run(main: Callable[..., None], usage: str, positional: bool = False) -> None:
@@ -74,6 +74,8 @@ def run(main: Callable[..., None], usage: str, positional: bool = False) -> None
         sys.exit(report(str(error), error.exit_status))
     except FloatingPointError as error:
         sys.exit(report(str(error), DataError.exit_status))
+    except KeyboardInterrupt:
+        sys.exit(report("interrupted", 130))  # as a shell has it: 128 + SIGINT
     except BrokenPipeError:  # the reader of standard output has gone, as after `| head`: nobody is left to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

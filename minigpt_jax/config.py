@@ -24,7 +24,7 @@ def setting(default: Any, help: str, *, choices=(), at_least=None, above=None, b
     """A dataclass field with what users are told about it (`help`) and what is allowed.
 
     `at_least` is inclusive, `above` and `below` are exclusive bounds. `may_change` marks what may differ when a run is
-    resumed, because no number that training computes up to then depends on it.
+    resumed. Of these only `steps` and `epochs` change what training computes from then on: the cosine ends elsewhere.
     """
     rules = {"help": help, "choices": choices, "at_least": at_least, "above": above, "below": below}
     return dataclasses.field(default=default, metadata=rules | {"may_change": may_change})
@@ -140,11 +140,9 @@ class TrainingConfig(Section):
         0, "root of all randomness: initial weights, order of the batches, dropout", at_least=0, below=2**32
     )
     eval_every: int = setting(250, "steps between evaluations", at_least=1, may_change=True)
-    eval_batches: int = setting(
-        40, "batches of validation text in an evaluation, always the same ones", at_least=1, may_change=True
-    )
+    eval_batches: int = setting(40, "batches of validation text in an evaluation, always the same ones", at_least=1)
     checkpoint_every: int = setting(500, "steps between checkpoints", at_least=1, may_change=True)
-    sample_every: int = setting(500, "steps between printed samples; 0: none", at_least=0, may_change=True)
+    sample_every: int = setting(250, "steps between printed samples; 0: none", at_least=0, may_change=True)
     log_every: int = setting(50, "steps between rows of training metrics", at_least=1, may_change=True)
     keep_checkpoints: int = setting(2, "newest checkpoints to keep, beside the best", at_least=1, may_change=True)
 

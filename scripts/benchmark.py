@@ -46,14 +46,14 @@ class MiniGPT:
         config = ModelConfig(
             num_layers=NUM_LAYERS, num_heads=NUM_HEADS, embed_dim=EMBED_DIM, ff_dim=4 * EMBED_DIM,
             context_length=CONTEXT_LENGTH, vocab_size=VOCAB_SIZE, positions="learned", norm="layernorm", activation="gelu",
-            qk_norm=False,
+            qk_norm=False, bias=True,
         )  # fmt: skip
         model = GPT(config)
         params = jax.jit(init_params, static_argnames="model")(jax.random.key(0), model=model)
         prompts = [np.arange(PROMPT_LENGTH, dtype=np.int32)] * batch_size
         keys = sampler.row_keys(jax.random.key(0), range(batch_size))
         self.run = lambda: list(sampler.stream(params, prompts, NUM_TOKENS, keys, processors(top_k=TOP_K), model=model))
-        cache_bytes = 2 * NUM_LAYERS * batch_size * CONTEXT_LENGTH * EMBED_DIM * 4
+        cache_bytes = 2 * NUM_LAYERS * batch_size * (PROMPT_LENGTH + NUM_TOKENS // 2) * EMBED_DIM * 4  # on average
         self.bytes_per_step = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) + cache_bytes
 
 
@@ -171,6 +171,7 @@ def race(contestants: list[type], batch_size: int, rounds: int) -> dict[str, dic
         here, there = spawn.Pipe()
         process = spawn.Process(target=serve, args=(contestant, batch_size, there), daemon=True)
         process.start()
+        there.close()  # so that a contestant that dies ends the wait for it
         lanes[contestant.name] = (here, process, here.recv())
     results = {name: {**ready, "seconds": []} for name, (_, _, ready) in lanes.items()}
     for _ in range(rounds):

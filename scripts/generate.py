@@ -2,7 +2,7 @@
 
 python scripts/generate.py --prompt "To be or not to be" --length 200
 python scripts/generate.py --workdir runs/mini_gpt --temperature 0.8 --top_k 40 --num_samples 3
-python scripts/generate.py --prompts questions.txt --format jsonl --stop "\\n"
+python scripts/generate.py --prompts questions.txt --format jsonl --stop $'\\n'
 python scripts/generate.py --beam_width 4 --length 80
 python scripts/generate.py --interactive
 """
@@ -71,11 +71,6 @@ def main() -> None:
     check(strategy, beam)
     prompts = read_prompts()
     model = mg.load(WORKDIR.value or cli.newest_run())
-    if model.config.positions != "rotary" and LENGTH.value >= model.config.context_length:
-        log.info(
-            "The model has a place for %d tokens; past that it goes on with the last half of them in sight.",
-            model.config.context_length,
-        )
     settings = {"seed": SEED.value, "stop": STOP.value, **strategy}
     if INTERACTIVE.value:
         converse(model, settings)
@@ -156,9 +151,12 @@ def print_texts(model: LanguageModel, results: Iterator[Completion | BeamText]) 
 
 
 def record(result: Completion | BeamText) -> dict:
-    """A line of the JSONL. Probabilities are natural logarithms, as everywhere."""
+    """A line of the JSONL. `log_probs` and `score` are natural logarithms."""
     if isinstance(result, BeamText):
-        return {"prompt": result.prompt, "text": result.text, **dataclasses.asdict(result.hypothesis)}
+        found = result.hypothesis
+        reason = "stop" if found.ended else "length"
+        ranks = {"score": found.score, "rank": found.rank}
+        return {"prompt": result.prompt, "text": result.text, "tokens": found.tokens, **ranks, "reason": reason}
     return {
         "prompt": result.prompt,
         "text": result.text,

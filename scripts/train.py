@@ -25,7 +25,7 @@ cli.define_setting_flags()
 def main() -> None:
     preset = CONFIG.value or "shakespeare_char"
     workdir = Path(WORKDIR.value or cli.RUNS_DIR / Path(preset).stem)
-    if CONFIG.value is None and checkpoint.steps(workdir) and not OVERWRITE.value:
+    if CONFIG.value is None and (workdir / "config.json").exists() and not OVERWRITE.value:
         config = checkpoint.read_config(workdir)  # resuming takes the run's own settings where none are given
     else:
         config = load_preset(preset)

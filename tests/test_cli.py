@@ -11,17 +11,19 @@ from minigpt_jax.errors import DataError
 
 
 def make_run(name, modified):
-    path = Path("runs", name, "config.json")
+    path = Path("runs", name, "checkpoints", "10", "manifest.json")
     path.parent.mkdir(parents=True)
     path.touch()
     os.utime(path, (modified, modified))
 
 
-def test_newest_run_is_the_one_whose_config_was_written_last(tmp_path, monkeypatch):
+def test_newest_run_is_the_one_with_the_newest_checkpoint(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, modified in (("b", 3000), ("c", 1000), ("a", 2000)):
         make_run(name, modified)
     Path("runs", "no_run_at_all").mkdir()
+    Path("runs", "just_begun").mkdir()
+    Path("runs", "just_begun", "config.json").touch()
     assert cli.newest_run() == Path("runs/b")
 
 
@@ -37,7 +39,7 @@ def test_where_there_is_no_run_the_way_to_one_is_told(tmp_path, monkeypatch, fol
 def test_help_of_a_setting_says_what_is_allowed_and_the_default_as_one_types_it():
     assert cli.setting_help(SETTINGS["norm"]) == "normalisation: layernorm | rmsnorm (default rmsnorm)"
     assert cli.setting_help(SETTINGS["qk_norm"]).endswith(" (default true)")
-    assert cli.setting_help(SETTINGS["sample_every"]).endswith("0: none (default 500)")
+    assert cli.setting_help(SETTINGS["sample_every"]).endswith("0: none (default 250)")
     assert "default" not in cli.setting_help(SETTINGS["data_dir"])
 
 

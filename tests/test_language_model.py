@@ -1,5 +1,6 @@
 """Text in, text out: prompts of all kinds, and how many texts of which length come back."""
 
+import dataclasses
 import logging
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 from minigpt_jax.config import ModelConfig
 from minigpt_jax.data.tokenizers import CharTokenizer
 from minigpt_jax.errors import DataError, UsageError
+from minigpt_jax.generation import sampler
 from minigpt_jax.generation.language_model import LanguageModel
 from minigpt_jax.models.gpt import GPT
 
@@ -76,6 +78,31 @@ def test_samples_differ_and_the_first_ones_are_the_same_however_many_there_are(l
     assert len(set(three)) == 3
     assert samples(lm, "ab", 20, num_samples=2) == three[:2]
     assert samples(lm, "ab", 20, num_samples=1) == [lm.generate("ab", 20)] == three[:1]
+
+
+def test_rows_that_fill_up_the_last_batch_keep_nobody_waiting(lm, monkeypatch):
+    """With everything a stop, one piece is enough for each batch, the one that is not full too."""
+    pieces, original = [], sampler.stream
+
+    def stream(*args, **keywords):
+        for piece in original(*args, **keywords):
+            pieces.append(piece.token.shape)
+            yield piece
+
+    monkeypatch.setattr(sampler, "stream", stream)
+    completions = list(lm.complete(["a"] * 18, 30, stop=list(CHARACTERS)))
+    assert [completion.reason for completion in completions] == ["stop"] * 18
+    assert pieces == [(16, 1), (16, 1)]
+
+
+def test_past_the_places_of_a_table_a_line_says_what_happens(lm, caplog):
+    learned = dataclasses.replace(lm, config=dataclasses.replace(CONFIG, positions="sinusoidal"))
+    with caplog.at_level(logging.INFO):
+        lm.generate("ab", 30)  # rotary
+        learned.generate("ab", 7)
+        assert not caplog.records
+        learned.generate("ab", 8)
+        assert "Past its 8 tokens" in caplog.text
 
 
 def test_text_follows_its_seed_unless_it_is_greedy(lm):

@@ -351,3 +351,17 @@ def test_a_vocabulary_that_is_not_the_texts_is_refused(config, tmp_path):
     with pytest.raises(DataError, match="vocab_size=7, but the text has 6 different characters"):
         train(config.override({"vocab_size": 7}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(config, tmp_path, monkeypatch):
+    original = loop.train_step
+
+    def broken(state, batch, key, **how):
+        state, metrics = original(state, batch, key, **how)
+        return state, metrics | {"loss": metrics["loss"] + (jax.numpy.nan if int(state.step) == 7 else 0.0)}
+
+    monkeypatch.setattr(loop, "train_step", broken)
+    with pytest.raises(FloatingPointError, match=r"no longer finite at step .*--learning_rate"):
+        train(config, tmp_path)
+    assert max(checkpoint.steps(tmp_path)) < 7
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8")

@@ -397,6 +397,8 @@ MISTAKES = [  # command, exit status, and what the message says
     (f"{NEW} --dataset binary.bin", DATA, ["binary.bin", "NUL byte at offset 3"]),
     (f"{NEW} --dataset latin1.txt", DATA, ["latin1.txt", "not UTF-8", "0xe9 at offset 3"]),
     (f"{NEW} --data_dir text.txt", DATA, ["text.txt", "--data_dir"]),
+    (f"{NEW} --workdir foreign", DATA, ["foreign", "'epoch_3'", "--workdir"]),
+    (f"{NEW} --workdir other", DATA, ["other/config.json", "not a config"]),
     (f"{NEW} --workdir text.txt", DATA, ["cannot write", "text.txt"]),
     ("train --workdir runs/debug --num_layers 3 --bias", DATA, ["num_layers=2 (now 3)", "bias=False (now True)"]),
     ("train --workdir runs/debug --dataset later.txt", DATA, ["dataset=text.txt (now later.txt)", "--overwrite"]),
@@ -420,6 +422,7 @@ MISTAKES = [  # command, exit status, and what the message says
     (f"{PROMPTED} --beam_width 3 --top_k 3", USAGE, ["--beam_width", "--top_k"]),
     (f"{PROMPTED} --beam_width 3 --stream", USAGE, ["--stream"]),
     (f"{PROMPTED} --beam_width 500", USAGE, ["beam_width=500", "at most"]),
+    (f"{PROMPTED} --beam_width 2 --length_penalty 300", USAGE, ["length_penalty=300.0", "between -10 and 10"]),
     (f"{PROMPTED} --beam_width 0", USAGE, ["beam_width=0", "at least 1"]),
     (f"{PROMPTED} --beam_width 2 --stop 'no'", USAGE, ["stop='no'", "single token"]),
     (f"{PROMPTED} --length_penalty 1", USAGE, ["length_penalty", "--beam_width"]),
@@ -439,6 +442,10 @@ def mistaken_folder(trained):
     """The folder of the run, with what mistakes are made with."""
     folder = trained.folder
     (folder / "later.txt").write_text(LATER_TEXT, encoding="utf-8")
+    (folder / "foreign" / "checkpoints" / "epoch_3").mkdir(parents=True)
+    (folder / "foreign" / "checkpoints" / "epoch_3" / "weights").write_text("dear", encoding="utf-8")
+    (folder / "other").mkdir()
+    (folder / "other" / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
     (folder / "empty.txt").touch()
     (folder / "gap.txt").write_text("To\n\nbe\n", encoding="utf-8")
     (folder / "binary.bin").write_bytes(b"abc\0def")

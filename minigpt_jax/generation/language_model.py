@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -115,9 +114,9 @@ class LanguageModel:
             batch = rows[first : first + MAX_ROWS]
             filled = list(batch)
             if first:  # the last batch gets the size of the others, so that nothing is compiled again
-                filled += [dataclasses.replace(batch[0], text=TextStream(self.tokenizer), steps=[])] * (
-                    MAX_ROWS - len(batch)
-                )
+                unused = dataclasses.replace(batch[0], text=TextStream(self.tokenizer))
+                unused.text.end()  # takes no token, and keeps nobody waiting
+                filled += [unused] * (MAX_ROWS - len(batch))
             for _ in self.decode(filled, length, seed, strategy):
                 pass
             for row in batch:
@@ -142,6 +141,9 @@ class LanguageModel:
             raise UsageError("a stop string must not be empty")
         chosen = processors(**strategy)
         encoded = [(prompt, self.encode_prompt(prompt)) for prompt in prompts]
+        longest = max((len(tokens) for _, tokens in encoded), default=0)
+        if self.config.positions != "rotary" and longest + length - 1 > self.config.context_length:
+            log.info("Past its %d tokens the model goes on with the last half of them in sight.", self.config.context_length)
         rows = [
             Row(i * num_samples + j, prompt, tokens, TextStream(self.tokenizer, tuple(stop), tuple(stop_tokens)))
             for i, (prompt, tokens) in enumerate(encoded)
@@ -175,7 +177,7 @@ class LanguageModel:
         length_penalty: float = 1.0,
         early_stopping: bool = False,
         stop: Sequence[str] = (),
-    ) -> list[list[BeamText]]:
+    ) -> Iterator[list[BeamText]]:
         """The most probable texts that a search with `beam_width` beams finds for each prompt, best first.
 
         `generation.beam.beam_search` says how they are compared. Each of `stop` must be a single token. Raises UsageError
@@ -185,28 +187,32 @@ class LanguageModel:
         V = self.tokenizer.vocab_size
         if beam_width > V:
             raise UsageError(f"beam_width={beam_width} must be at most {V}, the size of the vocabulary")
-        if not math.isfinite(length_penalty):
-            raise UsageError(f"length_penalty={length_penalty} must be a finite number")
+        if not -10 <= length_penalty <= 10:
+            raise UsageError(f"length_penalty={length_penalty} must be between -10 and 10")
         end_tokens = [self.tokenizer.encode(string).tolist() for string in stop]
         for string, tokens in zip(stop, end_tokens, strict=True):
             if len(tokens) != 1:
                 raise UsageError(f"stop={string!r} must be a single token in beam search; it is {len(tokens)} of them")
-        found = beam.beam_search(
-            self.params,
-            [self.encode_prompt(prompt) for prompt in prompts],
-            length,
-            model=GPT(self.config),
-            width=beam_width,
-            length_penalty=length_penalty,
-            early_stopping=early_stopping,
-            end_tokens=tuple(token for [token] in end_tokens),
-        )
 
         def text(prompt: str, hypothesis: beam.Hypothesis) -> BeamText:
             tokens = hypothesis.tokens[:-1] if hypothesis.ended else hypothesis.tokens
             return BeamText(prompt, prompt + self.tokenizer.decode(tokens), hypothesis)
 
-        return [[text(prompt, hypothesis) for hypothesis in texts] for prompt, texts in zip(prompts, found, strict=True)]
+        at_a_time = max(1, MAX_ROWS // beam_width)
+        for first in range(0, len(prompts), at_a_time):
+            part = prompts[first : first + at_a_time]
+            found = beam.beam_search(
+                self.params,
+                [self.encode_prompt(prompt) for prompt in part],
+                length,
+                model=GPT(self.config),
+                width=beam_width,
+                length_penalty=length_penalty,
+                early_stopping=early_stopping,
+                end_tokens=tuple(token for [token] in end_tokens),
+            )
+            for prompt, hypotheses in zip(part, found, strict=True):
+                yield [text(prompt, hypothesis) for hypothesis in hypotheses]
 
     def encode_prompt(self, prompt: str) -> np.ndarray:
         """The prompt's tokens, at least one and at most context_length of them."""

@@ -153,7 +153,8 @@ class TokenAndPosition(nn.Module):
         if config.positions == "sinusoidal":
             # √D (section 3.4 of the paper) brings the small embeddings up to the size of sines and cosines.
             table_TD = sinusoidal_positions(config.context_length, config.embed_dim)
-            x_BTD = x_BTD * config.embed_dim**0.5 + table_TD[positions_BT].astype(x_BTD.dtype)
+            waves_BTD = table_TD.at[positions_BT].get(mode="fill", fill_value=jnp.nan)
+            x_BTD = x_BTD * config.embed_dim**0.5 + waves_BTD.astype(x_BTD.dtype)
         return x_BTD
 
     def attend(self, x_BTD: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ earlier ones as they were. Orbax restores files with flipped bits without a word
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -54,6 +55,30 @@ def steps(workdir: Path) -> list[int]:
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
 
 
+def check_owned(workdir: Path) -> None:
+    """Raises DataError where a folder holds a config or checkpoints of something else, which are not ours to replace."""
+    if (workdir / "config.json").exists():
+        read_config(workdir)
+    folder = checkpoints_dir(workdir)
+    strangers = [path.name for path in folder.iterdir() if not is_own(path)] if folder.is_dir() else []
+    if strangers:
+        raise DataError(
+            f"{folder} holds {strangers[0]!r}, which is not a checkpoint of this program: choose another --workdir"
+        )
+
+
+def is_own(path: Path) -> bool:
+    """Whether it is a checkpoint's folder, finished or left behind by a kill."""
+    return path.name.removesuffix(".tmp").isdigit()
+
+
+def delete_all(workdir: Path) -> None:
+    """Deletes the checkpoints of a run, and nothing else. Raises OSError where that fails."""
+    folder = checkpoints_dir(workdir)
+    for path in filter(is_own, list(folder.iterdir()) if folder.is_dir() else []):
+        shutil.rmtree(path)
+
+
 def read_info(workdir: Path, step: int) -> CheckpointInfo:
     """Raises DataError where it is damaged or of another version of the format."""
     path = checkpoints_dir(workdir) / str(step) / "checkpoint.json"
@@ -74,15 +99,18 @@ def write_text(path: Path, text: str) -> None:
 
 
 def save(workdir: Path, state: TrainState, info: CheckpointInfo) -> None:
-    """Writes the checkpoint of `info.step`, or leaves the folder as it was. Raises OSError and Orbax's ValueError."""
+    """Writes the checkpoint of `info.step`, or leaves the folder as it was. Raises OSError."""
     final = checkpoints_dir(workdir) / str(info.step)
     aside = final.with_name(f"{info.step}.tmp").absolute()
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    with ocp.StandardCheckpointer() as checkpointer:
-        for name in ("params", "opt_state"):
-            checkpointer.save(aside / name, getattr(state, name))
-            checkpointer.wait_until_finished()  # a save that fails in the background says so only here
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            for name in ("params", "opt_state"):
+                checkpointer.save(aside / name, getattr(state, name))
+                checkpointer.wait_until_finished()  # a save that fails in the background says so only here
+    except ValueError as error:  # what Orbax makes of a full disk
+        raise OSError(f"Orbax could not save: {error}") from error
     (aside / "checkpoint.json").write_text(json.dumps(dataclasses.asdict(info), indent=2) + "\n", encoding="utf-8")
     (aside / "manifest.json").write_text(json.dumps(checksums(aside), indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(final, ignore_errors=True)
@@ -124,7 +152,7 @@ def prune(workdir: Path, keep: int) -> None:
 def best_step(workdir: Path) -> int | None:
     """The checkpoint with the lowest validation loss; where none was evaluated, the newest."""
     infos = [read_info(workdir, step) for step in steps(workdir)]
-    evaluated = [info for info in infos if info.val_loss is not None]
+    evaluated = [info for info in infos if info.val_loss is not None and math.isfinite(info.val_loss)]
     if evaluated:
         return min(evaluated, key=lambda info: info.val_loss).step
     return infos[-1].step if infos else None
@@ -134,8 +162,12 @@ def restore_arrays(folder: Path, like: Any) -> Any:
     """The pytree that Orbax saved in a folder, with the structure, shapes and types of `like`, on the default device."""
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # and not where it was saved, which may be a GPU
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), like)
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(folder.absolute(), like)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(folder.absolute(), like)
+    except (ValueError, KeyError) as error:
+        reason = str(error).split(". ")[0].split("\n")[0]
+        raise DataError(f"the arrays in {folder} are not those of the model that config.json describes: {reason}") from error
 
 
 def restore(workdir: Path, step: int, like: TrainState) -> TrainState:

@@ -6,7 +6,6 @@ import functools
 import json
 import logging
 import math
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -53,6 +52,7 @@ def train(config: Config, workdir: Path, overwrite: bool = False) -> None:
 
 def step_to_resume(experiment: Experiment, workdir: Path) -> int | None:
     """The newest checkpoint's step, or None where there is none. Raises DataError where the run there is another one."""
+    checkpoint.check_owned(workdir)
     steps = checkpoint.steps(workdir)
     if not steps:
         return None
@@ -83,7 +83,7 @@ class Run:
             init_state, experiment.root_key, model=experiment.model, optimizer=experiment.optimizer
         )
         if newest is None:
-            shutil.rmtree(checkpoint.checkpoints_dir(workdir), ignore_errors=True)
+            checkpoint.delete_all(workdir)
             self.info = CheckpointInfo(step=0, text_sha256=experiment.text_sha256)
             self.state: TrainState = new_state()
         else:
@@ -118,9 +118,9 @@ class Run:
                 self.state, step_metrics = step_once(self.state, batch, experiment.root_key)
                 self.losses.append(step_metrics["loss"])
                 progress.update()
-                self.after_step(step, step_metrics)
                 if step == start + 1:
                     log.info("The first step, with its compilation, took %.1f s.", self.clock.lap(step, self.state))
+                self.after_step(step, step_metrics)
         self.conclude()
 
     def after_step(self, step: int, step_metrics: dict[str, jax.Array]) -> None:
@@ -140,7 +140,7 @@ class Run:
 
     def log_training(self, step: int, step_metrics: dict[str, jax.Array]) -> None:
         """A row of metrics: the mean loss since the last one, rate and gradient norm of this step."""
-        losses = [float(loss) for loss in self.losses]
+        losses = self.finite_losses(step)
         seconds_per_step = self.clock.lap(step, self.state)
         row = {
             "step": step,
@@ -158,6 +158,16 @@ class Run:
             tqdm.format_interval(seconds_per_step * (self.num_steps - step)),
         )  # fmt: skip
 
+    def finite_losses(self, step: int) -> list[float]:
+        """The losses since the last row. Raises FloatingPointError where one is not finite, before such a state is saved."""
+        losses = [float(loss) for loss in self.losses]
+        if not np.isfinite(losses).all():
+            raise FloatingPointError(
+                f"the loss is no longer finite at step {step}: try a lower --learning_rate or more --warmup_steps "
+                f"(what is saved is as of step {self.info.step})"
+            )
+        return losses
+
     def evaluate(self, step: int) -> float:
         """Loss on the fixed batches of validation text, in nats per token."""
         with self.clock.stopped(self.state):
@@ -174,7 +184,7 @@ class Run:
                 step=step,
                 val_loss=val_loss,
                 best_val_loss=min(known, default=None),
-                pending_losses=tuple(float(loss) for loss in self.losses),
+                pending_losses=tuple(self.finite_losses(step)),
                 seconds=self.clock.seconds,
             )
             checkpoint.save(self.workdir, self.state, self.info)
