@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from minigpt_jax.errors import DataError, UsageError, did_you_mean
+from minigpt_jax.errors import DataError, UsageError, did_you_mean, require_choice
 
 PRESETS_DIR = Path(__file__).resolve().parent.parent / "configs"
 
@@ -47,9 +47,8 @@ def check_setting(field: dataclasses.Field, value: Any) -> None:
         raise UsageError(f"{name}={value!r} must be of type {kind.__name__}")
     if kind is float and not math.isfinite(value):
         raise UsageError(f"{name}={value} must be a finite number")
-    if rules["choices"] and value not in rules["choices"]:
-        allowed = ", ".join(rules["choices"])
-        raise UsageError(f"{name}={value!r}{did_you_mean(value, rules['choices'])} must be one of: {allowed}")
+    if rules["choices"]:
+        require_choice(name, value, rules["choices"])
     if rules["at_least"] is not None and value < rules["at_least"]:
         raise UsageError(f"{name}={value} must be at least {rules['at_least']}")
     if rules["above"] is not None and value <= rules["above"]:

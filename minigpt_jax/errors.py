@@ -5,7 +5,7 @@ allowed. The scripts print that line and exit with `exit_status`; Python callers
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 class UsageError(ValueError):
@@ -18,6 +18,12 @@ class DataError(ValueError):
     """A file, a folder, a text or a run is not what the command needs: missing, damaged, too short, of another shape."""
 
     exit_status = 1
+
+
+def require_choice(name: str, value: str, allowed: Collection[str]) -> None:
+    """Raises UsageError unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise UsageError(f"{name}={value!r}{did_you_mean(value, allowed)} must be one of: {', '.join(allowed)}")
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ from absl import flags
 
 import minigpt_jax as mg
 from minigpt_jax import cli
-from minigpt_jax.errors import DataError, UsageError, did_you_mean
+from minigpt_jax.errors import DataError, require_choice
 from minigpt_jax.training import checkpoint
 from minigpt_jax.training.experiment import evaluate, prepare
 
@@ -21,8 +21,7 @@ SPLIT = flags.DEFINE_string("split", "val", "which part of the text: val | train
 
 
 def main() -> None:
-    if SPLIT.value not in SPLITS:
-        raise UsageError(f"split={SPLIT.value!r}{did_you_mean(SPLIT.value, SPLITS)} must be one of: {', '.join(SPLITS)}")
+    require_choice("split", SPLIT.value, SPLITS)
     workdir = Path(WORKDIR.value) if WORKDIR.value else cli.newest_run()
     model = mg.load(workdir)
     experiment = prepare(checkpoint.read_config(workdir))

@@ -19,7 +19,7 @@ from absl import flags
 import minigpt_jax as mg
 from minigpt_jax import cli
 from minigpt_jax.data.corpora import decode_text, read_text_file
-from minigpt_jax.errors import DataError, UsageError, did_you_mean
+from minigpt_jax.errors import DataError, UsageError, require_choice
 from minigpt_jax.generation.language_model import BeamText, Completion, LanguageModel
 from minigpt_jax.generation.logits import processors
 
@@ -87,10 +87,7 @@ def given(group: dict[str, flags.FlagHolder]) -> dict:
 def check(strategy: dict, beam: dict) -> None:
     """Raises UsageError where the command asks for what does not go together. Reads nothing."""
     processors(**strategy)
-    if FORMAT.value not in ("text", "jsonl"):
-        raise UsageError(
-            f"format={FORMAT.value!r}{did_you_mean(FORMAT.value, ['text', 'jsonl'])} must be one of: text, jsonl"
-        )
+    require_choice("format", FORMAT.value, ("text", "jsonl"))
     if beam and "beam_width" not in beam:
         raise UsageError(f"{next(iter(beam))} is for beam search: give --beam_width too")
     if strategy.get("greedy") and strategy.get("temperature"):

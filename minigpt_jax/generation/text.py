@@ -23,21 +23,19 @@ class TextStream:
         """The next token of the row."""
         if token in self.stop_tokens:
             self.end()
-            return
-        searched = len(self.text) - max(map(len, self.stop), default=0)
-        self.text += self.decoder.decode(self.tokenizer.to_bytes([token]))
-        self.cut(searched)
+        else:
+            self.append(self.decoder.decode(self.tokenizer.to_bytes([token])))
 
     def end(self) -> None:
         """Says that no token follows: what was held back is text after all."""
-        searched = len(self.text) - max(map(len, self.stop), default=0)
-        self.text += self.decoder.decode(b"", final=True)
-        self.cut(searched)
+        self.append(self.decoder.decode(b"", final=True))
         self.stopped = True
 
-    def cut(self, searched: int) -> None:
-        """Ends the text before the first stop string in it; the part before `searched` holds none."""
-        places = [self.text.find(stop, max(0, searched)) for stop in self.stop]
+    def append(self, text: str) -> None:
+        """More text, which ends before the first stop string that it completes. Earlier text holds none."""
+        searched = max(0, len(self.text) - max(map(len, self.stop), default=0))
+        self.text += text
+        places = [self.text.find(stop, searched) for stop in self.stop]
         if found := [place for place in places if place >= 0]:
             self.text, self.stopped = self.text[: min(found)], True
 
