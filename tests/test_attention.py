@@ -122,42 +122,64 @@ def test_a_window_of_one_sees_itself_and_a_wide_one_changes_nothing():
 # ---- The cache ------------------------------------------------------------------------------------------------------------
 
 
-def empty_cache(B, S):
-    return KVCache(jnp.full((B, 1, S, 2), -1.0), jnp.full((B, 1, S, 2), -1.0))
+RING = dataclasses.replace(CONFIG, num_heads=1, embed_dim=4, num_kv_heads=None, context_length=4)
 
 
-def entries(positions_BT):
-    """Keys and values that say which position they stand at."""
-    k_BTGK = jnp.asarray(np.broadcast_to(positions_BT[:, :, None, None], (*positions_BT.shape, 1, 2)), jnp.float32)
+def entries(names_BT):
+    """Keys and values of one head of size 4 that carry these numbers."""
+    k_BTGK = jnp.asarray(np.broadcast_to(np.asarray(names_BT)[:, :, None, None], (*np.shape(names_BT), 1, 4)), jnp.float32)
     return k_BTGK, 100 + k_BTGK
 
 
-def test_cache_holds_the_newest_position_of_each_slot():
-    """Two rows at different places, several times around a ring of four slots."""
-    S, write = 4, jax.jit(KVCache.write)
-    cache = empty_cache(2, S)
-    for step in range(11):
-        positions_BT = np.array([[step], [step + 5]])
-        cache = write(cache, *entries(positions_BT), positions_BT)
-        for row, first in enumerate([0, 5]):
-            held = {position % S: position for position in range(first, first + step + 1)}
-            expected_S = [held.get(slot, -1) for slot in range(S)]
-            assert cache.k_BGSK[row, 0, :, 0].tolist() == expected_S
-            assert cache.v_BGSK[row, 0, :, 1].tolist() == [100 + p if p >= 0 else -1 for p in expected_S]
+def test_cache_holds_the_last_positions_written():
+    """Two rows, several times around a ring of four slots, one position after another and two at once."""
+    for T in (1, 2):
+        append, cache = jax.jit(KVCache.append), KVCache.empty(2, RING)
+        for step in range(0, 12, T):
+            names_BT = np.stack([np.arange(step, step + T), np.arange(step, step + T) + 50])
+            cache = append(cache, *entries(names_BT))
+            held_S = [max(p for p in range(-4, step + T) if p % 4 == slot) for slot in range(4)]
+            for row, first in enumerate([0, 50]):
+                assert cache.k_NSK[row, :, 0].tolist() == [p + first if p >= 0 else 0 for p in held_S]
+                assert cache.v_NSK[row, :, 3].tolist() == [p + first + 100 if p >= 0 else 0 for p in held_S]
 
 
-def test_several_positions_are_written_at_once_across_the_end_of_the_ring():
-    positions_BT = np.array([[6, 7, 8], [0, 1, 2]])
-    cache = jax.jit(KVCache.write)(empty_cache(2, 8), *entries(positions_BT), positions_BT)
-    assert cache.k_BGSK[:, 0, :, 0].tolist() == [[8, -1, -1, -1, -1, -1, 6, 7], [0, 1, 2, -1, -1, -1, -1, -1]]
+@pytest.mark.parametrize(
+    ("num_written", "positions_BT", "expected"),
+    [
+        (3, [[0, 1, 2], [0, 0, 1]], ["100 110 111", "100 010 011"]),  # the second row began one slot later
+        (2, [[1], [0]], ["11", "01"]),
+        (6, [[5], [1], [2], [9]], ["1111", "1100", "1101", "1111"]),  # 6 % 4 = 2: written last was slot 1
+        (6, [[2, 3], [0, 0]], ["1011 1111", "1000 0100"]),
+    ],
+)
+def test_queries_see_their_row_up_to_themselves_and_all_once_the_ring_is_full(num_written, positions_BT, expected):
+    cache = KVCache.empty(len(positions_BT), RING).replace(num_written=jnp.asarray(num_written))
+    visible_BTS = cache.visible(np.array(positions_BT)).astype(int).tolist()
+    drawn = [["".join(map(str, slots_S)) for slots_S in slots_TS] for slots_TS in visible_BTS]
+    assert drawn == [[slots.ljust(4, "0") for slots in row.split()] for row in expected]
 
 
-def test_queries_see_what_has_been_written_and_all_once_the_ring_is_full():
-    visible_BTS = empty_cache(2, 4).visible(np.array([[0, 1, 2], [3, 4, 99]]))
-    assert visible_BTS.astype(int).tolist() == [
-        [[1, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0]],
-        [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]],
-    ]
+def test_picked_rows_take_all_their_heads_along():
+    cache = KVCache.empty(3, dataclasses.replace(CONFIG, num_kv_heads=2))
+    cache = cache.replace(k_NSK=cache.k_NSK + jnp.arange(6)[:, None, None], v_NSK=cache.v_NSK - jnp.arange(6)[:, None, None])
+    picked = cache.rows(np.array([2, 0, 0, 1]), batch_size=3)
+    assert picked.k_NSK[:, 1, 1].tolist() == [4, 5, 0, 1, 0, 1, 2, 3]
+    assert picked.v_NSK[:, 0, 0].tolist() == [-4, -5, 0, -1, 0, -1, -2, -3]
+
+
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("T", [1, 3])
+def test_attending_to_a_cache_is_the_equation(num_kv_heads, T):
+    config = dataclasses.replace(CONFIG, num_kv_heads=num_kv_heads, context_length=6)
+    B, H, G, S, K = 2, config.num_heads, num_kv_heads, 6, config.head_size
+    q_BTHK, k_BSGK, v_BSGK = normal(B, T, H, K), normal(B, S, G, K, seed=1), normal(B, S, G, K, seed=2)
+    mask_BTS = np.random.default_rng(0).random((B, T, S)) < 0.6
+    mask_BTS[:, :, 0] = True
+    cache = KVCache.empty(B, config).append(k_BSGK, v_BSGK)
+    repeated = (np.repeat(each, H // G, axis=2) for each in (k_BSGK, v_BSGK))
+    expected_BTHK = attention_by_loop(q_BTHK, *repeated, mask_BTS)
+    np.testing.assert_allclose(jax.jit(KVCache.attend)(cache, q_BTHK, mask_BTS), expected_BTHK, rtol=1e-4, atol=1e-5)
 
 
 # ---- The layer ------------------------------------------------------------------------------------------------------------
@@ -193,11 +215,10 @@ def test_grouped_query_attention_is_full_attention_with_repeated_heads(num_kv_he
         }
     full = MultiHeadAttention(dataclasses.replace(layer.config, num_kv_heads=None))
 
-    y_BTD, cache = apply(layer, params, inputs)
-    full_y_BTD, full_cache = apply(full, repeated, inputs)
+    (y_BTD, no_cache), (full_y_BTD, _) = apply(layer, params, inputs), apply(full, repeated, inputs)
     np.testing.assert_allclose(y_BTD, full_y_BTD, rtol=1e-5, atol=1e-6)
-    assert cache.k_BGSK.shape == (2, G, 6, K)
-    np.testing.assert_allclose(np.repeat(cache.v_BGSK, H // G, axis=1), full_cache.v_BGSK, rtol=1e-5, atol=1e-6)
+    assert no_cache is None
+    assert KVCache.empty(3, layer.config).v_NSK.shape == (3 * G, CONFIG.context_length, K)
 
 
 def test_the_layer_is_its_projections_around_the_equation():
@@ -220,6 +241,7 @@ def test_qk_norm_makes_the_size_of_queries_and_keys_irrelevant(qk_norm):
     layer, params, inputs = layer_and_inputs(qk_norm=qk_norm, bias=False)
     larger = params | {name: jax.tree.map(lambda leaf: 10 * leaf, params[name]) for name in ("query", "key")}
     run = jax.jit(layer.apply)
-    (y_BTD, cache), (larger_y_BTD, _) = (run({"params": each}, *inputs) for each in (params, larger))
+    empty = KVCache.empty(2, dataclasses.replace(CONFIG, context_length=6))
+    (y_BTD, cache), (larger_y_BTD, _) = (run({"params": each}, *inputs, empty) for each in (params, larger))
     assert np.allclose(y_BTD, larger_y_BTD, atol=1e-3) == qk_norm
-    assert np.allclose(np.square(cache.k_BGSK).mean(axis=-1), 1, atol=1e-3) == qk_norm
+    assert np.allclose(np.square(cache.k_NSK).mean(axis=-1), 1, atol=1e-3) == qk_norm

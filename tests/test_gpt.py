@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from minigpt_jax.config import ModelConfig, load_preset, preset_names
+from minigpt_jax.models.attention import KVCache
 from minigpt_jax.models.gpt import GPT
 from minigpt_jax.training.losses import next_token_loss
 
@@ -69,7 +70,8 @@ def test_all_combinations_of_choices_have_the_right_shapes_and_types():
     key = jax.eval_shape(jax.random.key, 0)
 
     def everything(model, key, tokens_BT):
-        (logits_BTV, cache), variables = model.init_with_output(key, tokens_BT)
+        (logits_BTV, _), variables = model.init_with_output(key, tokens_BT)
+        cache = empty_cache(B, model.config)
         return variables["params"], logits_BTV, cache, model.apply(variables, tokens_BT[:, :1], tokens_BT[:, :1], cache)
 
     for choices in combinations(CHOICES, strength=3):
@@ -81,8 +83,9 @@ def test_all_combinations_of_choices_have_the_right_shapes_and_types():
         assert (next_B1V.shape, next_B1V.dtype) == ((B, 1, V), jnp.float32), choices
         assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}, choices
         assert next_cache == cache, choices  # so that a loop can carry it
-        assert {leaf.dtype.name for leaf in jax.tree.leaves(cache)} == {config.dtype}, choices
-        assert cache[0].k_BGSK.shape == cache[0].v_BGSK.shape == (B, config.kv_heads, T, config.head_size), choices
+        assert {cache[0].k_NSK.dtype.name, cache[0].v_NSK.dtype.name} == {config.dtype}, choices
+        slots = (B * config.kv_heads, config.context_length, config.head_size)
+        assert cache[0].k_NSK.shape == cache[0].v_NSK.shape == slots, choices
 
         names = {path[-1].key for path, _ in jax.tree.leaves_with_path(params)}
         assert ("bias" in names) == config.bias, choices
@@ -95,9 +98,9 @@ def test_all_combinations_of_choices_have_the_right_shapes_and_types():
 def test_presets_have_the_right_shapes(name):
     config = dataclasses.replace(load_preset(name).model, vocab_size=65)
     tokens_BT = jax.ShapeDtypeStruct((2, config.context_length), jnp.int32)
-    (logits_BTV, cache), variables = jax.eval_shape(GPT(config).init_with_output, jax.random.key(0), tokens_BT)
+    (logits_BTV, _), variables = jax.eval_shape(GPT(config).init_with_output, jax.random.key(0), tokens_BT)
     assert logits_BTV.shape == (2, config.context_length, 65)
-    assert len(cache) == config.num_layers
+    assert len(variables["params"]["transformer"]) == config.num_layers + (config.norm_placement == "pre")
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
@@ -211,52 +214,43 @@ CACHED = [
 ]
 
 
+def empty_cache(B, config):
+    return (KVCache.empty(B, config),) * config.num_layers
+
+
 @pytest.mark.parametrize("changes", CACHED, ids=lambda changes: changes["positions"])
 def test_cached_and_uncached_logits_agree_at_every_position(changes):
-    """Rows of different lengths, padded; then one token after another, past the context where the model can.
+    """Rows that begin one after another; a piece of several columns, then one at a time, past the context where it can.
 
     The reference is the model on the whole sequences at once, whose mask is as wide as the context.
     """
     config = dataclasses.replace(TINY, **changes)
-    model, S = GPT(config), config.context_length
-    params, lengths_B = random_params(model), np.array([1, 3, S])
+    model, S, T = GPT(config), config.context_length, 4
+    params, begin_B = random_params(model), np.array([0, 1, 6])
     N = 3 * S if config.positions == "rotary" else S
     tokens_BN = random_tokens(3, N, config=config)
-    prompts_BS = np.where(np.arange(S) < lengths_B[:, None], tokens_BN[:, :S], 0)
+    # What stands in column n of row b is the token of position n - begin_B[b]; before position 0 it is padding.
+    positions_BN = np.arange(N)[None] - begin_B[:, None]
+    columns_BN = np.where(positions_BN < 0, 0, np.take_along_axis(tokens_BN, np.maximum(positions_BN, 0), axis=1))
 
     @jax.jit
     def uncached(tokens_BN):
         return model.apply({"params": params}, tokens_BN)[0]
 
     @jax.jit
-    def cached(tokens_BN, prompts_BS, lengths_B):
-        _, cache = model.apply({"params": params}, prompts_BS)
+    def cached(columns_BN, positions_BN):
+        def run(cache, column_and_position):
+            logits_BTV, cache = model.apply({"params": params}, *column_and_position, cache)
+            return cache, logits_BTV
 
-        def step(cache, num_steps):
-            position_B1 = jnp.minimum(lengths_B + num_steps, N - 1)[:, None]  # the rows that are done stay at their end
-            token_B1 = jnp.take_along_axis(tokens_BN, position_B1, axis=1)
-            logits_B1V, cache = model.apply({"params": params}, token_B1, position_B1, cache)
-            return cache, (position_B1[:, 0], logits_B1V[:, 0])
+        def single(columns_BN):
+            return columns_BN[:, T:].T[:, :, None]
 
-        return jax.lax.scan(step, cache, jnp.arange(N - 1))[1]
+        cache, first_BTV = run(empty_cache(3, config), (columns_BN[:, :T], positions_BN[:, :T]))
+        _, others_NB1V = jax.lax.scan(run, cache, (single(columns_BN), single(positions_BN)))
+        return jnp.concatenate([first_BTV, others_NB1V[:, :, 0].swapaxes(0, 1)], axis=1)
 
     expected_BNV = np.asarray(uncached(tokens_BN))
-    position_LB, logits_LBV = map(np.asarray, cached(tokens_BN, prompts_BS, lengths_B))
-    compared = set()
-    for row in range(3):
-        steps = np.arange(max(0, N - lengths_B[row]))
-        places = position_LB[steps, row]
-        np.testing.assert_allclose(logits_LBV[steps, row], expected_BNV[row, places], atol=1e-4)
-        compared |= {(row, int(place)) for place in places}
-    assert compared == {(row, place) for row in range(3) for place in range(lengths_B[row], N)}
-
-
-def test_several_tokens_at_once_may_follow_what_the_cache_holds():
-    model, S = GPT(TINY), TINY.context_length
-    params, tokens_BT = random_params(model), random_tokens(2, S)
-    padded_BS = np.where(np.arange(S) < 3, tokens_BT, 0)
-    apply = jax.jit(model.apply)
-    _, cache = apply({"params": params}, padded_BS)
-    logits_BTV, _ = apply({"params": params}, tokens_BT[:, 3:7], np.tile(np.arange(3, 7), (2, 1)), cache)
-    expected_BTV, _ = apply({"params": params}, tokens_BT)
-    np.testing.assert_allclose(logits_BTV, expected_BTV[:, 3:7], atol=1e-4)
+    logits_BNV = np.asarray(cached(columns_BN, np.maximum(positions_BN, 0)))
+    for row, begin in enumerate(begin_B):
+        np.testing.assert_allclose(logits_BNV[row, begin:], expected_BNV[row, : N - begin], atol=1e-4)

@@ -82,13 +82,33 @@ def greedy_by_recomputation(model, prompt, num_tokens):
     return text[len(prompt) :]
 
 
-@pytest.mark.parametrize("model", [ROTARY, LEARNED, SINUSOIDAL], ids=lambda model: model.config.positions)
-def test_greedy_text_is_that_of_recomputing_the_whole_context_for_each_token(model):
+LONGER = GPT(dataclasses.replace(CONFIG, positions="learned", context_length=40))  # prompts run through it in two pieces
+
+
+@pytest.mark.parametrize(
+    ("model", "num_tokens"), [(ROTARY, 20), (LEARNED, 20), (SINUSOIDAL, 20), (LONGER, 70)],
+    ids=["rotary", "learned", "sinusoidal", "longer"],
+)  # fmt: skip
+def test_greedy_text_is_that_of_recomputing_the_whole_context_for_each_token(model, num_tokens):
     """For prompts of different lengths in one batch, and far past the context."""
-    expected = [greedy_by_recomputation(model, prompt, 20) for prompt in PROMPTS]
-    assert sampled(model, PROMPTS, 20, processors=GREEDY) == expected
+    expected = [greedy_by_recomputation(model, prompt, num_tokens) for prompt in PROMPTS]
+    assert sampled(model, PROMPTS, num_tokens, processors=GREEDY) == expected
     assert len(set(map(tuple, expected))) == 3
     assert len(set(itertools.chain(*expected))) > 3  # it does not just repeat itself
+
+
+@pytest.mark.parametrize("lengths", [(1, 3), (24, 2), (25, 24), (48, 47)], ids=str)
+def test_prefill_in_pieces_gives_the_logits_after_each_prompt(lengths):
+    """For prompts of one piece and of two, up to the whole context, which the pieces divide."""
+    model = GPT(dataclasses.replace(CONFIG, context_length=48))
+    assert 24 < sampler.PREFILL_PIECE < 48
+    tokens_BS = np.random.default_rng(0).integers(13, size=(2, 48))
+    prompts_BS = sampler.padded([row[:length] for row, length in zip(tokens_BS, lengths, strict=True)], 48)
+    state, logits_BV = sampler.prefill(some_params(model), prompts_BS, np.array(lengths), model=model)
+    uncached = jax.jit(lambda params, tokens_BS: model.apply({"params": params}, tokens_BS)[0])
+    expected_BSV = uncached(some_params(model), tokens_BS)
+    np.testing.assert_allclose(logits_BV, expected_BSV[np.arange(2), np.array(lengths) - 1], atol=1e-4)
+    assert state.position_B.tolist() == [length - 1 for length in lengths]
 
 
 def test_penalties_count_the_prompt_and_what_was_generated_and_no_padding():

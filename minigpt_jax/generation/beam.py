@@ -48,7 +48,7 @@ def extend(state: BeamState, logits_RV: jax.Array, ends_V: jax.Array) -> tuple[B
 
     going_on = best(~ends_V)
     rows_R = (jnp.arange(B)[:, None] * W + going_on.parent_BW).reshape(-1)
-    decode = jax.tree.map(lambda leaf: leaf[rows_R], state.decode)
+    decode = state.decode.rows(rows_R)
     return BeamState(choose(decode, going_on.token_BW.reshape(-1)), going_on.score_BW), (going_on, best(ends_V))
 
 
@@ -56,9 +56,9 @@ def extend(state: BeamState, logits_RV: jax.Array, ends_V: jax.Array) -> tuple[B
 def start(params: Any, prompts_BS: jax.Array, lengths_B: jax.Array, ends_V: jax.Array, *, model: nn.Module, width: int):
     """The beams after the first token: all of them extend the prompt, so that all but one count as impossible before it."""
     decode, logits_BV = prefill(params, prompts_BS, lengths_B, model=model)
-    decode, logits_RV = jax.tree.map(lambda leaf: jnp.repeat(leaf, width, axis=0), (decode, logits_BV))
+    rows_R = jnp.repeat(jnp.arange(len(lengths_B)), width)
     score_BW = jnp.where(jnp.arange(width)[None, :] == 0, jnp.zeros((len(lengths_B), 1)), -jnp.inf)
-    return extend(BeamState(decode, score_BW), logits_RV, ends_V)
+    return extend(BeamState(decode.rows(rows_R), score_BW), logits_BV[rows_R], ends_V)
 
 
 @functools.partial(jax.jit, static_argnames="model", donate_argnames="state")

@@ -18,6 +18,7 @@ from minigpt_jax.generation.logits import Processor, process
 from minigpt_jax.models.attention import KVCache
 
 CHUNK = 64  # tokens that a jitted loop makes at most before it returns to Python
+PREFILL_PIECE = 32  # columns of the prompts that run through the model at once, at most
 
 
 @struct.dataclass
@@ -27,6 +28,11 @@ class DecodeState:
     cache: tuple[KVCache, ...]
     token_B: jax.Array
     position_B: jax.Array
+
+    def rows(self, rows_R: jax.Array) -> "DecodeState":
+        """The state that has these rows of this one."""
+        cache = tuple(layer.rows(rows_R, len(self.token_B)) for layer in self.cache)
+        return DecodeState(cache, self.token_B[rows_R], self.position_B[rows_R])
 
 
 @struct.dataclass
@@ -45,11 +51,24 @@ class Sampled:
 def prefill(params: Any, prompts_BS: jax.Array, lengths_B: jax.Array, *, model: nn.Module) -> tuple[DecodeState, jax.Array]:
     """Runs prompts through the model. Returns the state, without a token yet, and logits_BV of the token after each prompt.
 
-    `prompts_BS` has S = context_length columns, of which the first `lengths_B` (at least 1) hold a row's tokens. What
-    the padding puts into the cache is never seen: each slot is overwritten before its position comes into sight.
+    `prompts_BS` has S = context_length columns, of which the last `lengths_B` (at least 1) hold a row's tokens: all prompts
+    end in the same column. The model runs over as many pieces of columns as the longest prompt needs, so the cost grows
+    with the prompts, while the shapes do not. What padding puts into the cache lies too far back to be seen.
     """
-    logits_BSV, cache = model.apply({"params": params}, prompts_BS)
-    logits_BV = logits_BSV[jnp.arange(len(prompts_BS)), lengths_B - 1]
+    B, S = prompts_BS.shape
+    T = max(size for size in range(1, min(S, PREFILL_PIECE) + 1) if S % size == 0)
+    first_piece = (S - jnp.max(lengths_B)) // T
+
+    def body(piece, carry):
+        cache, _ = carry
+        tokens_BT = jax.lax.dynamic_slice_in_dim(prompts_BS, piece * T, T, axis=1)
+        positions_BT = (piece * T + jnp.arange(T))[None, :] - (S - lengths_B)[:, None]
+        logits_BTV, cache = model.apply({"params": params}, tokens_BT, jnp.maximum(positions_BT, 0), cache)
+        return cache, logits_BTV[:, -1]
+
+    empty = (KVCache.empty(B, model.config),) * model.config.num_layers
+    nothing = (empty, jnp.zeros((B, model.config.vocab_size)))
+    cache, logits_BV = jax.lax.fori_loop(first_piece, S // T, body, nothing)
     return DecodeState(cache, token_B=jnp.zeros_like(lengths_B), position_B=lengths_B - 1), logits_BV
 
 
@@ -106,7 +125,7 @@ def start(
     """Prefills the prompts and samples the first token after each."""
     decode, logits_BV = prefill(params, prompts_BS, lengths_B, model=model)
     B, S = prompts_BS.shape
-    is_prompt_BS = jnp.arange(S)[None, :] < lengths_B[:, None]
+    is_prompt_BS = jnp.arange(S)[None, :] >= (S - lengths_B)[:, None]
     counts_BV = jnp.zeros_like(logits_BV).at[jnp.arange(B)[:, None], prompts_BS].add(is_prompt_BS)
     state = SamplerState(decode, counts_BV, key_B, num_sampled=jnp.zeros((), jnp.int32))
     return sample(state, logits_BV, processors)
@@ -132,14 +151,21 @@ def go_on(
 
 @functools.partial(jax.jit, static_argnames="model", donate_argnames="state")
 def reanchor(params: Any, state: DecodeState, windows_BS: jax.Array, full_B: jax.Array, *, model: nn.Module) -> DecodeState:
-    """The state with the rows in `full_B` moved back to half the context: their windows stand at the first places."""
+    """The state with the rows in `full_B` moved back to half the context: the tokens of their windows stand before it."""
+    B, S = windows_BS.shape
+    anew, _ = prefill(params, windows_BS, jnp.full(B, S // 2), model=model)
 
-    def pick(new, old):
-        return jnp.where(full_B.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+    def merge(new: KVCache, old: KVCache) -> KVCache:
+        turn = old.num_written - new.num_written  # what was written last has to be in the same slot
 
-    _, cache = model.apply({"params": params}, windows_BS)
-    half = windows_BS.shape[1] // 2
-    return state.replace(cache=jax.tree.map(pick, cache, state.cache), position_B=jnp.where(full_B, half, state.position_B))
+        def pick(new_NSK, old_NSK):
+            is_full_N = jnp.repeat(full_B, len(old_NSK) // B)
+            return jnp.where(is_full_N[:, None, None], jnp.roll(new_NSK, turn, axis=1), old_NSK)
+
+        return old.replace(k_NSK=pick(new.k_NSK, old.k_NSK), v_NSK=pick(new.v_NSK, old.v_NSK))
+
+    cache = tuple(map(merge, anew.cache, state.cache))
+    return state.replace(cache=cache, position_B=jnp.where(full_B, S // 2, state.position_B))
 
 
 class Context:
@@ -177,10 +203,10 @@ class Context:
 
 
 def padded(rows: list[np.ndarray], num_columns: int) -> np.ndarray:
-    """Rows of different lengths in one array, filled up with zeros on the right."""
+    """Rows of different lengths in one array, filled up with zeros on the left."""
     array = np.zeros((len(rows), num_columns), np.int32)
     for target, row in zip(array, rows, strict=True):
-        target[: len(row)] = row
+        target[num_columns - len(row) :] = row
     return array
 
 

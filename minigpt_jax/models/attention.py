@@ -49,28 +49,66 @@ def scaled_dot_product_attention(
 
 @struct.dataclass
 class KVCache:
-    """Keys and values of one layer at the positions seen so far, so that they are computed once.
+    """Keys and values of one layer at the last S positions, so that they are computed once.
 
-    A ring of S slots: position p lives in slot p mod S, so position S takes the place of position 0 and memory is constant.
+    A ring of S slots: what comes after the last slot takes the place of the oldest, so memory is constant. All rows write
+    to the same slots, whatever positions they have reached, since XLA can then write in place.
     """
 
-    k_BGSK: jax.Array  # heads before slots, which is the order in which attention reads them
-    v_BGSK: jax.Array
+    k_NSK: jax.Array  # N = B G: rows and their heads in one axis, as the products need it; with two axes XLA copies it all
+    v_NSK: jax.Array
+    num_written: jax.Array  # positions written so far, a scalar; the next goes to this slot, modulo S
 
-    def write(self, k_BTGK: jax.Array, v_BTGK: jax.Array, positions_BT: jax.Array) -> "KVCache":
-        """The cache with these T positions in their slots. No two of them may share a slot."""
-        num_slots = self.k_BGSK.shape[2]
-        rows_B1 = jnp.arange(positions_BT.shape[0])[:, None]
-        slots_BT = positions_BT % num_slots
-        return KVCache(self.k_BGSK.at[rows_B1, :, slots_BT].set(k_BTGK), self.v_BGSK.at[rows_B1, :, slots_BT].set(v_BTGK))
+    @classmethod
+    def empty(cls, batch_size: int, config: ModelConfig) -> "KVCache":
+        """A cache for `context_length` positions."""
+        shape = (batch_size * config.kv_heads, config.context_length, config.head_size)
+        return cls(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype), jnp.zeros((), jnp.int32))
+
+    def append(self, k_BTGK: jax.Array, v_BTGK: jax.Array) -> "KVCache":
+        """The cache with T more positions. They must not go around the end of the ring; a T that divides S never does."""
+        B, T, G, K = k_BTGK.shape
+        slot = self.num_written % self.k_NSK.shape[1]
+
+        def write(slots_NSK, new_BTGK):
+            new_NTK = new_BTGK.swapaxes(1, 2).reshape(B * G, T, K)
+            return jax.lax.dynamic_update_slice_in_dim(slots_NSK, new_NTK, slot, axis=1)
+
+        return KVCache(write(self.k_NSK, k_BTGK), write(self.v_NSK, v_BTGK), self.num_written + T)
+
+    def rows(self, rows_R: jax.Array, batch_size: int) -> "KVCache":
+        """The cache that has these rows of this one, which has `batch_size` of them."""
+
+        def pick(slots_NSK):
+            return slots_NSK.reshape(batch_size, -1)[rows_R].reshape(-1, *slots_NSK.shape[1:])
+
+        return self.replace(k_NSK=pick(self.k_NSK), v_NSK=pick(self.v_NSK))
 
     def visible(self, positions_BT: jax.Array) -> jax.Array:
-        """mask_BTS: which slots a query at each position may see, when all positions up to its own have been written.
+        """mask_BTS: which slots the last T positions may see, of which row b's are called `positions_BT[b]`.
 
-        Before the ring is full those are the slots up to its own. Afterwards all: they hold the last S positions.
+        Those that are not younger than themselves, and not so old that they belong to no position of the row.
         """
-        num_slots = self.k_BGSK.shape[2]
-        return jnp.arange(num_slots)[None, None] <= positions_BT[:, :, None]
+        S, T = self.k_NSK.shape[1], positions_BT.shape[1]
+        slots_T = self.num_written - T + jnp.arange(T)
+        age_TS = (slots_T[:, None] - jnp.arange(S)[None, :]) % S
+        return age_TS[None] <= positions_BT[:, :, None]
+
+    def attend(self, q_BTHK: jax.Array, mask_BTS: jax.Array) -> jax.Array:
+        """Scaled dot-product attention to what the cache holds, as o_BTHK; `mask_BTS` is True where it is allowed.
+
+        The same equation as above in the order that suits few queries: keys stand on the left of the product, since XLA
+        on a CPU transposes all that stands on the right of it, and the queries that share a head stand side by side.
+        """
+        B, T, H, K = q_BTHK.shape
+        N = self.k_NSK.shape[0]
+        G = N // B
+        q_NQK = q_BTHK.reshape(B, T, G, H // G, K).swapaxes(1, 2).reshape(N, T * H // G, K)
+        scores_NQS = jnp.einsum("NSK,NQK->NSQ", self.k_NSK, q_NQK).swapaxes(1, 2).astype(jnp.float32) / K**0.5
+        mask_NQS = jnp.repeat(jnp.repeat(mask_BTS, G, axis=0), H // G, axis=1)
+        weights_NQS = jax.nn.softmax(jnp.where(mask_NQS, scores_NQS, jnp.finfo(jnp.float32).min), axis=-1)
+        o_NQK = jnp.einsum("NQS,NSK->NQK", weights_NQS.astype(self.v_NSK.dtype), self.v_NSK)
+        return o_NQK.reshape(B, G, T, H // G, K).swapaxes(1, 2).reshape(B, T, H, K)
 
 
 class MultiHeadAttention(nn.Module):
@@ -85,10 +123,10 @@ class MultiHeadAttention(nn.Module):
     @nn.compact
     def __call__(
         self, x_BTD: jax.Array, mask_BTS: jax.Array | None, positions_BT: jax.Array, cache: KVCache | None = None
-    ) -> tuple[jax.Array, KVCache]:
-        """Attends within x or, with a cache, from x to the cache with x written into it; `mask_BTS` is then ignored.
+    ) -> tuple[jax.Array, KVCache | None]:
+        """Attends within x or, with a cache, from x to the cache with x appended to it; `mask_BTS` is then ignored.
 
-        Returns (y_BTD, cache). Without a cache given, the one returned holds just the positions of x.
+        Returns (y_BTD, cache), the cache None where none was given.
         """
         config = self.config
         H, G, K = config.num_heads, config.kv_heads, config.head_size
@@ -103,14 +141,11 @@ class MultiHeadAttention(nn.Module):
             q_BTHK, k_BTGK = rotate(q_BTHK, positions_BT), rotate(k_BTGK, positions_BT)
 
         if cache is None:
-            cache = KVCache(k_BTGK.swapaxes(1, 2), v_BTGK.swapaxes(1, 2))
+            k_BTHK, v_BTHK = jnp.repeat(k_BTGK, H // G, axis=2), jnp.repeat(v_BTGK, H // G, axis=2)
+            o_BTHK = scaled_dot_product_attention(q_BTHK, k_BTHK, v_BTHK, mask_BTS)
         else:
-            cache = cache.write(k_BTGK, v_BTGK, positions_BT)
-            mask_BTS = cache.visible(positions_BT)
-        k_BSHK = jnp.repeat(cache.k_BGSK, H // G, axis=1).swapaxes(1, 2)
-        v_BSHK = jnp.repeat(cache.v_BGSK, H // G, axis=1).swapaxes(1, 2)
-
-        o_BTHK = scaled_dot_product_attention(q_BTHK, k_BSHK, v_BSHK, mask_BTS)
+            cache = cache.append(k_BTGK, v_BTGK)
+            o_BTHK = cache.attend(q_BTHK, cache.visible(positions_BT))
         y_BTD = Dense(D, config, "output", init=residual_init(config))(o_BTHK.reshape(B, T, H * K))
         return y_BTD, cache
 

@@ -22,12 +22,12 @@ class GPT(nn.Module):
         positions_BT: jax.Array | None = None,
         cache: tuple[KVCache, ...] | None = None,
         deterministic: bool = True,
-    ) -> tuple[jax.Array, tuple[KVCache, ...]]:
+    ) -> tuple[jax.Array, tuple[KVCache, ...] | None]:
         """Returns (logits_BTV in float32, cache).
 
-        Without a cache the tokens stand at positions 0 to T - 1, and the cache returned holds their keys and values. With
-        a cache they follow what it holds, at `positions_BT`. Sequences longer than the context are for rotary models only;
-        each position then sees the last context_length ones.
+        Without a cache the tokens stand at positions 0 to T - 1. With a cache, of one KVCache a layer, they follow what it
+        holds, at `positions_BT`, and the cache returned holds them too. Sequences longer than the context are for rotary
+        models only; each position then sees the last context_length ones.
         """
         config = self.config
         B, T = tokens_BT.shape

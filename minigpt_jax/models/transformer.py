@@ -18,7 +18,7 @@ class Block(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x_BTD, mask_BTS, positions_BT, cache=None, deterministic=True) -> tuple[jax.Array, KVCache]:
+    def __call__(self, x_BTD, mask_BTS, positions_BT, cache=None, deterministic=True) -> tuple[jax.Array, KVCache | None]:
         config = self.config
         attention = MultiHeadAttention(config, name="attention")
         feed_forward = FeedForward(config, name="feed_forward")
@@ -49,11 +49,11 @@ class Transformer(nn.Module):
         positions_BT: jax.Array,
         cache: tuple[KVCache, ...] | None = None,
         deterministic: bool = True,
-    ) -> tuple[jax.Array, tuple[KVCache, ...]]:
-        """Returns (x_BTD, cache), the cache with one KVCache a layer.
+    ) -> tuple[jax.Array, tuple[KVCache, ...] | None]:
+        """Returns (x_BTD, cache), the cache with one KVCache a layer, or None where none was given.
 
         `mask_BTS` is True where attention is allowed: causal for GPT, padding for BERT, None for ViT. `positions_BT` are
-        read by rotary attention and by the cache. With `cache` given, x attends to what it holds and is written into it.
+        read by rotary attention and by the cache. With `cache` given, x is appended to it and attends to what it then holds.
         `deterministic=False` drops out, with the rng named "dropout".
         """
         config = self.config
@@ -66,4 +66,4 @@ class Transformer(nn.Module):
             new_cache.append(layer_cache)
         if config.norm_placement == "pre":
             x_BTD = Norm(config, "final_norm")(x_BTD)
-        return x_BTD, tuple(new_cache)
+        return x_BTD, None if cache is None else tuple(new_cache)
