@@ -30,6 +30,7 @@ LENGTH = flags.DEFINE_integer("length", 200, "tokens to generate")
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "texts for each prompt")
 SEED = flags.DEFINE_integer("seed", 0, "root of the randomness: the same seed gives the same text")
 STOP = flags.DEFINE_multi_string("stop", [], "text that ends a sample and is left out of it; may be given several times")
+STOP_TOKENS = flags.DEFINE_multi_integer("stop_tokens", [], "token id that ends a sample; may be given several times")
 STRATEGY = {
     "temperature": flags.DEFINE_float(
         "temperature", None, "below 1 more predictable, above 1 wilder; 0 is greedy (default 1)"
@@ -71,13 +72,14 @@ def main() -> None:
     check(strategy, beam)
     prompts = read_prompts()
     model = mg.load(WORKDIR.value or cli.newest_run())
-    settings = {"seed": SEED.value, "stop": STOP.value, **strategy}
+    stops = {"stop": STOP.value, "stop_tokens": STOP_TOKENS.value}
+    settings = {"seed": SEED.value, **stops, **strategy}
     if INTERACTIVE.value:
         converse(model, settings)
     elif STREAM.value:
         print_stream(model, prompts[0], settings)
     else:
-        print_texts(model, texts(model, prompts, settings, beam))
+        print_texts(model, texts(model, prompts, settings, beam | stops if beam else {}))
 
 
 def given(group: dict[str, flags.FlagHolder]) -> dict:
@@ -90,8 +92,6 @@ def check(strategy: dict, beam: dict) -> None:
     require_choice("format", FORMAT.value, ("text", "jsonl"))
     if beam and "beam_width" not in beam:
         raise UsageError(f"{next(iter(beam))} is for beam search: give --beam_width too")
-    if strategy.get("greedy") and strategy.get("temperature"):
-        raise UsageError(f"greedy excludes temperature={strategy['temperature']}: give one of them")
     one_at_a_time = STREAM.value or INTERACTIVE.value
     conflicts = [
         (beam and strategy, f"beam search does not sample: give --beam_width or --{next(iter(strategy), '')}"),
@@ -129,7 +129,7 @@ def read_prompts() -> list[str]:
 
 def texts(model: LanguageModel, prompts: list[str], settings: dict, beam: dict) -> Iterator[Completion | BeamText]:
     if beam:
-        for found in model.beam_search(prompts, LENGTH.value, stop=STOP.value, **beam):
+        for found in model.beam_search(prompts, LENGTH.value, **beam):
             yield from found if FORMAT.value == "jsonl" else found[:1]
     else:
         yield from model.complete(prompts, LENGTH.value, num_samples=NUM_SAMPLES.value, **settings)
@@ -151,9 +151,15 @@ def record(result: Completion | BeamText) -> dict:
     """A line of the JSONL. `log_probs` and `score` are natural logarithms."""
     if isinstance(result, BeamText):
         found = result.hypothesis
-        reason = "stop" if found.ended else "length"
-        ranks = {"score": found.score, "rank": found.rank}
-        return {"prompt": result.prompt, "text": result.text, "tokens": found.tokens, **ranks, "reason": reason}
+        return {
+            "prompt": result.prompt,
+            "text": result.text,
+            "tokens": found.tokens,
+            "log_probs": found.log_probs,
+            "score": found.score,
+            "rank": found.rank,
+            "reason": "stop" if found.ended else "length",
+        }
     return {
         "prompt": result.prompt,
         "text": result.text,

@@ -86,10 +86,11 @@ def test_width_one_is_greedy_also_past_the_context(model):
     keys = row_keys(jax.random.key(0), range(2))
     pieces = list(stream(some_params(model), PROMPTS, 20, keys, (Greedy(),), model=model))
     greedy = np.concatenate([piece.token for piece in pieces], axis=1)
-    log_probs = np.concatenate([piece.log_prob for piece in pieces], axis=1).sum(axis=1)
-    for [found], tokens, score in zip(search(model, 20, width=1), greedy, log_probs, strict=True):
+    log_probs_BC = np.concatenate([piece.log_prob for piece in pieces], axis=1)
+    for [found], tokens, log_probs in zip(search(model, 20, width=1), greedy, log_probs_BC, strict=True):
         assert found.tokens == tuple(tokens)
-        assert found.score == pytest.approx(score, abs=1e-4)
+        assert found.score == pytest.approx(log_probs.sum(), abs=1e-4)
+        np.testing.assert_allclose(found.log_probs, log_probs, atol=1e-4)
         assert not found.ended
 
 
@@ -128,6 +129,6 @@ def test_logits_that_are_not_finite_are_an_error():
 @pytest.mark.parametrize("length_penalty, can_improve", [(1.0, True), (0.0, False), (-1.0, False)])
 def test_a_beam_may_still_win_if_length_is_rewarded_and_there_is_room_for_it(length_penalty, can_improve):
     """With -3 nats after 2 of 10 tokens: -0.3 a token at best, where a text of -1 is to be beaten."""
-    worst = beam.Hypothesis(tokens=(1,), score=-1.0, rank=-1.0, ended=True)
+    worst = beam.Hypothesis(tokens=(1,), log_probs=(-1.0,), score=-1.0, rank=-1.0, ended=True)
     search = beam.Search(1, 10, length_penalty, False, [None], finished=[worst], length=2)
     assert search.can_improve(-3.0) == can_improve

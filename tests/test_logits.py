@@ -206,7 +206,7 @@ def test_temperature_zero_is_greedy_and_leaves_the_penalties_in_place(greedily):
     "name, values",
     [
         ("temperature", [-0.1, INF, np.nan]),
-        ("top_k", [-1]),
+        ("top_k", [-1, 2.5]),
         ("top_p", [0, -0.1, 1.1, np.nan]),
         ("min_p", [-0.1, 1.1, np.nan]),
         ("typical_p", [0, 1.1, np.nan]),
@@ -221,8 +221,64 @@ def test_values_that_make_no_sense_are_named(name, values):
             processors(**{name: value})
 
 
+def test_greedy_and_a_temperature_contradict_each_other():
+    for temperature in (0.8, 1.0):
+        with pytest.raises(UsageError, match=f"^greedy excludes temperature={temperature}: give one of them"):
+            processors(greedy=True, temperature=temperature)
+
+
 def test_k_may_be_any_number_above_the_vocabulary():
     assert kept(processors(top_k=2**40), [1.0, 2.0, 3.0]) == [True] * 3
+
+
+# ---- Against Hugging Face -------------------------------------------------------------------------------------------------
+
+
+def test_the_same_settings_give_the_same_distribution_as_in_hugging_face():
+    """Through its own `generate`, which builds and orders its processors by itself."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    V, B, S = 40, 3, 6
+    torch.manual_seed(0)
+    model = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(n_layer=1, n_head=2, n_embd=16, n_positions=16, vocab_size=V, initializer_range=0.5)
+    ).train(False)
+    prompts_BS = torch.randint(V, (B, S))
+    counts_BV = np.stack([np.bincount(row, minlength=V) for row in prompts_BS.numpy()])
+    for chosen in [
+        {"temperature": 0.7},
+        {"top_k": 7},
+        {"top_p": 0.8},
+        {"min_p": 0.1},
+        {"typical_p": 0.6},
+        {"repetition_penalty": 1.8},
+        {"temperature": 1.7, "top_k": 20, "top_p": 0.7, "repetition_penalty": 1.3},
+        {"temperature": 2.5, "top_p": 0.95, "min_p": 0.05, "typical_p": 0.8},
+        {"temperature": 0.4, "top_k": 30, "top_p": 0.99, "min_p": 0.001, "typical_p": 0.95, "repetition_penalty": 0.8},
+    ]:
+        made = model.generate(
+            prompts_BS,
+            attention_mask=torch.ones_like(prompts_BS),
+            **{"top_k": 0, **chosen},
+            do_sample=True,
+            max_new_tokens=1,
+            pad_token_id=0,
+            eos_token_id=None,
+            output_logits=True,
+            output_scores=True,
+            return_dict_in_generate=True,
+        )
+        expected_BV = torch.softmax(made.scores[0], dim=-1).numpy()
+        processed_BV = process(processors(**chosen), made.logits[0].numpy(), counts_BV)
+        np.testing.assert_allclose(jax.nn.softmax(processed_BV), expected_BV, atol=1e-5, err_msg=str(chosen))
+
+
+def test_no_two_processors_have_the_same_structure():
+    """Or jit takes one for the other."""
+    chosen = [
+        make(1.0) for make in (RepetitionPenalty, FrequencyPenalty, PresencePenalty, Temperature, TopK, TopP, MinP, TypicalP)
+    ]
+    structures = [jax.tree.structure(processor) for processor in (*chosen, Greedy())]
+    assert all((a == b) == (i == j) for i, a in enumerate(structures) for j, b in enumerate(structures))
 
 
 # ---- Compilation ----------------------------------------------------------------------------------------------------------

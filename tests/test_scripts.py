@@ -302,6 +302,20 @@ def test_many_prompts_give_json_lines_in_order(trained, call, monkeypatch):
     assert {record["reason"] for record in records} == {"stop", "length"}
 
 
+def test_a_stop_token_ends_a_text_and_is_left_out_of_it(trained, call):
+    tokenizer = tokenizers.from_json((trained.workdir / "tokenizer.json").read_text(encoding="utf-8"))
+    whole = json.loads(succeeded(call(trained.folder, f"{RUN} --format jsonl")).stdout)
+    ending = whole["tokens"][12]
+    for settings in (f"--stop_tokens {ending}", f"--stop_tokens {ending} --stop_tokens {whole['tokens'][-1]}"):
+        stopped = json.loads(succeeded(call(trained.folder, f"{RUN} --format jsonl {settings}")).stdout)
+        assert stopped["tokens"] == whole["tokens"][: len(stopped["tokens"])]
+        assert stopped["text"] == tokenizer.decode(stopped["tokens"][:-1])
+        assert stopped["reason"] == "stop"
+    beams = succeeded(call(trained.folder, f"{RUN} --format jsonl --stop_tokens {ending} --beam_width 2")).stdout
+    ended = [json.loads(line) for line in beams.splitlines()]
+    assert {(beam["reason"] == "stop") == (beam["tokens"][-1] == ending) for beam in ended} == {True}
+
+
 def test_a_stream_is_the_text(trained, call):
     settings = "--prompt 'To be' --temperature 0.9 --stop no"
     whole = succeeded(call(trained.folder, f"{RUN} {settings}")).stdout
@@ -351,6 +365,9 @@ def test_beam_search_finds_a_text_at_least_as_probable_as_the_greedy_one(trained
     beams = [json.loads(line) for line in succeeded(call(trained.folder, f"{command} --beam_width 4")).stdout.splitlines()]
     assert len(beams) == 4
     assert beams[0]["score"] >= sum(greedy["log_probs"])
+    for beam in beams:
+        assert sum(beam["log_probs"]) == pytest.approx(beam["score"], abs=1e-3)
+        assert len(beam["log_probs"]) == len(beam["tokens"])
     best = succeeded(call(trained.folder, f"{RUN} --prompt 'To be' --beam_width 4")).stdout
     assert best == beams[0]["text"] + "\n"
 
@@ -427,6 +444,8 @@ MISTAKES = [  # command, exit status, and what the message says
     (f"{PROMPTED} --beam_width 2 --stop 'no'", USAGE, ["stop='no'", "single token"]),
     (f"{PROMPTED} --length_penalty 1", USAGE, ["length_penalty", "--beam_width"]),
     (f"{PROMPTED} --stop ''", USAGE, ["stop string", "empty"]),
+    (f"{PROMPTED} --stop_tokens 500", USAGE, ["stop_tokens=500", "below"]),
+    (f"{PROMPTED} --beam_width 2 --stop_tokens -1", USAGE, ["stop_tokens=-1", "at least 0"]),
     (f"{PROMPTED} --format jsonn", USAGE, ["format='jsonn'", "did you mean 'jsonl'?"]),
     (f"{PROMPTED} --prompts prompts.txt", USAGE, ["--prompt or --prompts"]),
     ("generate --workdir runs/debug --prompts missing.txt", DATA, ["missing.txt"]),

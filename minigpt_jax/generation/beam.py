@@ -7,6 +7,7 @@ records in Python, between two pieces of the loop.
 import dataclasses
 import functools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -81,6 +82,7 @@ class Hypothesis:
     """A text that beam search found. `score` is its log-probability in nats; `rank` is score / length^length_penalty."""
 
     tokens: tuple[int, ...]
+    log_probs: tuple[float, ...]  # of each token, in nats
     score: float
     rank: float
     ended: bool  # in an end token, not because it reached the length
@@ -88,7 +90,7 @@ class Hypothesis:
 
 @dataclasses.dataclass
 class Search:
-    """The texts of one prompt: W beams that go on, as chains (chain before, token), and the best W that have ended."""
+    """The texts of one prompt: W beams that go on, chains of (chain before, token, score), and the best W that ended."""
 
     width: int
     num_tokens: int
@@ -104,18 +106,20 @@ class Search:
         if self.over:
             return
         self.length += 1
-        for parent, token, score in zip(ending.parent_BW, ending.token_BW, ending.score_BW, strict=True):
-            self.finish((self.beams[parent], int(token)), float(score), ended=True)
-        self.beams = [(self.beams[i], int(token)) for i, token in zip(going_on.parent_BW, going_on.token_BW, strict=True)]
+        for parent, token, score in rows(ending):
+            self.finish((self.beams[parent], int(token), float(score)), ended=True)
+        self.beams = [(self.beams[parent], int(token), float(score)) for parent, token, score in rows(going_on)]
         self.over = len(self.finished) == self.width and (self.early_stopping or not self.can_improve(going_on.score_BW[0]))
         if self.length == self.num_tokens and not self.over:
-            for beam, score in zip(self.beams, going_on.score_BW, strict=True):
-                self.finish(beam, float(score), ended=False)
+            for beam in self.beams:
+                self.finish(beam, ended=False)
             self.over = True
 
-    def finish(self, beam, score: float, ended: bool) -> None:
-        if math.isfinite(score):
-            found = Hypothesis(tuple(tokens_of(beam, self.length)), score, score / self.length**self.length_penalty, ended)
+    def finish(self, beam, ended: bool) -> None:
+        if math.isfinite(beam[-1]):
+            tokens, scores = zip(*links(beam, self.length), strict=True)
+            log_probs = tuple(np.diff(scores, prepend=0.0).tolist())
+            found = Hypothesis(tokens, log_probs, scores[-1], scores[-1] / self.length**self.length_penalty, ended)
             self.finished = sorted([*self.finished, found], key=lambda text: -text.rank)[: self.width]
 
     def can_improve(self, best_score: float) -> bool:
@@ -125,13 +129,18 @@ class Search:
         return best_score / length**self.length_penalty > self.finished[-1].rank
 
 
-def tokens_of(beam, count: int) -> list[int]:
-    """The last `count` tokens of a chain, or as many as there are."""
-    tokens = []
-    while beam is not None and len(tokens) < count:
-        beam, token = beam
-        tokens.append(token)
-    return tokens[::-1]
+def rows(choice: Choice) -> Iterator[tuple]:
+    """(parent, token, score) of each beam of one prompt's choice."""
+    return zip(choice.parent_BW, choice.token_BW, choice.score_BW, strict=True)
+
+
+def links(beam, count: int) -> list[tuple[int, float]]:
+    """The last `count` tokens of a chain, or as many as there are, each with the score up to it."""
+    found = []
+    while beam is not None and len(found) < count:
+        beam, *link = beam
+        found.append(tuple(link))
+    return found[::-1]
 
 
 def beam_search(
@@ -168,7 +177,7 @@ def beam_search(
             return [search.finished for search in searches]
         S, left = context.size, num_tokens - max(search.length for search in searches)
         context.rows = [
-            np.array([*prompt, *tokens_of(beam, S)], np.int32)[-S:]
+            np.array([*prompt, *(token for token, _ in links(beam, S))], np.int32)[-S:]
             for prompt, search in zip(prompts, searches, strict=True)
             for beam in search.beams
         ]

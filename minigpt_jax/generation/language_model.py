@@ -139,6 +139,7 @@ class LanguageModel:
             raise UsageError(f"seed={seed} must be at least 0 and below 2**32")
         if "" in stop:
             raise UsageError("a stop string must not be empty")
+        self.check_stop_tokens(stop_tokens)
         chosen = processors(**strategy)
         encoded = [(prompt, self.encode_prompt(prompt)) for prompt in prompts]
         longest = max((len(tokens) for _, tokens in encoded), default=0)
@@ -177,6 +178,7 @@ class LanguageModel:
         length_penalty: float = 1.0,
         early_stopping: bool = False,
         stop: Sequence[str] = (),
+        stop_tokens: Sequence[int] = (),
     ) -> Iterator[list[BeamText]]:
         """The most probable texts that a search with `beam_width` beams finds for each prompt, best first.
 
@@ -189,6 +191,7 @@ class LanguageModel:
             raise UsageError(f"beam_width={beam_width} must be at most {V}, the size of the vocabulary")
         if not -10 <= length_penalty <= 10:
             raise UsageError(f"length_penalty={length_penalty} must be between -10 and 10")
+        self.check_stop_tokens(stop_tokens)
         end_tokens = [self.tokenizer.encode(string).tolist() for string in stop]
         for string, tokens in zip(stop, end_tokens, strict=True):
             if len(tokens) != 1:
@@ -209,10 +212,16 @@ class LanguageModel:
                 width=beam_width,
                 length_penalty=length_penalty,
                 early_stopping=early_stopping,
-                end_tokens=tuple(token for [token] in end_tokens),
+                end_tokens=(*stop_tokens, *(token for [token] in end_tokens)),
             )
             for prompt, hypotheses in zip(part, found, strict=True):
                 yield [text(prompt, hypothesis) for hypothesis in hypotheses]
+
+    def check_stop_tokens(self, stop_tokens: Sequence[int]) -> None:
+        V = self.tokenizer.vocab_size
+        for token in stop_tokens:
+            if not 0 <= token < V:
+                raise UsageError(f"stop_tokens={token} must be a token id, at least 0 and below {V}")
 
     def encode_prompt(self, prompt: str) -> np.ndarray:
         """The prompt's tokens, at least one and at most context_length of them."""

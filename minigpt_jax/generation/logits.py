@@ -6,13 +6,13 @@ penalties, temperature, top-k, top-p, min-p, typical-p. A token that a processor
 and each processor keeps at least one token, so there is always one to sample.
 """
 
+import dataclasses
 import functools
 import math
 from typing import Protocol
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from minigpt_jax.errors import UsageError
 
@@ -23,7 +23,21 @@ class Processor(Protocol):
     def __call__(self, logits_BV: jax.Array, counts_BV: jax.Array | None = None) -> jax.Array: ...
 
 
-@struct.dataclass
+def processor(cls: type) -> type:
+    """A frozen dataclass that is a pytree, with its numbers as leaves.
+
+    What `flax.struct.dataclass` and `jax.tree_util.register_dataclass` make will not do here: to JAX 0.10 the structures of
+    two dataclasses with equally many fields are equal, so that jit now and then runs one processor in place of another.
+    """
+    cls = dataclasses.dataclass(frozen=True)(cls)
+    names = [field.name for field in dataclasses.fields(cls)]
+    jax.tree_util.register_pytree_node(
+        cls, lambda value: ([getattr(value, name) for name in names], None), lambda _, numbers: cls(*numbers)
+    )
+    return cls
+
+
+@processor
 class RepetitionPenalty:
     """Divides positive logits of tokens seen before by `penalty`, multiplies negative ones by it (Keskar et al. 2019)."""
 
@@ -34,7 +48,7 @@ class RepetitionPenalty:
         return jnp.where(counts_BV > 0, penalised_BV, logits_BV)
 
 
-@struct.dataclass
+@processor
 class FrequencyPenalty:
     """Takes `penalty` from a token's logit for each time that it has been seen."""
 
@@ -44,7 +58,7 @@ class FrequencyPenalty:
         return logits_BV - self.penalty * counts_BV
 
 
-@struct.dataclass
+@processor
 class PresencePenalty:
     """Takes `penalty` from the logit of each token that has been seen at all."""
 
@@ -54,7 +68,7 @@ class PresencePenalty:
         return logits_BV - self.penalty * (counts_BV > 0)
 
 
-@struct.dataclass
+@processor
 class Temperature:
     """Divides logits by the temperature: below 1 the distribution gets sharper, above 1 flatter."""
 
@@ -64,7 +78,7 @@ class Temperature:
         return logits_BV / self.temperature
 
 
-@struct.dataclass
+@processor
 class TopK:
     """Keeps the k tokens with the highest logits, and those that tie with the last of them (Fan et al. 2018)."""
 
@@ -77,7 +91,7 @@ class TopK:
         return jnp.where(logits_BV >= lowest_kept_B1, logits_BV, -jnp.inf)
 
 
-@struct.dataclass
+@processor
 class TopP:
     """Keeps the most probable tokens until their mass reaches p, the one that reaches it included (Holtzman et al. 2020)."""
 
@@ -87,7 +101,7 @@ class TopP:
         return keep_until_mass(logits_BV, -jax.nn.log_softmax(logits_BV), self.p)
 
 
-@struct.dataclass
+@processor
 class MinP:
     """Keeps the tokens that are at least p times as probable as the most probable one (Nguyen et al. 2024)."""
 
@@ -99,7 +113,7 @@ class MinP:
         return jnp.where(logits_BV >= lowest_kept_B1, logits_BV, -jnp.inf)
 
 
-@struct.dataclass
+@processor
 class TypicalP:
     """Keeps the tokens whose surprise is nearest to the entropy, until their mass reaches p (Meister et al. 2023)."""
 
@@ -111,7 +125,7 @@ class TypicalP:
         return keep_until_mass(logits_BV, jnp.abs(surprise_BV - mean_B1), self.p)
 
 
-@struct.dataclass
+@processor
 class Greedy:
     """Keeps the most probable token alone; of several, the one with the lowest id."""
 
@@ -138,7 +152,7 @@ def process(processors: tuple[Processor, ...], logits_BV: jax.Array, counts_BV: 
 
 def processors(
     *,
-    temperature: float = 1.0,
+    temperature: float | None = None,
     top_k: int = 0,
     top_p: float = 1.0,
     min_p: float = 0.0,
@@ -150,17 +164,19 @@ def processors(
 ) -> tuple[Processor, ...]:
     """The processors for these settings, in their fixed order. Each default means "not at all"; temperature 0 means greedy.
 
-    Raises UsageError for values that make no sense.
+    Raises UsageError for values that make no sense, and for those that contradict each other.
     """
 
     def require(condition: bool, message: str) -> None:
         if not condition:
             raise UsageError(message)
 
+    require(not (greedy and temperature), f"greedy excludes temperature={temperature}: give one of them")
+    temperature = 1.0 if temperature is None else temperature
     require(
         temperature >= 0 and math.isfinite(temperature), f"temperature={temperature} must be 0 (greedy) or a number above"
     )
-    require(top_k >= 0, f"top_k={top_k} must be 0 (off) or above")
+    require(top_k >= 0 and top_k == int(top_k), f"top_k={top_k} must be 0 (off) or a whole number above")
     require(0 < top_p <= 1, f"top_p={top_p} must be above 0 and at most 1 (off)")
     require(0 <= min_p <= 1, f"min_p={min_p} must be between 0 (off) and 1")
     require(0 < typical_p <= 1, f"typical_p={typical_p} must be above 0 and at most 1 (off)")
@@ -182,7 +198,7 @@ def processors(
     else:
         chosen += [
             (temperature != 1, lambda: Temperature(float(temperature))),
-            (top_k != 0, lambda: TopK(min(top_k, 2**31 - 1))),
+            (top_k != 0, lambda: TopK(min(int(top_k), 2**31 - 1))),
             (top_p != 1, lambda: TopP(float(top_p))),
             (min_p != 0, lambda: MinP(float(min_p))),
             (typical_p != 1, lambda: TypicalP(float(typical_p))),
