@@ -11,7 +11,7 @@ from absl import flags
 from tqdm import tqdm
 
 from minigpt_jax.config import SETTINGS, Setting, setting_type
-from minigpt_jax.errors import DataError, UsageError
+from minigpt_jax.errors import DataError, StoppedError, UsageError
 from minigpt_jax.runtime import keep_freed_memory
 
 RUNS_DIR = Path("runs")
@@ -74,6 +74,8 @@ def run(main: Callable[..., None], usage: str, positional: bool = False) -> None
         sys.exit(report(str(error), error.exit_status))
     except FloatingPointError as error:
         sys.exit(report(str(error), DataError.exit_status))
+    except StoppedError as stopped:  # it has said so itself
+        sys.exit(stopped.exit_status)
     except KeyboardInterrupt:
         sys.exit(report("interrupted", 130))  # as a shell has it: 128 + SIGINT
     except BrokenPipeError:  # the reader of standard output has gone, as after `| head`: nobody is left to tell

@@ -135,6 +135,12 @@ class TrainingConfig(Section):
     beta1: float = setting(0.9, "AdamW: decay of the mean of gradients", at_least=0.0, below=1.0)
     beta2: float = setting(0.99, "AdamW: decay of the mean of squared gradients", at_least=0.0, below=1.0)
     grad_clip: float = setting(1.0, "largest global norm of the gradient", above=0.0)
+    ema: float = setting(
+        0.0,
+        "decay of a moving average of the parameters, which evaluation and generation then use; 0: none",
+        at_least=0.0,
+        below=1.0,
+    )
     seed: int = setting(  # JAX uses 32 bits of it
         0, "root of all randomness: initial weights, order of the batches, dropout", at_least=0, below=2**32
     )
@@ -143,6 +149,12 @@ class TrainingConfig(Section):
     checkpoint_every: int = setting(500, "steps between checkpoints", at_least=1, may_change=True)
     sample_every: int = setting(250, "steps between printed samples; 0: none", at_least=0, may_change=True)
     log_every: int = setting(50, "steps between rows of training metrics", at_least=1, may_change=True)
+    patience: int = setting(
+        0, "evaluations in a row without a lower loss after which training ends; 0: never", at_least=0, may_change=True
+    )
+    max_bad_steps: int = setting(
+        10, "steps in a row with a loss or gradient that is not finite after which it gives up", at_least=1, may_change=True
+    )
     keep_checkpoints: int = setting(2, "newest checkpoints to keep, beside the best", at_least=1, may_change=True)
 
     def __post_init__(self):

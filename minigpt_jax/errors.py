@@ -20,6 +20,14 @@ class DataError(ValueError):
     exit_status = 1
 
 
+class StoppedError(Exception):
+    """A signal asked for the end, and what was under way has been brought to a good one."""
+
+    def __init__(self, signal_number: int):
+        super().__init__(f"stopped by signal {signal_number}")
+        self.exit_status = 128 + signal_number  # as a shell has it
+
+
 def require_choice(name: str, value: str, allowed: Collection[str]) -> None:
     """Raises UsageError unless `value` is one of `allowed`."""
     if value not in allowed:

@@ -25,7 +25,8 @@ def main() -> None:
     workdir = Path(WORKDIR.value) if WORKDIR.value else cli.newest_run()
     model = mg.load(workdir)
     experiment = prepare(checkpoint.read_config(workdir))
-    if experiment.text_sha256 != checkpoint.read_info(workdir, checkpoint.best_step(workdir)).text_sha256:
+    used = checkpoint.first_whole(workdir, checkpoint.best_first(workdir))
+    if experiment.text_sha256 != checkpoint.read_info(workdir, used).text_sha256:
         raise DataError(f"{experiment.config.data.dataset} is no longer the text that {workdir} was trained on")
     tokens = experiment.splits[SPLIT.value][1:]  # the first token has nothing before it, so it is not predicted
     text = model.tokenizer.decode(tokens)

@@ -3,6 +3,9 @@
 python scripts/train.py                                         Shakespeare, character by character
 python scripts/train.py --config mini_gpt --epochs 5            another preset
 python scripts/train.py --dataset my_text.txt --workdir runs/mine
+python scripts/train.py --max_minutes 30                        stops in time; the same command goes on
+
+Ctrl-C and SIGTERM finish the step, save and stop; a second one stops at once.
 """
 
 from pathlib import Path
@@ -11,6 +14,7 @@ from absl import flags
 
 from minigpt_jax import cli
 from minigpt_jax.config import load_preset
+from minigpt_jax.errors import UsageError
 from minigpt_jax.training import checkpoint
 from minigpt_jax.training.loop import train
 
@@ -19,17 +23,27 @@ CONFIG = flags.DEFINE_string(
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default runs/NAME OF THE CONFIG)")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "begin anew in a folder that has a run")
+MAX_MINUTES = flags.DEFINE_float("max_minutes", None, "stop after this time, with a checkpoint from which to go on")
+TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "also write the metrics for TensorBoard, into the run's folder")
 cli.define_setting_flags()
 
 
 def main() -> None:
+    if MAX_MINUTES.value is not None and not MAX_MINUTES.value > 0:
+        raise UsageError(f"max_minutes={MAX_MINUTES.value} must be above 0")
     preset = CONFIG.value or "shakespeare_char"
     workdir = Path(WORKDIR.value or cli.RUNS_DIR / Path(preset).stem)
     if CONFIG.value is None and (workdir / "config.json").exists() and not OVERWRITE.value:
         config = checkpoint.read_config(workdir)  # resuming takes the run's own settings where none are given
     else:
         config = load_preset(preset)
-    train(config.override(cli.given_settings()), workdir, OVERWRITE.value)
+    train(
+        config.override(cli.given_settings()),
+        workdir,
+        OVERWRITE.value,
+        max_minutes=MAX_MINUTES.value,
+        tensorboard=TENSORBOARD.value,
+    )
 
 
 if __name__ == "__main__":

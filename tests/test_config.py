@@ -63,7 +63,8 @@ def test_settings_that_commands_are_written_with_keep_their_names():
 
 
 def test_only_what_changes_no_number_of_the_steps_done_may_change_on_resuming():
-    harmless = "steps epochs eval_every checkpoint_every sample_every log_every keep_checkpoints data_dir"
+    harmless = """steps epochs eval_every checkpoint_every sample_every log_every keep_checkpoints data_dir patience
+    max_bad_steps"""
     assert sorted(names(lambda rules, kind: rules["may_change"])) == sorted(harmless.split())
 
 

@@ -5,7 +5,10 @@ import functools
 import json
 import logging
 import math
+import os
 import shutil
+import signal
+import sys
 
 import jax
 import numpy as np
@@ -13,7 +16,7 @@ import pytest
 
 from minigpt_jax.config import Config, DataConfig, Expectation, ModelConfig, TrainingConfig
 from minigpt_jax.data import batches
-from minigpt_jax.errors import DataError
+from minigpt_jax.errors import DataError, StoppedError, UsageError
 from minigpt_jax.training import checkpoint, experiment, loop
 from minigpt_jax.training.experiment import prepare
 from minigpt_jax.training.loop import MetricsFile, Run, train
@@ -30,7 +33,7 @@ compiled_once = functools.cache(make_optimizer)
 @pytest.fixture(autouse=True)
 def one_compilation(monkeypatch):
     """Runs that optimise alike share an optimizer and, with it, the compiled training step."""
-    sharing = {"steps": None, "seed": 0, "eval_batches": 1} | RHYTHM
+    sharing = {"steps": None, "seed": 0, "eval_batches": 1, "ema": 0.0, "patience": 0, "max_bad_steps": 10} | RHYTHM
     monkeypatch.setattr(
         experiment, "make_optimizer", lambda config, n: compiled_once(dataclasses.replace(config, **sharing), n)
     )
@@ -50,7 +53,14 @@ def config(files):
     return Config(
         model=ModelConfig(num_layers=1, num_heads=2, embed_dim=8, ff_dim=8, context_length=8, dropout=0.2),
         training=TrainingConfig(
-            batch_size=4, grad_accumulation=2, steps=STEPS, learning_rate=1e-2, warmup_steps=3, eval_batches=1, **RHYTHM
+            batch_size=4,
+            grad_accumulation=2,
+            ema=0.9,
+            steps=STEPS,
+            learning_rate=1e-2,
+            warmup_steps=3,
+            eval_batches=1,
+            **RHYTHM,
         ),
         data=DataConfig(dataset=str(files / "text.txt"), data_dir=str(files)),
     )
@@ -77,7 +87,9 @@ def train_until(config, workdir, step, monkeypatch, during="after_step"):
 
 def final_state(config, workdir, step=STEPS):
     parts = prepare(config)
-    shapes = jax.eval_shape(functools.partial(init_state, model=parts.model, optimizer=parts.optimizer), parts.root_key)
+    shapes = jax.eval_shape(
+        functools.partial(init_state, model=parts.model, optimizer=parts.optimizer, ema=0.9), parts.root_key
+    )
     return checkpoint.restore(workdir, step, shapes)
 
 
@@ -215,12 +227,14 @@ def test_metrics_have_the_rows_that_were_promised(finished, config):
 
 
 def test_the_folder_holds_what_the_contract_says(finished, config):
-    assert {path.name for path in finished.iterdir()} == {"config.json", "tokenizer.json", "metrics.jsonl", "checkpoints"}
+    assert {path.name for path in finished.iterdir()} == {
+        "config.json", "tokenizer.json", "metrics.jsonl", "checkpoints", "train.lock"
+    }  # fmt: skip
     assert checkpoint.read_config(finished).model == dataclasses.replace(config.model, vocab_size=6)
     assert checkpoint.load(finished).tokenizer.characters == "\n abcd"
     evaluated = {row["step"]: row["val_loss"] for row in rows(finished) if "val_loss" in row}
     assert checkpoint.steps(finished)[-1] == STEPS
-    assert checkpoint.best_step(finished) == min(evaluated, key=evaluated.get)
+    assert checkpoint.best_first(finished)[0] == min(evaluated, key=evaluated.get)
 
 
 def test_it_saves_when_that_is_due_and_when_the_loss_is_the_lowest_so_far(config, tmp_path, monkeypatch):
@@ -234,7 +248,7 @@ def test_it_saves_when_that_is_due_and_when_the_loss_is_the_lowest_so_far(config
     monkeypatch.setattr(checkpoint, "save", save)
     train(config, tmp_path)
     assert saved == [(4, 1.0, 1.0), (5, None, 1.0), (10, None, 1.0), (12, 0.5, 0.5), (13, 3.0, 0.5)]
-    assert checkpoint.best_step(tmp_path) == 12
+    assert checkpoint.best_first(tmp_path)[0] == 12
 
 
 def test_how_often_it_evaluates_saves_and_logs_changes_no_parameter(config, finished, tmp_path):
@@ -281,7 +295,7 @@ def test_without_an_expectation_there_is_no_verdict(config, finished, caplog):
 def metrics_file(tmp_path, content, last_step):
     path = tmp_path / "metrics.jsonl"
     path.write_text(content)
-    return MetricsFile(path, last_step), path
+    return MetricsFile(tmp_path, last_step), path
 
 
 def test_metrics_after_the_checkpoint_and_torn_lines_are_dropped(tmp_path):
@@ -330,14 +344,52 @@ def test_another_text_of_the_same_name_is_refused(config, finished, files):
     assert snapshot(finished) == before
 
 
-def test_a_damaged_checkpoint_is_not_resumed_from_and_nothing_is_deleted(config, workdir):
-    folder = workdir / "checkpoints" / str(STEPS) / "opt_state"
-    path = next(path for path in folder.rglob("*") if path.parent.name == "d")
+def damage(workdir, step):
+    path = next(path for path in (workdir / "checkpoints" / str(step) / "opt_state").rglob("*") if path.parent.name == "d")
     path.write_bytes(path.read_bytes()[:-1])
+    return path
+
+
+def test_where_the_newest_checkpoint_is_damaged_the_run_goes_on_exactly_from_the_one_before(
+    config, finished, workdir, caplog
+):
+    earlier = [step for step in checkpoint.steps(workdir) if step < STEPS][-1]
+    path = damage(workdir, STEPS)
+    before = snapshot(workdir / "checkpoints" / str(STEPS))
+    with caplog.at_level("INFO"):
+        train(config, workdir)
+    assert f"{path.name} has changed. Trying step {earlier} instead." in caplog.text
+    assert f"Resuming at step {earlier}" in caplog.text
+    assert_equal(final_state(config, workdir), final_state(config, finished))
+    assert rows(workdir) == rows(finished)
+    aside = snapshot(workdir / "checkpoints" / f"{STEPS}.damaged")
+    assert sorted(aside.values()) == sorted(before.values())  # nothing is deleted
+
+
+def test_with_no_whole_checkpoint_left_it_refuses_and_deletes_nothing(config, workdir):
+    for step in checkpoint.steps(workdir):
+        damage(workdir, step)
     before = snapshot(workdir)
-    with pytest.raises(DataError, match=f"{path.name} has changed"):
+    with pytest.raises(DataError, match=r"no checkpoint of .* can be used"):
         train(config.override({"steps": STEPS + 5}), workdir)
     assert snapshot(workdir) == before
+
+
+def test_a_folder_in_which_another_process_trains_is_refused(config, workdir):
+    with checkpoint.locked(workdir), pytest.raises(DataError, match="another process trains in"):
+        train(config.override({"steps": STEPS + 5}), workdir)
+    assert checkpoint.steps(workdir)[-1] == STEPS
+
+
+def test_harmless_changes_and_another_machine_are_said_and_recorded(config, workdir, caplog, monkeypatch):
+    here = checkpoint.environment()
+    monkeypatch.setattr(checkpoint, "environment", lambda: here | {"jax": "9.9", "device": "a better one"})
+    with caplog.at_level("INFO"):
+        train(config.override({"steps": STEPS + 1, "log_every": 2}), workdir)
+    assert f"Changed in the run: steps={STEPS} (now {STEPS + 1}), log_every={RHYTHM['log_every']} (now 2)." in caplog.text
+    assert f"made with jax {here['jax']} (now 9.9), device {here['device']} (now a better one): " in caplog.text
+    assert checkpoint.read_config(workdir).training.log_every == 2
+    assert checkpoint.read_info(workdir, STEPS + 1).made_with["jax"] == "9.9"
 
 
 def test_a_folder_that_cannot_be_written_is_named(config, tmp_path):
@@ -353,15 +405,134 @@ def test_a_vocabulary_that_is_not_the_texts_is_refused(config, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(config, tmp_path, monkeypatch):
+# ---- How it ends before its end -------------------------------------------------------------------------------------------
+
+
+def after_step(monkeypatch, step, action):
+    """Has something happen when this step has been dealt with."""
+    original = Run.after_step
+
+    def patched(self, now):
+        original(self, now)
+        if now == step:
+            action()
+
+    monkeypatch.setattr(Run, "after_step", patched)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("step", [5, 7])  # one that is saved anyway, and one that is not
+def test_a_signal_ends_the_run_with_a_checkpoint_from_which_it_goes_on_exactly(
+    config, finished, tmp_path, monkeypatch, caplog, number, step
+):
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    with monkeypatch.context() as patched, caplog.at_level("INFO"):
+        after_step(patched, step, lambda: os.kill(os.getpid(), number))
+        with pytest.raises(StoppedError) as stopped:
+            train(config, tmp_path)
+    assert stopped.value.exit_status == 128 + number
+    assert f"Stopped and saved at step {step}/{STEPS}. The same command goes on from there." in caplog.text
+    assert checkpoint.steps(tmp_path)[-1] == step
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+    train(config, tmp_path)
+    assert_equal(final_state(config, tmp_path), final_state(config, finished))
+    assert rows(tmp_path) == rows(finished)
+
+
+def test_the_second_signal_is_not_held_back(config, tmp_path, monkeypatch):
+    seen = []
+    after_step(monkeypatch, 7, lambda: (os.kill(os.getpid(), signal.SIGTERM), seen.append(signal.getsignal(signal.SIGTERM))))
+    with pytest.raises(StoppedError):
+        train(config, tmp_path)
+    assert seen == [signal.SIG_DFL]
+
+
+def test_out_of_time_it_stops_with_a_checkpoint_and_no_error(config, finished, tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    after_step(monkeypatch, 6, lambda: now.append(now.pop() + 61))
+    train(config, tmp_path, max_minutes=1)
+    assert checkpoint.steps(tmp_path)[-1] == 6
+    train(config, tmp_path, max_minutes=1)
+    assert_equal(final_state(config, tmp_path), final_state(config, finished))
+
+
+def test_without_a_lower_loss_it_ends_early_and_says_so(config, tmp_path, monkeypatch, caplog):
+    losses = {4: 2.0, 8: 1.0, 12: 1.5}
+    calls = iter([*losses.values(), 9.0])
+    monkeypatch.setattr(loop, "evaluate", lambda *args, **keywords: next(calls))
+    impatient = config.override({"patience": 1})
+    with caplog.at_level("INFO"):
+        train(impatient, tmp_path)
+        assert "No lower validation loss in 1 evaluations: ending early." in caplog.text
+        assert checkpoint.steps(tmp_path)[-1] == 12
+        assert checkpoint.best_first(tmp_path)[0] == 8
+        before = snapshot(tmp_path)
+        train(impatient, tmp_path)
+    assert "has ended early, at step 12. Go on with --patience N, N above 1, or 0." in caplog.text
+    assert snapshot(tmp_path) == before
+
+
+def broken_steps(monkeypatch, bad):
+    """These steps count as not finite, and change nothing but the step's number."""
     original = loop.train_step
 
-    def broken(state, batch, key, **how):
+    def patched(state, batch, key, **how):
+        kept = jax.tree.map(jax.numpy.copy, state)
         state, metrics = original(state, batch, key, **how)
-        return state, metrics | {"loss": metrics["loss"] + (jax.numpy.nan if int(state.step) == 7 else 0.0)}
+        if int(state.step) in bad:
+            nan = jax.numpy.asarray(jax.numpy.nan)
+            return kept.replace(step=state.step), {"loss": nan, "grad_norm": nan, "is_finite": jax.numpy.asarray(False)}
+        return state, metrics
 
-    monkeypatch.setattr(loop, "train_step", broken)
-    with pytest.raises(FloatingPointError, match=r"no longer finite at step .*--learning_rate"):
-        train(config, tmp_path)
-    assert max(checkpoint.steps(tmp_path)) < 7
+    monkeypatch.setattr(loop, "train_step", patched)
+
+
+def test_steps_that_are_not_finite_are_skipped_and_counted_also_over_a_kill(config, tmp_path, monkeypatch):
+    broken_steps(monkeypatch, {4, 5, 6, 7, 10})
+    patient = config.override({"max_bad_steps": 5})
+    train(patient, tmp_path / "straight")
+    train_until(patient, tmp_path / "killed", 7, monkeypatch)
+    train(patient, tmp_path / "killed")
+    assert rows(tmp_path / "killed") == rows(tmp_path / "straight")
+    text = (tmp_path / "straight" / "metrics.jsonl").read_text()
+    assert "NaN" not in text
+    training = [row for row in rows(tmp_path / "straight") if "train_loss" in row]
+    assert [(row["step"], row.get("skipped_steps", 0)) for row in training] == [(3, 0), (6, 3), (9, 4), (12, 5), (13, 5)]
+    assert training[1]["train_loss"] is None
+    assert training[1]["grad_norm"] is None
+    assert training[2]["train_loss"] > 0
+    assert checkpoint.read_info(tmp_path / "straight", STEPS).num_skipped == 5
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_too_many_in_a_row_end_the_run_with_the_step_the_last_loss_and_likely_causes(config, tmp_path, monkeypatch, killed):
+    broken_steps(monkeypatch, {2, 4, 5, 6, 7, 8})
+    strict = config.override({"max_bad_steps": 3})
+    if killed:
+        train_until(strict, tmp_path, 6, monkeypatch)
+    with pytest.raises(
+        FloatingPointError, match=r"3 steps in a row, up to step 6; .* loss was \d.*--learning_rate"
+    ) as ended:
+        train(strict, tmp_path)
+    assert len(str(ended.value).splitlines()) == 1
+    for step in checkpoint.steps(tmp_path):
+        jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf, leaf), final_state(config, tmp_path, step))
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8")
+
+
+# ---- TensorBoard ----------------------------------------------------------------------------------------------------------
+
+
+def test_metrics_go_to_tensorboard_too(config, tmp_path):
+    pytest.importorskip("tensorboardX")
+    train(config, tmp_path, tensorboard=True)
+    [events] = (tmp_path / "tensorboard").glob("events*")
+    for name in (b"train_loss", b"val_loss", b"learning_rate", b"grad_norm"):
+        assert name in events.read_bytes()
+
+
+def test_without_tensorboardx_the_extra_is_named(config, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(UsageError, match="tensorboard"):
+        train(config, tmp_path, tensorboard=True)

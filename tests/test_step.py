@@ -80,8 +80,45 @@ def test_step_follows_the_gradient_of_the_mean_loss_however_the_batch_is_divided
 def test_batch_without_targets_changes_nothing_and_poisons_nothing():
     batch = random_batch() | {"mask_BT": np.zeros((4, 8), bool)}
     state, metrics = train_step(state_at(0, PLAIN), batch, jax.random.key(0), model=MODEL, optimizer=PLAIN)
-    assert jax.device_get(metrics) == {"loss": 0, "grad_norm": 0}
+    assert jax.device_get(metrics) == {"loss": 0, "grad_norm": 0, "is_finite": True}
     assert_equal(state.params, some_params())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_step_that_is_not_finite_changes_nothing_but_its_number(value):
+    """Nor does it poison a later one: the token whose embedding is broken does not occur there."""
+    params = jax.tree.map(np.copy, some_params())
+    params["embedding"]["tokens"]["embedding"][0] = value
+    state = state_at(3, ADAMW).replace(params=params, average=some_params())
+    before = jax.tree.map(np.copy, jax.device_get(state))
+    whole, key = random_batch(), jax.random.key(0)
+    whole["inputs_BT"] = np.maximum(whole["inputs_BT"], 1)
+    broken = whole | {"inputs_BT": whole["inputs_BT"].copy()}
+    broken["inputs_BT"][2, 5] = 0
+
+    state, metrics = train_step(state, broken, key, model=MODEL, optimizer=ADAMW, ema=0.9)
+    assert not metrics["is_finite"]
+    assert state.step == 4
+    for part in ("params", "opt_state", "average"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(state, part), getattr(before, part))
+
+    state, metrics = train_step(state, whole, key, model=MODEL, optimizer=ADAMW, ema=0.9)
+    assert metrics["is_finite"]
+    others = state.params["embedding"]["tokens"]["embedding"][1:]
+    assert np.isfinite(others).all()
+    assert not np.array_equal(others, params["embedding"]["tokens"]["embedding"][1:])
+
+
+def test_the_average_follows_the_parameters_and_forgets_their_initial_values():
+    state, key = state_at(0, PLAIN).replace(average=some_params()), jax.random.key(0)
+    expected = jax.device_get(some_params())
+    for step in range(4):
+        state, _ = train_step(state, random_batch(), key, model=MODEL, optimizer=PLAIN, ema=0.25)
+        decay = min(0.25, (1 + step) / (10 + step))
+        expected = jax.tree.map(lambda old, new, d=decay: d * old + (1 - d) * np.asarray(new), expected, state.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), state.average, expected)
+    assert state.eval_params is state.average
+    assert state.replace(average=None).eval_params is state.params
 
 
 def test_one_batch_is_learned_by_heart():

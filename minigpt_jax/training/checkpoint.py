@@ -3,23 +3,33 @@
     runs/NAME/config.json  tokenizer.json  metrics.jsonl
               checkpoints/STEP/params/       Orbax: the parameters
                                opt_state/    Orbax: the optimizer's state
+                               average/      Orbax: the moving average of the parameters, with --ema
                                checkpoint.json  step, losses, and what the run was trained on
                                manifest.json    size and sha256 of every other file, written last
+              train.lock                     locked as long as a process trains here
 
 A checkpoint is written into a folder of another name and renamed when it is complete, so a process that is killed leaves the
-earlier ones as they were. Orbax restores files with flipped bits without a word; the manifest is how they are found.
+earlier ones as they were. Orbax restores files with flipped bits without a word; the manifest is how they are found. A
+damaged checkpoint is set aside as STEP.damaged, never deleted.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
+import logging
 import math
 import os
+import platform
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import flax
 import jax
+import optax
 import orbax.checkpoint as ocp
 
 from minigpt_jax.config import Config
@@ -29,7 +39,10 @@ from minigpt_jax.generation.language_model import LanguageModel
 from minigpt_jax.models.gpt import GPT
 from minigpt_jax.training.step import TrainState, init_params
 
+log = logging.getLogger(__name__)
+
 FORMAT = 1
+ARRAYS = ("params", "opt_state", "average")  # parts of the state, each a folder of its own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +55,37 @@ class CheckpointInfo:
     best_val_loss: float | None = None  # the lowest up to this step
     pending_losses: tuple[float, ...] = ()  # training losses of the steps since the last row of metrics
     seconds: float = 0.0  # that the run took up to this step, over all its processes
+    num_skipped: int = 0  # steps whose loss or gradient was not finite, which changed nothing
+    bad_steps: int = 0  # how many of them were the last ones
+    last_loss: float | None = None  # the last training loss that was finite
+    evaluations_since_best: int = 0
+    made_with: dict[str, str] = dataclasses.field(default_factory=dict)  # see `environment`
     format: int = FORMAT
+
+
+def environment() -> dict[str, str]:
+    """What the bits of a step depend on beside the config: versions, device and flags of the compiler."""
+    return {
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "flax": flax.__version__,
+        "optax": optax.__version__,
+        "device": f"{jax.devices()[0].platform} {jax.devices()[0].device_kind}",
+        "machine": platform.machine(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Holds a run's folder for one process, until it leaves or dies. Raises DataError where another one holds it."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / "train.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"another process trains in {workdir}: wait for it, or choose another --workdir") from None
+        yield
 
 
 def checkpoints_dir(workdir: Path) -> Path:
@@ -68,15 +111,40 @@ def check_owned(workdir: Path) -> None:
 
 
 def is_own(path: Path) -> bool:
-    """Whether it is a checkpoint's folder, finished or left behind by a kill."""
-    return path.name.removesuffix(".tmp").isdigit()
+    """Whether it is a checkpoint's folder: whole, set aside, or left behind by a kill while it was written or deleted."""
+    step, _, state = path.name.partition(".")
+    return step.isdigit() and state in ("", "damaged", "tmp", "gone")
 
 
 def delete_all(workdir: Path) -> None:
     """Deletes the checkpoints of a run, and nothing else. Raises OSError where that fails."""
     folder = checkpoints_dir(workdir)
     for path in filter(is_own, list(folder.iterdir()) if folder.is_dir() else []):
-        shutil.rmtree(path)
+        delete(path)
+
+
+def delete_leftovers(workdir: Path) -> None:
+    """Deletes what was being written or deleted when a process was killed."""
+    for path in [path for state in ("tmp", "gone") for path in checkpoints_dir(workdir).glob(f"*.{state}")]:
+        if is_own(path):
+            shutil.rmtree(path)
+
+
+def delete(path: Path) -> None:
+    """Takes a checkpoint's name away first, so that one that is killed half-way leaves nothing that looks whole."""
+    gone = path.with_name(path.name.partition(".")[0] + ".gone")
+    if gone != path:
+        shutil.rmtree(gone, ignore_errors=True)
+        os.replace(path, gone)
+    shutil.rmtree(gone)
+
+
+def set_aside(workdir: Path, step: int) -> None:
+    """Renames a damaged checkpoint to STEP.damaged, in place of an earlier one of that name."""
+    path = checkpoints_dir(workdir) / str(step)
+    aside = path.with_name(f"{step}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(path, aside)
 
 
 def read_info(workdir: Path, step: int) -> CheckpointInfo:
@@ -86,7 +154,7 @@ def read_info(workdir: Path, step: int) -> CheckpointInfo:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values["format"] != FORMAT:
             raise DataError(f"{path} has format {values['format']}; this version of minigpt_jax reads format {FORMAT}")
-        return CheckpointInfo(**values)
+        return CheckpointInfo(**values | {"pending_losses": tuple(values["pending_losses"])})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise error if isinstance(error, DataError) else DataError(f"{path} is damaged: {error}") from error
 
@@ -106,14 +174,19 @@ def save(workdir: Path, state: TrainState, info: CheckpointInfo) -> None:
     aside.mkdir(parents=True)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            for name in ("params", "opt_state"):
-                checkpointer.save(aside / name, getattr(state, name))
-                checkpointer.wait_until_finished()  # a save that fails in the background says so only here
-    except ValueError as error:  # what Orbax makes of a full disk
-        raise OSError(f"Orbax could not save: {error}") from error
-    (aside / "checkpoint.json").write_text(json.dumps(dataclasses.asdict(info), indent=2) + "\n", encoding="utf-8")
-    (aside / "manifest.json").write_text(json.dumps(checksums(aside), indent=2) + "\n", encoding="utf-8")
-    shutil.rmtree(final, ignore_errors=True)
+            for name in ARRAYS:
+                if getattr(state, name) is not None:
+                    checkpointer.save(aside / name, getattr(state, name))
+                    checkpointer.wait_until_finished()  # a save that fails in the background says so only here
+        (aside / "checkpoint.json").write_text(json.dumps(dataclasses.asdict(info), indent=2) + "\n", encoding="utf-8")
+        (aside / "manifest.json").write_text(json.dumps(checksums(aside), indent=2) + "\n", encoding="utf-8")
+    except (OSError, ValueError) as error:
+        shutil.rmtree(aside, ignore_errors=True)  # what fills a full disk is worth nothing
+        if isinstance(error, OSError):
+            raise
+        raise OSError(f"Orbax could not save: {str(error).splitlines()[0]}") from error  # its way to tell of a full disk
+    if final.exists():
+        delete(final)
     os.replace(aside, final)
 
 
@@ -145,17 +218,40 @@ def verify(workdir: Path, step: int) -> None:
 
 def prune(workdir: Path, keep: int) -> None:
     """Deletes all checkpoints but the newest `keep` and the best."""
-    for step in set(steps(workdir)) - set(steps(workdir)[-keep:]) - {best_step(workdir)}:
-        shutil.rmtree(checkpoints_dir(workdir) / str(step))
+    best = best_first(workdir)[:1]
+    for step in set(steps(workdir)) - set(steps(workdir)[-keep:]) - set(best):
+        delete(checkpoints_dir(workdir) / str(step))
 
 
-def best_step(workdir: Path) -> int | None:
-    """The checkpoint with the lowest validation loss; where none was evaluated, the newest."""
-    infos = [read_info(workdir, step) for step in steps(workdir)]
-    evaluated = [info for info in infos if info.val_loss is not None and math.isfinite(info.val_loss)]
-    if evaluated:
-        return min(evaluated, key=lambda info: info.val_loss).step
-    return infos[-1].step if infos else None
+def best_first(workdir: Path) -> list[int]:
+    """Steps by validation loss, the lowest first; then those not evaluated, the newest first; then the unreadable."""
+
+    def rank(step: int) -> tuple:
+        try:
+            val_loss = read_info(workdir, step).val_loss
+        except DataError:
+            return 2, -step
+        return (0, val_loss) if val_loss is not None and math.isfinite(val_loss) else (1, -step)
+
+    return sorted(steps(workdir), key=rank)
+
+
+def first_whole(workdir: Path, candidates: list[int]) -> int:
+    """The first of some steps whose checkpoint is as it was written, with a line for each that is not.
+
+    Raises DataError where none is.
+    """
+    for place, step in enumerate(candidates):
+        try:
+            verify(workdir, step)
+            read_info(workdir, step)
+        except DataError as error:
+            if place + 1 == len(candidates):
+                raise DataError(f"no checkpoint of {workdir} can be used: {error}") from error
+            log.warning("DAMAGED: %s. Trying step %d instead.", error, candidates[place + 1])
+        else:
+            return step
+    raise DataError(f"{workdir} has no checkpoint yet; go on training it with scripts/train.py --workdir {workdir}")
 
 
 def restore_arrays(folder: Path, like: Any) -> Any:
@@ -171,14 +267,15 @@ def restore_arrays(folder: Path, like: Any) -> Any:
 
 
 def restore(workdir: Path, step: int, like: TrainState) -> TrainState:
-    """The state at a checkpoint; `like` is a state or its `jax.eval_shape`. Raises DataError where it is damaged."""
-    verify(workdir, step)
+    """The state at a checkpoint that was verified; `like` is a state or its `jax.eval_shape`.
+
+    Raises DataError where its arrays are others.
+    """
     folder = checkpoints_dir(workdir) / str(step)
     return TrainState(
         # Placed like the arrays: were it left to JAX where it goes, the second step would compile once more.
         step=jax.device_put(jax.numpy.asarray(step, jax.numpy.int32), jax.devices()[0]),
-        params=restore_arrays(folder / "params", like.params),
-        opt_state=restore_arrays(folder / "opt_state", like.opt_state),
+        **{name: restore_arrays(folder / name, getattr(like, name)) for name in ARRAYS if getattr(like, name) is not None},
     )
 
 
@@ -197,18 +294,18 @@ def read_config(workdir: Path) -> Config:
 def load(workdir: str | Path) -> LanguageModel:
     """The language model of a run: the parameters with the lowest validation loss, and the run's tokenizer.
 
-    Raises DataError where the folder holds no run, no checkpoint yet, or a damaged one.
+    Of a run with `ema` it has the average of the parameters. Raises DataError where the folder holds no run, no checkpoint
+    yet, or only damaged ones.
     """
     workdir = Path(workdir)
     config = read_config(workdir)
-    step = best_step(workdir)
-    if step is None:
-        raise DataError(f"{workdir} has no checkpoint yet; go on training it with scripts/train.py --workdir {workdir}")
-    verify(workdir, step)
+    step = first_whole(workdir, best_first(workdir))
     try:
         tokenizer = tokenizers.from_json((workdir / "tokenizer.json").read_text(encoding="utf-8"))
     except (OSError, DataError) as error:
         raise DataError(f"{workdir / 'tokenizer.json'} cannot be read: {error}") from error
     model = GPT(config.model)
     like = jax.eval_shape(lambda: init_params(jax.random.key(0), model))
-    return LanguageModel(config.model, tokenizer, restore_arrays(checkpoints_dir(workdir) / str(step) / "params", like))
+    folder = checkpoints_dir(workdir) / str(step)
+    params = restore_arrays(folder / ("average" if config.training.ema else "params"), like)
+    return LanguageModel(config.model, tokenizer, params)

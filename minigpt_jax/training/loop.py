@@ -6,10 +6,13 @@ import functools
 import json
 import logging
 import math
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,7 +20,7 @@ from tqdm import tqdm
 
 from minigpt_jax.config import SETTINGS, Config, differences
 from minigpt_jax.data import batches
-from minigpt_jax.errors import DataError
+from minigpt_jax.errors import DataError, StoppedError, UsageError
 from minigpt_jax.generation.language_model import LanguageModel
 from minigpt_jax.training import checkpoint
 from minigpt_jax.training.checkpoint import CheckpointInfo
@@ -30,20 +33,29 @@ log = logging.getLogger(__name__)
 SAMPLE_LENGTH = 250  # tokens
 
 
-def train(config: Config, workdir: Path, overwrite: bool = False) -> None:
+def train(
+    config: Config,
+    workdir: Path,
+    overwrite: bool = False,
+    *,
+    max_minutes: float | None = None,
+    tensorboard: bool = False,
+) -> None:
     """Trains in a run's folder, going on from its newest checkpoint where there is one, and reports on the way.
 
-    Raises DataError where the text does not fit, the folder cannot be written, or it holds a run of another config.
+    After `max_minutes` it stops with a checkpoint; so it does at Ctrl-C and SIGTERM, and then raises StoppedError.
+    Raises DataError where the text does not fit, the folder cannot be written, another process trains in it, or it holds a
+    run of another config; FloatingPointError after `max_bad_steps` steps in a row that were not finite.
     """
+    deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
     experiment = prepare(config)
-    newest = None if overwrite else step_to_resume(experiment, workdir)
-    if newest == experiment.num_steps:
-        log.info(
-            "%s has finished its %d steps. Go on with --steps N, N above that; begin anew with --overwrite.", workdir, newest
-        )
-        return
     try:
-        Run(experiment, workdir, newest).go()
+        with checkpoint.locked(workdir):
+            newest = None if overwrite else step_to_resume(experiment, workdir)
+            if newest is not None and (ended := has_ended(experiment, workdir, newest)):
+                log.info("%s %s", workdir, ended)
+            else:
+                Run(experiment, workdir, newest, tensorboard).go(deadline)
     except BrokenPipeError:
         raise  # that is standard output, which the samples go to
     except OSError as error:
@@ -51,36 +63,87 @@ def train(config: Config, workdir: Path, overwrite: bool = False) -> None:
 
 
 def step_to_resume(experiment: Experiment, workdir: Path) -> int | None:
-    """The newest checkpoint's step, or None where there is none. Raises DataError where the run there is another one."""
+    """The step of the newest whole checkpoint, or None where there is none; damaged ones after it are set aside.
+
+    Raises DataError where the run there is another one, or all of its checkpoints are damaged.
+    """
     checkpoint.check_owned(workdir)
-    steps = checkpoint.steps(workdir)
+    steps = checkpoint.steps(workdir)[::-1]
     if not steps:
         return None
-    changed = [
-        f"{name}={before} (now {now})"
-        for name, (before, now) in differences(checkpoint.read_config(workdir), experiment.config).items()
-        if not SETTINGS[name].field.metadata["may_change"]
-    ]
-    if not changed and checkpoint.read_info(workdir, steps[-1]).text_sha256 != experiment.text_sha256:
-        changed = [f"another text as {experiment.config.data.dataset}"]
-    if not changed and steps[-1] > experiment.num_steps:
-        changed = [f"{steps[-1]} steps done (now {experiment.num_steps})"]
+    config_before = checkpoint.read_config(workdir)
+    changes = {name: f"{name}={a} (now {b})" for name, (a, b) in differences(config_before, experiment.config).items()}
+    changed = [change for name, change in changes.items() if not SETTINGS[name].field.metadata["may_change"]]
+    if not changed:
+        newest = checkpoint.first_whole(workdir, steps)
+        info = checkpoint.read_info(workdir, newest)
+        if info.text_sha256 != experiment.text_sha256:
+            changed = [f"another text as {experiment.config.data.dataset}"]
+        elif newest > experiment.num_steps:
+            changed = [f"{newest} steps done (now {experiment.num_steps})"]
     if changed:
         raise DataError(
             f"{workdir} holds a run with {', '.join(changed)}: choose another --workdir, or replace the run with --overwrite"
         )
-    return steps[-1]
+    for damaged in steps[: steps.index(newest)]:
+        checkpoint.set_aside(workdir, damaged)
+    if changes:
+        log.info("Changed in the run: %s.", ", ".join(changes.values()))
+    made_now = checkpoint.environment()
+    others = [
+        f"{name} {was} (now {made_now.get(name)})" for name, was in info.made_with.items() if was != made_now.get(name)
+    ]
+    if others:
+        log.warning("The run was made with %s: from here on its bits may be others.", ", ".join(others))
+    return newest
+
+
+def has_ended(experiment: Experiment, workdir: Path, newest: int) -> str | None:
+    """What to say of a run that has nothing left to do at its newest checkpoint."""
+    if newest == experiment.num_steps:
+        return f"has finished its {newest} steps. Go on with --steps N, N above that; begin anew with --overwrite."
+    patience = experiment.config.training.patience
+    if patience and checkpoint.read_info(workdir, newest).evaluations_since_best >= patience:
+        return f"has ended early, at step {newest}. Go on with --patience N, N above {patience}, or 0."
+    return None
+
+
+@contextlib.contextmanager
+def noted_signals() -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM in here are put on a list, for the loop to end well; the second one ends the process at once."""
+    received = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # only the main thread may say what becomes of signals
+        return
+
+    def note(number, frame):
+        received.append(number)
+        for name in before:
+            signal.signal(name, signal.SIG_DFL)
+
+    before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
+    for name in before:
+        signal.signal(name, note)
+    try:
+        yield received
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
 
 
 class Run:
     """One process's share of a run: what it trains, its files and its clock."""
 
-    def __init__(self, experiment: Experiment, workdir: Path, newest: int | None):
+    def __init__(self, experiment: Experiment, workdir: Path, newest: int | None, tensorboard: bool = False):
         self.experiment, self.workdir = experiment, workdir
         self.settings, self.num_steps = experiment.config.training, experiment.num_steps
         self.tokens_per_step = self.settings.batch_size * experiment.config.model.context_length
         new_state = functools.partial(
-            init_state, experiment.root_key, model=experiment.model, optimizer=experiment.optimizer
+            init_state,
+            experiment.root_key,
+            model=experiment.model,
+            optimizer=experiment.optimizer,
+            ema=self.settings.ema,
         )
         if newest is None:
             checkpoint.delete_all(workdir)
@@ -89,24 +152,31 @@ class Run:
         else:
             self.info = checkpoint.read_info(workdir, newest)
             self.state = checkpoint.restore(workdir, newest, jax.eval_shape(new_state))
-        self.losses = list(self.info.pending_losses)
-        workdir.mkdir(parents=True, exist_ok=True)
+            checkpoint.delete_leftovers(workdir)
+        self.info = dataclasses.replace(self.info, made_with=checkpoint.environment())
+        self.losses = list(self.info.pending_losses)  # since the last row of metrics, those that were finite
+        self.unread = []  # metrics of the steps that nobody has waited for yet
         checkpoint.write_text(workdir / "config.json", experiment.config.to_json())
         checkpoint.write_text(workdir / "tokenizer.json", experiment.tokenizer.to_json())
-        self.metrics = MetricsFile(workdir / "metrics.jsonl", last_step=self.info.step)
+        self.metrics = MetricsFile(workdir, last_step=self.info.step, tensorboard=tensorboard)
         self.clock = Clock(self.info.seconds, self.info.step)
 
-    def go(self) -> None:
-        """All steps that are left, then a report on the whole."""
+    def go(self, deadline: float | None = None) -> None:
+        """All steps that are left, then a report on the whole; or those until the `deadline` on the monotonic clock."""
         experiment, settings = self.experiment, self.settings
         self.announce()
         step_once = functools.partial(
-            train_step, model=experiment.model, optimizer=experiment.optimizer, grad_accumulation=settings.grad_accumulation
+            train_step,
+            model=experiment.model,
+            optimizer=experiment.optimizer,
+            grad_accumulation=settings.grad_accumulation,
+            ema=settings.ema,
         )
         start = self.info.step
-        with tqdm(
-            total=self.num_steps, initial=start, unit="step", disable=not sys.stderr.isatty(), leave=False
-        ) as progress:
+        with (
+            noted_signals() as received,
+            tqdm(total=self.num_steps, initial=start, unit="step", disable=not sys.stderr.isatty(), leave=False) as progress,
+        ):
             for step in range(start + 1, self.num_steps + 1):
                 batch = batches.batch_at(
                     experiment.splits["train"],
@@ -116,76 +186,104 @@ class Run:
                     step - 1,
                 )
                 self.state, step_metrics = step_once(self.state, batch, experiment.root_key)
-                self.losses.append(step_metrics["loss"])
+                self.unread.append(step_metrics)
                 progress.update()
                 if step == start + 1:
                     log.info("The first step, with its compilation, took %.1f s.", self.clock.lap(step, self.state))
-                self.after_step(step, step_metrics)
+                self.after_step(step)
+                if self.is_out_of_patience:
+                    log.info("No lower validation loss in %d evaluations: ending early.", settings.patience)
+                    break
+                is_late = deadline is not None and time.monotonic() > deadline
+                if step < self.num_steps and (received or is_late):
+                    self.save(step)
+                    log.info("Stopped and saved at step %d/%d. The same command goes on from there.", step, self.num_steps)
+                    if received:
+                        raise StoppedError(received[0])
+                    return
         self.conclude()
 
-    def after_step(self, step: int, step_metrics: dict[str, jax.Array]) -> None:
+    @property
+    def is_out_of_patience(self) -> bool:
+        return 0 < self.settings.patience <= self.info.evaluations_since_best
+
+    def after_step(self, step: int) -> None:
         """Logs, evaluates, saves and samples, each when it is due; all are due after the last step."""
 
         def due(every: int) -> bool:
             return step % every == 0 or step == self.num_steps
 
         if due(self.settings.log_every):
-            self.log_training(step, step_metrics)
+            self.log_training(step)
         val_loss = self.evaluate(step) if due(self.settings.eval_every) else None
-        improved = val_loss is not None and (self.info.best_val_loss is None or val_loss < self.info.best_val_loss)
-        if improved or due(self.settings.checkpoint_every):
+        improved = val_loss is not None and val_loss == self.info.best_val_loss
+        if improved or due(self.settings.checkpoint_every) or self.is_out_of_patience:
             self.save(step, val_loss)
         if self.settings.sample_every and due(self.settings.sample_every):
             self.print_sample()
 
-    def log_training(self, step: int, step_metrics: dict[str, jax.Array]) -> None:
+    def log_training(self, step: int) -> None:
         """A row of metrics: the mean loss since the last one, rate and gradient norm of this step."""
-        losses = self.finite_losses(step)
+        grad_norm = float(self.unread[-1]["grad_norm"])
+        self.read_losses(step)
         seconds_per_step = self.clock.lap(step, self.state)
         row = {
             "step": step,
-            "train_loss": float(np.mean(losses)),
-            "learning_rate": float(warmup_cosine(self.settings, self.num_steps)(step - 1)),
-            "grad_norm": float(step_metrics["grad_norm"]),
+            "train_loss": float(np.mean(self.losses)) if self.losses else None,  # no step was finite; JSON knows no NaN
+            "learning_rate": float(warmup_cosine(self.settings, self.num_steps)(step - 1 - self.info.num_skipped)),
+            "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
             "tokens_per_second": round(self.tokens_per_step / seconds_per_step, 1),
             "seconds": round(self.clock.seconds, 3),
         }
+        if self.info.num_skipped:
+            row["skipped_steps"] = self.info.num_skipped
         self.losses = []
         self.metrics.append(row)
         log.info(
-            "step %d/%d  loss %.4f  rate %.1e  gradient %.2f  %.0f tokens/s  %s left",
-            step, self.num_steps, row["train_loss"], row["learning_rate"], row["grad_norm"], row["tokens_per_second"],
+            "step %d/%d  loss %.4f  rate %.1e  gradient %.2f  %.0f tokens/s  %s left%s",
+            step, self.num_steps, row["train_loss"] or math.nan, row["learning_rate"], grad_norm, row["tokens_per_second"],
             tqdm.format_interval(seconds_per_step * (self.num_steps - step)),
+            f"  {self.info.num_skipped} steps skipped, not finite" if self.info.num_skipped else "",
         )  # fmt: skip
 
-    def finite_losses(self, step: int) -> list[float]:
-        """The losses since the last row. Raises FloatingPointError where one is not finite, before such a state is saved."""
-        losses = [float(loss) for loss in self.losses]
-        if not np.isfinite(losses).all():
-            raise FloatingPointError(
-                f"the loss is no longer finite at step {step}: try a lower --learning_rate or more --warmup_steps "
-                f"(what is saved is as of step {self.info.step})"
-            )
-        return losses
+    def read_losses(self, step: int) -> None:
+        """Waits for the losses of the steps up to this one. Raises FloatingPointError after too many that are not finite."""
+        info, first = self.info, step - len(self.unread) + 1
+        for number, metrics in enumerate(jax.device_get(self.unread), first):
+            if metrics["is_finite"]:
+                self.losses.append(float(metrics["loss"]))
+                info = dataclasses.replace(info, bad_steps=0, last_loss=self.losses[-1])
+                continue
+            info = dataclasses.replace(info, num_skipped=info.num_skipped + 1, bad_steps=info.bad_steps + 1)
+            if info.bad_steps >= self.settings.max_bad_steps:
+                raise FloatingPointError(
+                    f"loss or gradient were not finite in {info.bad_steps} steps in a row, up to step {number}; the last "
+                    f"finite loss was {info.last_loss}. Likely causes: --learning_rate too high, --warmup_steps too few, "
+                    f"--dtype bfloat16. Saved is step {info.step}, which is finite"
+                )
+        self.info, self.unread = info, []
 
     def evaluate(self, step: int) -> float:
         """Loss on the fixed batches of validation text, in nats per token."""
         with self.clock.stopped(self.state):
-            val_loss = evaluate(self.experiment, self.state.params, limit=self.settings.eval_batches)
+            val_loss = evaluate(self.experiment, self.state.eval_params, limit=self.settings.eval_batches)
         self.metrics.append({"step": step, "val_loss": val_loss, "seconds": round(self.clock.seconds, 3)})
         log.info("step %d/%d  validation loss %.4f", step, self.num_steps, val_loss)
+        best = self.info.best_val_loss
+        if math.isfinite(val_loss) and (best is None or val_loss < best):
+            self.info = dataclasses.replace(self.info, best_val_loss=val_loss, evaluations_since_best=0)
+        else:
+            self.info = dataclasses.replace(self.info, evaluations_since_best=self.info.evaluations_since_best + 1)
         return val_loss
 
-    def save(self, step: int, val_loss: float | None) -> None:
-        known = [loss for loss in (val_loss, self.info.best_val_loss) if loss is not None and math.isfinite(loss)]
+    def save(self, step: int, val_loss: float | None = None) -> None:
+        """Unless this step has been saved already."""
+        if step == self.info.step:
+            return
+        self.read_losses(step)
         with self.clock.stopped(self.state):
             self.info = dataclasses.replace(
-                self.info,
-                step=step,
-                val_loss=val_loss,
-                best_val_loss=min(known, default=None),
-                pending_losses=tuple(self.finite_losses(step)),
-                seconds=self.clock.seconds,
+                self.info, step=step, val_loss=val_loss, pending_losses=tuple(self.losses), seconds=self.clock.seconds
             )
             checkpoint.save(self.workdir, self.state, self.info)
             checkpoint.prune(self.workdir, self.settings.keep_checkpoints)
@@ -193,7 +291,7 @@ class Run:
     def print_sample(self) -> None:
         """A short text, with the same randomness each time, so that what changes is the model."""
         with self.clock.stopped(self.state):
-            model = LanguageModel(self.experiment.config.model, self.experiment.tokenizer, self.state.params)
+            model = LanguageModel(self.experiment.config.model, self.experiment.tokenizer, self.state.eval_params)
             start = self.experiment.tokenizer.decode(self.experiment.splits["val"][:1])
             tqdm.write(f"\n{model.generate(start, SAMPLE_LENGTH, temperature=0.8)}\n", file=sys.stdout)
             sys.stdout.flush()
@@ -210,7 +308,7 @@ class Run:
 
     def conclude(self) -> None:
         """The loss over the whole validation split, and whether it is what the preset is known to reach."""
-        val_loss = evaluate(self.experiment, self.state.params)
+        val_loss = evaluate(self.experiment, self.state.eval_params)
         log.info("Validation loss over the whole split: %.4f nats per token, after %s.", val_loss,
                  tqdm.format_interval(self.clock.seconds))  # fmt: skip
         known = self.experiment.config.expectation
@@ -223,8 +321,9 @@ class Run:
 class MetricsFile:
     """Rows of metrics, one JSON object a line. Opening it drops rows after `last_step` and a line cut off by a kill."""
 
-    def __init__(self, path: Path, last_step: int):
-        self.path = path
+    def __init__(self, workdir: Path, last_step: int, tensorboard: bool = False):
+        self.path = path = workdir / "metrics.jsonl"
+        self.tensorboard = tensorboard_writer(workdir, last_step) if tensorboard else None
         rows = []
         if path.exists() and last_step:
             with contextlib.suppress(ValueError):  # the line that a kill cut off is the last one
@@ -235,6 +334,20 @@ class MetricsFile:
     def append(self, row: dict[str, float]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+        if self.tensorboard is not None:
+            for name in row.keys() - {"step"}:
+                if row[name] is not None:
+                    self.tensorboard.add_scalar(name, row[name], row["step"])
+            self.tensorboard.flush()
+
+
+def tensorboard_writer(workdir: Path, last_step: int) -> Any:
+    """Writes into the run's folder; what earlier processes wrote of later steps is hidden."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise UsageError("--tensorboard needs tensorboardX: python -m pip install -e '.[tensorboard]'") from error
+    return SummaryWriter(str(workdir / "tensorboard"), purge_step=last_step + 1)
 
 
 class Clock:

@@ -21,6 +21,12 @@ class TrainState:
     step: jax.Array
     params: Any
     opt_state: optax.OptState
+    average: Any = None  # the exponential moving average of the parameters, where there is one
+
+    @property
+    def eval_params(self) -> Any:
+        """What evaluation and generation take: the average where there is one."""
+        return self.params if self.average is None else self.average
 
 
 def init_params(key: jax.Array, model: nn.Module) -> Any:
@@ -28,11 +34,12 @@ def init_params(key: jax.Array, model: nn.Module) -> Any:
     return model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
 
-@functools.partial(jax.jit, static_argnames=("model", "optimizer"))
-def init_state(key: jax.Array, *, model: nn.Module, optimizer: optax.GradientTransformation) -> TrainState:
+@functools.partial(jax.jit, static_argnames=("model", "optimizer", "ema"))
+def init_state(key: jax.Array, *, model: nn.Module, optimizer: optax.GradientTransformation, ema: float = 0.0) -> TrainState:
     """A state with freshly drawn parameters, at step 0."""
     params = init_params(key, model)
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    average = jax.tree.map(jnp.copy, params) if ema else None
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
 
 
 def loss_and_count(params: Any, batch: Batch, key: jax.Array | None, model: nn.Module) -> tuple[jax.Array, jax.Array]:
@@ -42,7 +49,7 @@ def loss_and_count(params: Any, batch: Batch, key: jax.Array | None, model: nn.M
     return next_token_loss(logits_BTV, batch["targets_BT"], batch["mask_BT"])
 
 
-@functools.partial(jax.jit, static_argnames=("model", "optimizer", "grad_accumulation"), donate_argnames="state")
+@functools.partial(jax.jit, static_argnames=("model", "optimizer", "grad_accumulation", "ema"), donate_argnames="state")
 def train_step(
     state: TrainState,
     batch: Batch,
@@ -51,6 +58,7 @@ def train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     grad_accumulation: int = 1,
+    ema: float = 0.0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimizer step on the mean loss over the batch's targets.
 
@@ -58,8 +66,11 @@ def train_step(
     Sums are added up over the parts and divided once, then clipped, so the result is that of the undivided batch (up to
     the order of additions; dropout draws a mask for each part).
 
-    `key` is the run's root key: the step folds in its own number. `state` is donated: use the returned one.
-    Returns the next state and {"loss": nats per target, "grad_norm": before clipping}.
+    Where loss or gradient are not finite nothing but the step's number changes: one NaN would spread to every parameter.
+
+    `key` is the run's root key: the step folds in its own number. `state` is donated: use the returned one. `ema` is the
+    decay of the average of parameters, 0 for none.
+    Returns the next state and {"loss": nats per target, "grad_norm": before clipping, "is_finite": whether both are}.
     """
     step_key = jax.random.fold_in(key, state.step) if model.config.dropout else None
     gradient = jax.value_and_grad(loss_and_count, has_aux=True)
@@ -78,8 +89,20 @@ def train_step(
 
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
-    return TrainState(state.step + 1, params, opt_state), metrics
+    average = moving_average(state.average, params, ema, state.step) if ema else None
+    next_state = TrainState(state.step, params, opt_state, average)
+
+    grad_norm = optax.tree.norm(grads)
+    is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    next_state = jax.tree.map(functools.partial(jnp.where, is_finite), next_state, state)
+    metrics = {"loss": loss, "grad_norm": grad_norm, "is_finite": is_finite}
+    return next_state.replace(step=state.step + 1), metrics
+
+
+def moving_average(average: Any, params: Any, ema: float, step: jax.Array) -> Any:
+    """ema · average + (1 - ema) · params, with a smaller decay at first, so that initial values are soon forgotten."""
+    decay = jnp.minimum(ema, (1 + step) / (10 + step))
+    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, params)
 
 
 @functools.partial(jax.jit, static_argnames="model")
