@@ -55,6 +55,7 @@ def run(main: Callable[..., None], usage: str, positional: bool = False) -> None
     project_log.setLevel(logging.INFO)
     project_log.propagate = False
     project_log.addHandler(LogHandler())
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs with a traceback what it also raises
     flags.DEFINE_bool("help", False, "show this help", short_name="h", allow_override=True)
     keep_freed_memory()
     try:

@@ -15,6 +15,7 @@ damaged checkpoint is set aside as STEP.damaged, never deleted.
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import json
@@ -173,13 +174,14 @@ def save(workdir: Path, state: TrainState, info: CheckpointInfo) -> None:
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
+        require_room(aside, 2**20 + sum(leaf.nbytes for leaf in jax.tree.leaves(state)))  # and what Orbax adds
         with ocp.StandardCheckpointer() as checkpointer:
             for name in ARRAYS:
                 if getattr(state, name) is not None:
                     checkpointer.save(aside / name, getattr(state, name))
                     checkpointer.wait_until_finished()  # a save that fails in the background says so only here
         (aside / "checkpoint.json").write_text(json.dumps(dataclasses.asdict(info), indent=2) + "\n", encoding="utf-8")
-        (aside / "manifest.json").write_text(json.dumps(checksums(aside), indent=2) + "\n", encoding="utf-8")
+        (aside / "manifest.json").write_text(manifest_text(checksums(aside)), encoding="utf-8")
     except (OSError, ValueError) as error:
         shutil.rmtree(aside, ignore_errors=True)  # what fills a full disk is worth nothing
         if isinstance(error, OSError):
@@ -188,6 +190,21 @@ def save(workdir: Path, state: TrainState, info: CheckpointInfo) -> None:
     if final.exists():
         delete(final)
     os.replace(aside, final)
+
+
+def require_room(folder: Path, num_bytes: int) -> None:
+    """Raises OSError where so much cannot be written. Orbax's threads meet a full disk with a page of tracebacks each."""
+    path = folder / "room"
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, num_bytes)
+        elif shutil.disk_usage(folder).free < num_bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    path.unlink()
+
+
+def manifest_text(sums: dict[str, dict[str, Any]]) -> str:
+    return json.dumps(sums, indent=2) + "\n"
 
 
 def checksums(folder: Path) -> dict[str, dict[str, Any]]:
@@ -205,7 +222,10 @@ def verify(workdir: Path, step: int) -> None:
     """Raises DataError that names every file of a checkpoint that is not as it was written."""
     folder = checkpoints_dir(workdir) / str(step)
     try:
-        written = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        text = (folder / "manifest.json").read_text(encoding="utf-8")
+        written = json.loads(text)
+        if text != manifest_text(written):
+            raise ValueError("it is not as it was written")
     except (OSError, ValueError) as error:
         raise DataError(f"{folder} has no readable manifest.json: {error}") from error
     found = checksums(folder)

@@ -226,11 +226,13 @@ class Run:
         """A row of metrics: the mean loss since the last one, rate and gradient norm of this step."""
         grad_norm = float(self.unread[-1]["grad_norm"])
         self.read_losses(step)
+        with self.clock.stopped(self.state):  # it compiles at first
+            learning_rate = float(warmup_cosine(self.settings, self.num_steps)(step - 1 - self.info.num_skipped))
         seconds_per_step = self.clock.lap(step, self.state)
         row = {
             "step": step,
             "train_loss": float(np.mean(self.losses)) if self.losses else None,  # no step was finite; JSON knows no NaN
-            "learning_rate": float(warmup_cosine(self.settings, self.num_steps)(step - 1 - self.info.num_skipped)),
+            "learning_rate": learning_rate,
             "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
             "tokens_per_second": round(self.tokens_per_step / seconds_per_step, 1),
             "seconds": round(self.clock.seconds, 3),

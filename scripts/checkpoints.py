@@ -1,0 +1,46 @@
+"""Lists the checkpoints of a run: step, size, losses, and whether every byte is as it was written.
+
+python scripts/checkpoints.py --workdir runs/shakespeare_char
+
+Exits with 1 where one is damaged.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from minigpt_jax import cli
+from minigpt_jax.errors import DataError
+from minigpt_jax.training import checkpoint
+
+WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: the newest under runs/)")
+
+
+def main() -> None:
+    workdir = Path(WORKDIR.value) if WORKDIR.value else cli.newest_run()
+    checkpoint.read_config(workdir)
+    steps = checkpoint.steps(workdir)
+    if not steps:
+        raise DataError(f"{workdir} has no checkpoint yet")
+    best, all_whole = checkpoint.best_first(workdir)[0], True
+    print("    step       MB  train loss  val loss  state")
+    for step in steps:
+        try:
+            checkpoint.verify(workdir, step)
+            info, state = checkpoint.read_info(workdir, step), "whole, the best" if step == best else "whole"
+            losses = f"{number(info.last_loss):>10}{number(info.val_loss):>10}"
+        except DataError as error:
+            all_whole, losses, state = False, " " * 20, f"DAMAGED: {error}"
+        files = (path for path in (checkpoint.checkpoints_dir(workdir) / str(step)).rglob("*") if path.is_file())
+        print(f"{step:8d} {sum(path.stat().st_size for path in files) / 1e6:8.2f}  {losses}  {state}")
+    if not all_whole:
+        sys.exit(DataError.exit_status)
+
+
+def number(loss: float | None) -> str:
+    return "" if loss is None else f"{loss:.4f}"
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

@@ -1,0 +1,91 @@
+"""Draws the metrics of one or several runs into one picture: losses, learning rate, gradient norm and tokens per second.
+
+python scripts/plot.py --workdir runs/shakespeare_char
+python scripts/plot.py --workdir runs/a --workdir runs/b --out compared.png
+
+Needs matplotlib: python -m pip install -e '.[plot]'
+"""
+
+import json
+import logging
+from pathlib import Path
+
+from absl import flags
+
+from minigpt_jax import cli
+from minigpt_jax.errors import DataError, UsageError
+
+WORKDIR = flags.DEFINE_multi_string("workdir", [], "folder of a run, may be given several times (default: the newest)")
+OUT = flags.DEFINE_string("out", None, "the PNG to write (default: metrics.png in the folder of the first run)")
+
+PANELS = {
+    "loss": "Loss, nats per token",
+    "learning_rate": "Learning rate",
+    "grad_norm": "Gradient norm, before clipping",
+    "tokens_per_second": "Tokens per second",
+}
+
+log = logging.getLogger("minigpt_jax.plot")
+
+
+def main(more_workdirs: list[str]) -> None:
+    workdirs = [Path(folder) for folder in [*WORKDIR.value, *more_workdirs]] or [cli.newest_run()]
+    if OUT.value and not OUT.value.endswith(".png"):
+        raise UsageError(f"out={OUT.value!r} must end in .png")
+    runs = {str(workdir): read_rows(workdir) for workdir in workdirs}
+    path = Path(OUT.value) if OUT.value else workdirs[0] / "metrics.png"
+    try:
+        draw(runs).savefig(path, dpi=150)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror or error}") from error
+    log.info("%s", path)
+
+
+def read_rows(workdir: Path) -> list[dict]:
+    """Raises DataError where there are no metrics."""
+    path = workdir / "metrics.jsonl"
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise DataError(f"{workdir} holds no run ({path.name}: {error.strerror})") from error
+    except ValueError as error:
+        raise DataError(f"{path} is damaged: {error}") from error
+    if not rows:
+        raise DataError(f"{path} has no rows yet")
+    return rows
+
+
+def draw(runs: dict[str, list[dict]]):
+    """A figure with one panel for each kind of number; in all of them a run has the same colour."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UsageError("plotting needs matplotlib: python -m pip install -e '.[plot]'") from error
+
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    for axes, (name, title) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
+        for number, (workdir, rows) in enumerate(runs.items()):
+            colour = f"C{number}"
+            if name == "loss":
+                axes.plot(*series(rows, "train_loss"), color=colour, alpha=0.45, linewidth=1, label=f"{workdir}, training")
+                axes.plot(*series(rows, "val_loss"), color=colour, marker=".", linewidth=1.8, label=f"{workdir}, validation")
+            else:
+                axes.plot(*series(rows, name), color=colour, linewidth=1.2)
+        axes.set_title(title, loc="left", fontsize=11)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        if name != "loss":
+            axes.set_ylim(bottom=0)
+        else:
+            axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def series(rows: list[dict], name: str) -> tuple[list, list]:
+    points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__, positional=True)
