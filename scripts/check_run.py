@@ -75,8 +75,13 @@ class Checks:
     def finish(self, workdir: Path) -> None:
         process = self.start(workdir)
         _, errors = process.communicate()
-        if process.returncode:
-            raise DataError(f"training ended with {process.returncode}: {errors.strip().splitlines()[-1]}")
+        self.require_status(process, errors, 0)
+
+    @staticmethod
+    def require_status(process: subprocess.Popen, errors: str, *allowed: int) -> None:
+        if process.returncode not in allowed:
+            last = (errors.strip() or "no output").splitlines()[-1]
+            raise DataError(f"training ended with {process.returncode}: {last}")
 
     def outcome(self, workdir: Path) -> tuple:
         """All that a finished run leaves, but its times."""
@@ -101,9 +106,12 @@ class Checks:
         killed, number, workdir = [], 0, self.folder / "killed_0"
         with tqdm(total=len(kinds), unit="kill", disable=not sys.stderr.isatty(), leave=False) as progress:
             while kinds:
-                if self.was_killed(workdir, kinds[0]):
-                    killed.append(kinds.pop(0))
-                    progress.update()
+                kind = self.kill(workdir, kinds[0])
+                if kind is not None:
+                    killed.append(kind)
+                    if kind == kinds[0]:
+                        kinds.pop(0)
+                        progress.update()
                     continue
                 self.judge(workdir, killed)
                 killed, number = [], number + 1
@@ -115,10 +123,12 @@ class Checks:
         held = self.is_straight(workdir)
         for kind in killed:
             self.count(KILLED[kind], held)
+        if not killed:
+            self.count("nothing interrupted", held)
         shutil.rmtree(workdir)
 
-    def was_killed(self, workdir: Path, kind: str) -> bool:
-        """Trains and kills; False where the process came to its end before."""
+    def kill(self, workdir: Path, kind: str) -> str | None:
+        """Trains and kills. Returns the kind of kill that it became, None where the process came to its end before."""
         process = self.start(workdir)
         saves = checkpoint.checkpoints_dir(workdir)
         newest = max(checkpoint.steps(workdir), default=0)
@@ -133,8 +143,13 @@ class Checks:
                 self.wait(process, lambda: any(saves.glob("*.tmp")))
             self.wait(process, lambda: False, self.chance.uniform(0, 0.03))
         process.kill()
-        process.communicate()
-        return process.returncode == -signal.SIGKILL
+        _, errors = process.communicate()
+        self.require_status(process, errors, 0, -signal.SIGKILL)
+        if not process.returncode:
+            return None
+        if kind == "saving" and not any(saves.glob("*.tmp")):
+            return "training"
+        return kind
 
     @staticmethod
     def wait(process: subprocess.Popen, until, seconds: float = 120) -> None:
@@ -149,7 +164,7 @@ class Checks:
         self.wait(process, lambda: max(checkpoint.steps(workdir), default=0) >= 8)
         process.terminate()
         _, errors = process.communicate()
-        polite = process.returncode == 128 + signal.SIGTERM and "The same command goes on from there" in errors
+        polite = process.returncode == 128 + signal.SIGTERM and "Stopped and saved at step" in errors
         before = checkpoint.steps(workdir)
         process = self.start(workdir)
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (8192, 8192))

@@ -6,7 +6,6 @@ python scripts/plot.py --workdir runs/a --workdir runs/b --out compared.png
 Needs matplotlib: python -m pip install -e '.[plot]'
 """
 
-import json
 import logging
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from absl import flags
 
 from minigpt_jax import cli
 from minigpt_jax.errors import DataError, UsageError
+from minigpt_jax.training.loop import read_metrics
 
 WORKDIR = flags.DEFINE_multi_string("workdir", [], "folder of a run, may be given several times (default: the newest)")
 OUT = flags.DEFINE_string("out", None, "the PNG to write (default: metrics.png in the folder of the first run)")
@@ -45,11 +45,9 @@ def read_rows(workdir: Path) -> list[dict]:
     """Raises DataError where there are no metrics."""
     path = workdir / "metrics.jsonl"
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = read_metrics(path)
     except OSError as error:
         raise DataError(f"{workdir} holds no run ({path.name}: {error.strerror})") from error
-    except ValueError as error:
-        raise DataError(f"{path} is damaged: {error}") from error
     if not rows:
         raise DataError(f"{path} has no rows yet")
     return rows

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -141,6 +142,18 @@ def test_a_save_that_fails_leaves_the_earlier_ones(workdir, monkeypatch, failing
     checkpoint.verify(workdir, 4)
 
 
+def test_a_disk_without_room_leaves_the_earlier_ones_and_nothing_half_written(workdir):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            checkpoint.save(workdir, some_state(), info(4))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["3"]
+    checkpoint.verify(workdir, 3)
+
+
 def test_without_a_folder_there_are_no_steps(tmp_path):
     assert checkpoint.steps(tmp_path) == []
     assert checkpoint.best_first(tmp_path) == []
@@ -177,6 +190,13 @@ def test_damage_to_any_file_is_found_and_the_file_named(workdir, damage):
             checkpoint.verify(workdir, 3)
         assert len(str(caught.value).splitlines()) == 1
         path.write_bytes(before)
+        checkpoint.verify(workdir, 3)
+
+
+@pytest.mark.parametrize("text", ["null\n", "5\n", "[]\n", "{}\n", '[\n  "params"\n]\n'])
+def test_a_manifest_of_another_kind_is_damage(workdir, text):
+    (step_dir(workdir, 3) / "manifest.json").write_text(text)
+    with pytest.raises(DataError):
         checkpoint.verify(workdir, 3)
 
 
@@ -220,6 +240,7 @@ def write_info(workdir, known, **changes):
     [
         ({"format": 99}, r"format 99; this version of minigpt_jax reads format 1"),
         ({"unheard": "of"}, r"damaged"),
+        ({"step": 2}, r"damaged: it is that of step 2"),
     ],
 )
 def test_another_format_is_not_read(tmp_path, changes, message):
@@ -254,8 +275,8 @@ def test_best_is_the_lowest_loss(tmp_path, losses, expected):
         write_info(tmp_path, info(step, val_loss=loss))
     assert checkpoint.steps(tmp_path) == sorted(losses)
     assert checkpoint.best_first(tmp_path) == expected
-    (step_dir(tmp_path, expected[0]) / "checkpoint.json").write_text("{")
-    assert checkpoint.best_first(tmp_path) == [*expected[1:], expected[0]]
+    (step_dir(tmp_path, expected[-1]) / "checkpoint.json").write_text("{")
+    assert checkpoint.best_first(tmp_path) == [expected[-1], *expected[:-1]]
 
 
 def test_the_first_whole_checkpoint_is_taken_and_each_damaged_one_named(saved, tmp_path, caplog):
@@ -329,8 +350,19 @@ def test_a_checkpoint_of_an_earlier_day_is_still_read():
 def test_pruning_keeps_the_newest_and_the_best(tmp_path, keep, left):
     for step, loss in {20: 1.0, 80: 1.5, 90: None, 100: 1.25}.items():
         write_info(tmp_path, info(step, val_loss=loss))
+        write_text(tmp_path, step, info(step, val_loss=loss))
     checkpoint.prune(tmp_path, keep)
     assert checkpoint.steps(tmp_path) == left
+
+
+def test_pruning_is_not_taken_in_by_a_damaged_loss(tmp_path):
+    for step, loss in {20: 1.0, 80: 1.5, 100: 1.25}.items():
+        write_info(tmp_path, info(step, val_loss=loss))
+        write_text(tmp_path, step, info(step, val_loss=loss))
+    path = step_dir(tmp_path, 80) / "checkpoint.json"
+    path.write_text(path.read_text().replace("1.5", "0.5"))
+    checkpoint.prune(tmp_path, 1)
+    assert checkpoint.steps(tmp_path) == [20, 80, 100]  # the damaged one is left for whoever resumes to see
 
 
 # ---- Loading a language model ---------------------------------------------------------------------------------------------

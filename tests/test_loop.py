@@ -307,6 +307,30 @@ def test_metrics_after_the_checkpoint_and_torn_lines_are_dropped(tmp_path):
         assert path.read_text().endswith('6, "train_loss": 0.30000000000000004}\n{"step": 7, "val_loss": 1.0}\n')
 
 
+def test_a_damaged_row_is_named_and_the_others_stay(tmp_path, caplog):
+    lines = [json.dumps({"step": step}) + "\n" for step in (1, 2, 3, 4, 5)]
+    for damage in ('{"step": 2,}\n', "5\n", '{"stdp": 2}\n', "\n"):
+        _, path = metrics_file(tmp_path, "".join([lines[0], damage, *lines[2:]]), last_step=4)
+        assert path.read_text() == lines[0] + lines[2] + lines[3]
+        assert f"DAMAGED: line 2 of {path} is left out" in caplog.records[-1].getMessage()
+
+
+def test_a_folder_that_has_gone_is_said_and_not_made_anew(config, tmp_path, monkeypatch):
+    workdir = tmp_path / "run"
+    after_step(monkeypatch, 4, lambda: shutil.rmtree(workdir))
+    with pytest.raises(DataError, match=r"cannot write the run to .*: No such file or directory"):
+        train(config, workdir)
+    assert not workdir.exists()
+
+
+def test_a_missing_extra_costs_nothing_of_a_run_to_be_replaced(config, finished, monkeypatch):
+    before = snapshot(finished)
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(UsageError):
+        train(config, finished, overwrite=True, tensorboard=True)
+    assert snapshot(finished) == before
+
+
 def test_metrics_of_a_new_run_begin_empty(tmp_path):
     _, path = metrics_file(tmp_path, '{"step": 3}\n', last_step=0)
     assert path.read_text() == ""
@@ -431,7 +455,9 @@ def test_a_signal_ends_the_run_with_a_checkpoint_from_which_it_goes_on_exactly(
         with pytest.raises(StoppedError) as stopped:
             train(config, tmp_path)
     assert stopped.value.exit_status == 128 + number
-    assert f"Stopped and saved at step {step}/{STEPS}. The same command goes on from there." in caplog.text
+    assert (
+        f"Stopped and saved at step {step}/{STEPS}. Go on with: python scripts/train.py --workdir {tmp_path}" in caplog.text
+    )
     assert checkpoint.steps(tmp_path)[-1] == step
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
     train(config, tmp_path)
@@ -469,7 +495,9 @@ def test_without_a_lower_loss_it_ends_early_and_says_so(config, tmp_path, monkey
         assert checkpoint.best_first(tmp_path)[0] == 8
         before = snapshot(tmp_path)
         train(impatient, tmp_path)
-    assert "has ended early, at step 12. Go on with --patience N, N above 1, or 0." in caplog.text
+    assert (
+        "has gone 1 evaluations without a lower loss, at step 12. Go on with --patience N, N above 1, or 0." in caplog.text
+    )
     assert snapshot(tmp_path) == before
 
 
@@ -499,6 +527,9 @@ def test_steps_that_are_not_finite_are_skipped_and_counted_also_over_a_kill(conf
     assert "NaN" not in text
     training = [row for row in rows(tmp_path / "straight") if "train_loss" in row]
     assert [(row["step"], row.get("skipped_steps", 0)) for row in training] == [(3, 0), (6, 3), (9, 4), (12, 5), (13, 5)]
+    rate = warmup_cosine(config.training, STEPS)  # the optimizer has not seen the steps that were skipped
+    for row in training:
+        assert row["learning_rate"] == pytest.approx(float(rate(row["step"] - 1 - row.get("skipped_steps", 0))))
     assert training[1]["train_loss"] is None
     assert training[1]["grad_norm"] is None
     assert training[2]["train_loss"] > 0

@@ -13,8 +13,10 @@ import re
 import runpy
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from absl import flags
 from minigpt_jax import cli
 from minigpt_jax.config import Config
 from minigpt_jax.data import batches, tokenizers
+from minigpt_jax.training import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -44,20 +47,25 @@ def environment(folder):
     return kept | ours
 
 
-def start(folder, command, **keywords):
-    """`train --steps 5` runs scripts/train.py with the rest of the line as a shell would."""
+def spawn(folder, command, **keywords):
+    """`train --steps 5` starts scripts/train.py with the rest of the line as a shell would."""
     name, *arguments = shlex.split(command)
     program = ["-c", *arguments] if name == "python" else [str(ROOT / "scripts" / f"{name}.py"), *arguments]
     outputs = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | keywords
-    return subprocess.run(
-        [sys.executable, *program],
-        cwd=folder,
-        env=environment(folder),
-        encoding="utf-8",
-        timeout=300,
-        check=False,
-        **outputs,
-    )
+    return subprocess.Popen([sys.executable, *program], cwd=folder, env=environment(folder), encoding="utf-8", **outputs)
+
+
+def ended(process):
+    """A process that was spawned, with its output, when it has come to its end."""
+    try:
+        output = process.communicate(timeout=300)
+        return subprocess.CompletedProcess(process.args, process.returncode, *output)
+    finally:
+        process.kill()
+
+
+def start(folder, command, **keywords):
+    return ended(spawn(folder, command, **keywords))
 
 
 def run(folder, *commands):
@@ -83,6 +91,7 @@ def call(monkeypatch, capsys):
     def call(folder, command):
         name, *arguments = shlex.split(command)
         script = str(ROOT / "scripts" / f"{name}.py")
+        log.handlers.clear()  # each call adds its own
         monkeypatch.chdir(folder)
         monkeypatch.setattr(sys, "argv", [script, *arguments])
         status = 0
@@ -132,6 +141,7 @@ def test_a_run_leaves_config_tokenizer_metrics_and_checkpoints(trained):
         "config.json",
         "tokenizer.json",
         "metrics.jsonl",
+        "train.lock",
         "checkpoints",
     }
     config = Config.from_json((trained.workdir / "config.json").read_text(encoding="utf-8"))
@@ -187,7 +197,9 @@ def gone_on(trained):
 
 def test_more_steps_resume_and_say_so(trained, gone_on):
     process, workdir = succeeded(gone_on[0]), trained.folder / "more"
-    assert process.stderr.startswith("Resuming at step 20 in more")
+    said = process.stderr.splitlines()
+    assert said[0] == "Changed in the run: steps=20 (now 30)."
+    assert said[1].startswith("Resuming at step 20 in more")
     steps = [row["step"] for row in metrics(workdir) if "train_loss" in row]
     assert steps == [5, 10, 15, 20, 25, 30]
     assert metrics(workdir)[: len(metrics(trained.workdir))] == metrics(trained.workdir)
@@ -372,6 +384,58 @@ def test_beam_search_finds_a_text_at_least_as_probable_as_the_greedy_one(trained
     assert best == beams[0]["text"] + "\n"
 
 
+# ---- Runs and their checkpoints -------------------------------------------------------------------------------------------
+
+
+def test_a_living_run_is_its_own_and_sigterm_ends_it_with_a_checkpoint(trained, call):
+    command = "train --config debug --dataset text.txt --workdir runs/living"
+    workdir, settings = trained.folder / "runs" / "living", "--steps 1000000 --sample_every 0 --eval_every 1000000"
+    living = spawn(trained.folder, f"{command} {settings}")
+    while living.poll() is None and not (workdir / "checkpoints" / "20").exists():
+        time.sleep(0.05)
+    second = call(trained.folder, command)
+    living.terminate()
+    first = ended(living)
+    assert (second.returncode, second.stdout) == (1, "")
+    assert second.stderr.startswith("error: another process trains in runs/living")
+    assert first.returncode == 128 + signal.SIGTERM
+    assert "Traceback" not in first.stderr
+    last = first.stderr.splitlines()[-1]
+    step = re.fullmatch(
+        r"Stopped and saved at step (\d+)/1000000. Go on with: python scripts/train.py --workdir runs/living", last
+    )[1]
+
+    listed = succeeded(call(trained.folder, "checkpoints --workdir runs/living")).stdout.splitlines()
+    assert [line.split()[0] for line in listed] == ["step", *map(str, checkpoint_steps(workdir))]
+    assert listed[-1].split()[0] == step
+    assert sum("whole" in line for line in listed) == len(listed) - 1
+    assert sum(line.endswith("the best") for line in listed) == 1
+
+
+def test_a_damaged_checkpoint_is_listed_as_such_and_another_one_used(trained, call):
+    damaged = shutil.copytree(trained.workdir, trained.folder / "damaged")
+    best, other = checkpoint.best_first(damaged)
+    path = damaged / "checkpoints" / str(best) / "checkpoint.json"
+    path.write_bytes(path.read_bytes().replace(b"2", b"3"))
+    listed = call(trained.folder, "checkpoints --workdir damaged")
+    assert listed.returncode == 1
+    [line] = [line for line in listed.stdout.splitlines() if "DAMAGED" in line]
+    assert line.split()[0] == str(best)
+    assert "checkpoint.json has changed" in line
+    used = succeeded(call(trained.folder, "generate --workdir damaged --length 5"))
+    assert used.stderr.count("DAMAGED") == 1
+    assert f"Trying step {other} instead" in used.stderr
+    assert len(used.stdout) == 6
+
+
+def test_a_plot_of_two_runs_is_a_picture(trained, call):
+    pytest.importorskip("matplotlib")
+    succeeded(call(trained.folder, "plot --workdir runs/debug --workdir runs/debug --out compared.png"))
+    picture = (trained.folder / "compared.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) > 20_000
+
+
 # ---- Evaluating -----------------------------------------------------------------------------------------------------------
 
 
@@ -452,6 +516,13 @@ MISTAKES = [  # command, exit status, and what the message says
     ("generate --workdir runs/debug --prompts empty.txt", DATA, ["empty.txt", "is empty"]),
     ("generate --workdir runs/debug --prompts latin1.txt", DATA, ["latin1.txt", "not UTF-8"]),
     ("generate --workdir runs/debug --prompts gap.txt", DATA, ["line 2", "gap.txt", "is empty"]),
+    (f"{NEW} --max_minutes 0", USAGE, ["max_minutes=0.0", "above 0"]),
+    (f"{NEW} --patience -1", USAGE, ["patience=-1", "at least 0"]),
+    (f"{NEW} --ema 1", USAGE, ["ema=1.0", "below 1"]),
+    ("checkpoints --workdir nowhere", DATA, ["nowhere holds no run"]),
+    ("check_run --kills 0", USAGE, ["kills=0", "at least 1"]),
+    ("plot --workdir nowhere", DATA, ["nowhere holds no run"]),
+    ("plot --workdir runs/debug --out picture.jpg", USAGE, ["picture.jpg", ".png"]),
     ("benchmark generat", USAGE, ["'generat'", "did you mean 'generate'?"]),
 ]
 

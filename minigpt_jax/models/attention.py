@@ -87,7 +87,8 @@ class KVCache:
     def visible(self, positions_BT: jax.Array) -> jax.Array:
         """mask_BTS: which slots the last T positions may see, of which row b's are called `positions_BT[b]`.
 
-        Those that are not younger than themselves, and not so old that they belong to no position of the row.
+        Those that are not younger than themselves, and not so old that they belong to no position of the row. Once the ring
+        is full, T has to be 1: of several positions the last would already stand where the first still has to look.
         """
         S, T = self.k_NSK.shape[1], positions_BT.shape[1]
         slots_T = self.num_written - T + jnp.arange(T)

@@ -10,7 +10,7 @@
 
 A checkpoint is written into a folder of another name and renamed when it is complete, so a process that is killed leaves the
 earlier ones as they were. Orbax restores files with flipped bits without a word; the manifest is how they are found. A
-damaged checkpoint is set aside as STEP.damaged, never deleted.
+damaged checkpoint that a run passes over is set aside as STEP.damaged.
 """
 
 import contextlib
@@ -155,6 +155,8 @@ def read_info(workdir: Path, step: int) -> CheckpointInfo:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values["format"] != FORMAT:
             raise DataError(f"{path} has format {values['format']}; this version of minigpt_jax reads format {FORMAT}")
+        if values["step"] != step:
+            raise ValueError(f"it is that of step {values['step']}")
         return CheckpointInfo(**values | {"pending_losses": tuple(values["pending_losses"])})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise error if isinstance(error, DataError) else DataError(f"{path} is damaged: {error}") from error
@@ -224,11 +226,14 @@ def verify(workdir: Path, step: int) -> None:
     try:
         text = (folder / "manifest.json").read_text(encoding="utf-8")
         written = json.loads(text)
-        if text != manifest_text(written):
+        if not isinstance(written, dict) or text != manifest_text(written):
             raise ValueError("it is not as it was written")
     except (OSError, ValueError) as error:
         raise DataError(f"{folder} has no readable manifest.json: {error}") from error
-    found = checksums(folder)
+    try:
+        found = checksums(folder)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read: {error}") from error
     problems = [f"{name} is missing" for name in sorted(set(written) - set(found))]
     problems += [f"{name} does not belong there" for name in sorted(set(found) - set(written))]
     problems += [f"{name} has changed" for name in sorted(set(found) & set(written)) if found[name] != written[name]]
@@ -237,20 +242,28 @@ def verify(workdir: Path, step: int) -> None:
 
 
 def prune(workdir: Path, keep: int) -> None:
-    """Deletes all checkpoints but the newest `keep` and the best."""
-    best = best_first(workdir)[:1]
-    for step in set(steps(workdir)) - set(steps(workdir)[-keep:]) - set(best):
+    """Deletes all checkpoints but the newest `keep`, the best, and damaged ones that call themselves better than that."""
+    kept = set(steps(workdir)[-keep:])
+    for step in best_first(workdir):
+        kept.add(step)
+        with contextlib.suppress(DataError):
+            verify(workdir, step)
+            break
+    for step in set(steps(workdir)) - kept:
         delete(checkpoints_dir(workdir) / str(step))
 
 
 def best_first(workdir: Path) -> list[int]:
-    """Steps by validation loss, the lowest first; then those not evaluated, the newest first; then the unreadable."""
+    """Steps by validation loss, the lowest first; then those not evaluated, the newest first.
+
+    Before them all come those of which that cannot be read, for `first_whole` to name them.
+    """
 
     def rank(step: int) -> tuple:
         try:
             val_loss = read_info(workdir, step).val_loss
         except DataError:
-            return 2, -step
+            return -1, -step
         return (0, val_loss) if val_loss is not None and math.isfinite(val_loss) else (1, -step)
 
     return sorted(steps(workdir), key=rank)
@@ -281,7 +294,7 @@ def restore_arrays(folder: Path, like: Any) -> Any:
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore(folder.absolute(), like)
-    except (ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError) as error:
         reason = str(error).split(". ")[0].split("\n")[0]
         raise DataError(f"the arrays in {folder} are not those of the model that config.json describes: {reason}") from error
 

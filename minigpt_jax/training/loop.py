@@ -2,10 +2,12 @@
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import json
 import logging
 import math
+import os
 import signal
 import sys
 import threading
@@ -48,14 +50,17 @@ def train(
     run of another config; FloatingPointError after `max_bad_steps` steps in a row that were not finite.
     """
     deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
+    make_writer = import_tensorboard_writer() if tensorboard else None
     experiment = prepare(config)
     try:
+        if not overwrite:
+            checkpoint.check_owned(workdir)
         with checkpoint.locked(workdir):
             newest = None if overwrite else step_to_resume(experiment, workdir)
             if newest is not None and (ended := has_ended(experiment, workdir, newest)):
                 log.info("%s %s", workdir, ended)
             else:
-                Run(experiment, workdir, newest, tensorboard).go(deadline)
+                Run(experiment, workdir, newest, make_writer).go(deadline)
     except BrokenPipeError:
         raise  # that is standard output, which the samples go to
     except OSError as error:
@@ -67,7 +72,6 @@ def step_to_resume(experiment: Experiment, workdir: Path) -> int | None:
 
     Raises DataError where the run there is another one, or all of its checkpoints are damaged.
     """
-    checkpoint.check_owned(workdir)
     steps = checkpoint.steps(workdir)[::-1]
     if not steps:
         return None
@@ -103,8 +107,12 @@ def has_ended(experiment: Experiment, workdir: Path, newest: int) -> str | None:
     if newest == experiment.num_steps:
         return f"has finished its {newest} steps. Go on with --steps N, N above that; begin anew with --overwrite."
     patience = experiment.config.training.patience
-    if patience and checkpoint.read_info(workdir, newest).evaluations_since_best >= patience:
-        return f"has ended early, at step {newest}. Go on with --patience N, N above {patience}, or 0."
+    in_vain = checkpoint.read_info(workdir, newest).evaluations_since_best
+    if 0 < patience <= in_vain:
+        return (
+            f"has gone {in_vain} evaluations without a lower loss, at step {newest}. "
+            f"Go on with --patience N, N above {in_vain}, or 0."
+        )
     return None
 
 
@@ -134,7 +142,7 @@ def noted_signals() -> Iterator[list[int]]:
 class Run:
     """One process's share of a run: what it trains, its files and its clock."""
 
-    def __init__(self, experiment: Experiment, workdir: Path, newest: int | None, tensorboard: bool = False):
+    def __init__(self, experiment: Experiment, workdir: Path, newest: int | None, make_writer: type | None = None):
         self.experiment, self.workdir = experiment, workdir
         self.settings, self.num_steps = experiment.config.training, experiment.num_steps
         self.tokens_per_step = self.settings.batch_size * experiment.config.model.context_length
@@ -146,9 +154,9 @@ class Run:
             ema=self.settings.ema,
         )
         if newest is None:
-            checkpoint.delete_all(workdir)
             self.info = CheckpointInfo(step=0, text_sha256=experiment.text_sha256)
             self.state: TrainState = new_state()
+            checkpoint.delete_all(workdir)
         else:
             self.info = checkpoint.read_info(workdir, newest)
             self.state = checkpoint.restore(workdir, newest, jax.eval_shape(new_state))
@@ -156,9 +164,10 @@ class Run:
         self.info = dataclasses.replace(self.info, made_with=checkpoint.environment())
         self.losses = list(self.info.pending_losses)  # since the last row of metrics, those that were finite
         self.unread = []  # metrics of the steps that nobody has waited for yet
+        self.evaluated = (0, None)  # the step that was evaluated last, and its loss
         checkpoint.write_text(workdir / "config.json", experiment.config.to_json())
         checkpoint.write_text(workdir / "tokenizer.json", experiment.tokenizer.to_json())
-        self.metrics = MetricsFile(workdir, last_step=self.info.step, tensorboard=tensorboard)
+        self.metrics = MetricsFile(workdir, last_step=self.info.step, make_writer=make_writer)
         self.clock = Clock(self.info.seconds, self.info.step)
 
     def go(self, deadline: float | None = None) -> None:
@@ -191,16 +200,17 @@ class Run:
                 if step == start + 1:
                     log.info("The first step, with its compilation, took %.1f s.", self.clock.lap(step, self.state))
                 self.after_step(step)
-                if self.is_out_of_patience:
-                    log.info("No lower validation loss in %d evaluations: ending early.", settings.patience)
-                    break
                 is_late = deadline is not None and time.monotonic() > deadline
-                if step < self.num_steps and (received or is_late):
+                if received or (is_late and step < self.num_steps):
                     self.save(step)
-                    log.info("Stopped and saved at step %d/%d. The same command goes on from there.", step, self.num_steps)
+                    log.info("Stopped and saved at step %d/%d. Go on with: python scripts/train.py --workdir %s",
+                             step, self.num_steps, self.workdir)  # fmt: skip
                     if received:
                         raise StoppedError(received[0])
                     return
+                if self.is_out_of_patience:
+                    log.info("No lower validation loss in %d evaluations: ending early.", settings.patience)
+                    break
         self.conclude()
 
     @property
@@ -218,7 +228,7 @@ class Run:
         val_loss = self.evaluate(step) if due(self.settings.eval_every) else None
         improved = val_loss is not None and val_loss == self.info.best_val_loss
         if improved or due(self.settings.checkpoint_every) or self.is_out_of_patience:
-            self.save(step, val_loss)
+            self.save(step)
         if self.settings.sample_every and due(self.settings.sample_every):
             self.print_sample()
 
@@ -261,28 +271,34 @@ class Run:
                 raise FloatingPointError(
                     f"loss or gradient were not finite in {info.bad_steps} steps in a row, up to step {number}; the last "
                     f"finite loss was {info.last_loss}. Likely causes: --learning_rate too high, --warmup_steps too few, "
-                    f"--dtype bfloat16. Saved is step {info.step}, which is finite"
+                    f"--dtype bfloat16. "
+                    + (f"Saved is step {info.step}, which is finite" if info.step else "Nothing has been saved yet")
                 )
         self.info, self.unread = info, []
 
-    def evaluate(self, step: int) -> float:
-        """Loss on the fixed batches of validation text, in nats per token."""
+    def evaluate(self, step: int) -> float | None:
+        """Loss on the fixed batches of validation text, in nats per token; None where it is not finite."""
         with self.clock.stopped(self.state):
             val_loss = evaluate(self.experiment, self.state.eval_params, limit=self.settings.eval_batches)
+        val_loss = val_loss if math.isfinite(val_loss) else None
+        self.evaluated = (step, val_loss)
         self.metrics.append({"step": step, "val_loss": val_loss, "seconds": round(self.clock.seconds, 3)})
-        log.info("step %d/%d  validation loss %.4f", step, self.num_steps, val_loss)
+        log.info("step %d/%d  validation loss %.4f", step, self.num_steps, math.nan if val_loss is None else val_loss)
         best = self.info.best_val_loss
-        if math.isfinite(val_loss) and (best is None or val_loss < best):
+        if val_loss is not None and (best is None or val_loss < best):
             self.info = dataclasses.replace(self.info, best_val_loss=val_loss, evaluations_since_best=0)
         else:
             self.info = dataclasses.replace(self.info, evaluations_since_best=self.info.evaluations_since_best + 1)
         return val_loss
 
-    def save(self, step: int, val_loss: float | None = None) -> None:
-        """Unless this step has been saved already."""
+    def save(self, step: int) -> None:
+        """Unless this step has been saved already. Raises FileNotFoundError where the run's folder has gone."""
         if step == self.info.step:
             return
+        if not self.metrics.path.exists():  # saving would make the folder anew, without what belongs to it
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         self.read_losses(step)
+        val_loss = self.evaluated[1] if self.evaluated[0] == step else None
         with self.clock.stopped(self.state):
             self.info = dataclasses.replace(
                 self.info, step=step, val_loss=val_loss, pending_losses=tuple(self.losses), seconds=self.clock.seconds
@@ -321,15 +337,16 @@ class Run:
 
 
 class MetricsFile:
-    """Rows of metrics, one JSON object a line. Opening it drops rows after `last_step` and a line cut off by a kill."""
+    """Rows of metrics, one JSON object a line. Opening it drops rows after `last_step` and a line cut off by a kill.
 
-    def __init__(self, workdir: Path, last_step: int, tensorboard: bool = False):
+    `make_writer`, if given, is tensorboardX's SummaryWriter: the rows go there too.
+    """
+
+    def __init__(self, workdir: Path, last_step: int, make_writer: type | None = None):
         self.path = path = workdir / "metrics.jsonl"
-        self.tensorboard = tensorboard_writer(workdir, last_step) if tensorboard else None
-        rows = []
-        if path.exists() and last_step:
-            with contextlib.suppress(ValueError):  # the line that a kill cut off is the last one
-                rows.extend(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+        # What earlier processes wrote there of later steps is hidden.
+        self.tensorboard = make_writer and make_writer(str(workdir / "tensorboard"), purge_step=last_step + 1)
+        rows = read_metrics(path) if path.exists() and last_step else []
         kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= last_step]
         checkpoint.write_text(path, "".join(kept))
 
@@ -343,13 +360,28 @@ class MetricsFile:
             self.tensorboard.flush()
 
 
-def tensorboard_writer(workdir: Path, last_step: int) -> Any:
-    """Writes into the run's folder; what earlier processes wrote of later steps is hidden."""
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl. A last line without its end is left out, since a kill has cut it off; so is, with a line
+    in the log, one that is damaged.
+    """
+    rows = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            row = json.loads(line)
+            if not (isinstance(row, dict) and isinstance(row.get("step"), int)):
+                raise ValueError("no row of metrics")
+            rows.append(row)
+        except ValueError as error:
+            log.warning("DAMAGED: line %d of %s is left out: %s.", number, path, error)
+    return rows
+
+
+def import_tensorboard_writer() -> type:
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:
         raise UsageError("--tensorboard needs tensorboardX: python -m pip install -e '.[tensorboard]'") from error
-    return SummaryWriter(str(workdir / "tensorboard"), purge_step=last_step + 1)
+    return SummaryWriter
 
 
 class Clock:

@@ -66,11 +66,12 @@ def train_step(
     Sums are added up over the parts and divided once, then clipped, so the result is that of the undivided batch (up to
     the order of additions; dropout draws a mask for each part).
 
-    Where loss or gradient are not finite nothing but the step's number changes: one NaN would spread to every parameter.
+    Where loss, gradient or new parameters are not finite nothing but the step's number changes: one NaN would spread to
+    every parameter.
 
     `key` is the run's root key: the step folds in its own number. `state` is donated: use the returned one. `ema` is the
     decay of the average of parameters, 0 for none.
-    Returns the next state and {"loss": nats per target, "grad_norm": before clipping, "is_finite": whether both are}.
+    Returns the next state and {"loss": nats per target, "grad_norm": before clipping, "is_finite": whether all are}.
     """
     step_key = jax.random.fold_in(key, state.step) if model.config.dropout else None
     gradient = jax.value_and_grad(loss_and_count, has_aux=True)
@@ -93,7 +94,7 @@ def train_step(
     next_state = TrainState(state.step, params, opt_state, average)
 
     grad_norm = optax.tree.norm(grads)
-    is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.tree.norm(params))
     next_state = jax.tree.map(functools.partial(jnp.where, is_finite), next_state, state)
     metrics = {"loss": loss, "grad_norm": grad_norm, "is_finite": is_finite}
     return next_state.replace(step=state.step + 1), metrics
