@@ -9,7 +9,6 @@ metrics (times aside) and a sample. Then bits are flipped in every file of a che
 """
 
 import dataclasses
-import json
 import random
 import resource
 import shutil
@@ -31,7 +30,7 @@ from minigpt_jax.config import load_preset
 from minigpt_jax.errors import DataError, UsageError
 from minigpt_jax.training import checkpoint
 from minigpt_jax.training.experiment import prepare
-from minigpt_jax.training.step import init_state
+from minigpt_jax.training.metrics import read_metrics
 
 CONFIG = flags.DEFINE_string("config", "debug", "the preset that is trained")
 KILLS = flags.DEFINE_integer("kills", 6, "how often a run is killed")
@@ -53,13 +52,7 @@ class Checks:
         self.folder, self.chance = folder, random.Random(SEED.value)
         self.tried, self.held = Counter(), Counter()
         self.config = load_preset(CONFIG.value).override(SETTINGS)
-        experiment = prepare(self.config)
-        self.like = jax.eval_shape(
-            lambda key: init_state(
-                key, model=experiment.model, optimizer=experiment.optimizer, ema=self.config.training.ema
-            ),
-            experiment.root_key,
-        )
+        self.like = jax.eval_shape(prepare(self.config).new_state)
         self.command = [sys.executable, str(Path(__file__).with_name("train.py")), "--config", CONFIG.value]
         self.command += [f"--{name}={value}" for name, value in SETTINGS.items()]
 
@@ -88,8 +81,7 @@ class Checks:
         state = checkpoint.restore(workdir, NUM_STEPS, self.like)
         leaves = [(str(path), np.asarray(leaf).tobytes()) for path, leaf in jax.tree.leaves_with_path(state)]
         clock = {"seconds", "tokens_per_second"}
-        rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        rows = [{name: row[name] for name in row.keys() - clock} for row in rows]
+        rows = [{name: row[name] for name in row.keys() - clock} for row in read_metrics(workdir / "metrics.jsonl")]
         info = dataclasses.replace(checkpoint.read_info(workdir, NUM_STEPS), seconds=0.0)
         return leaves, rows, info, checkpoint.load(workdir).generate("\n", 50, seed=1)
 

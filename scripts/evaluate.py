@@ -9,7 +9,6 @@ from pathlib import Path
 
 from absl import flags
 
-import minigpt_jax as mg
 from minigpt_jax import cli
 from minigpt_jax.errors import DataError, require_choice
 from minigpt_jax.training import checkpoint
@@ -23,10 +22,11 @@ SPLIT = flags.DEFINE_string("split", "val", "which part of the text: val | train
 def main() -> None:
     require_choice("split", SPLIT.value, SPLITS)
     workdir = Path(WORKDIR.value) if WORKDIR.value else cli.newest_run()
-    model = mg.load(workdir)
-    experiment = prepare(checkpoint.read_config(workdir))
-    used = checkpoint.first_whole(workdir, checkpoint.best_first(workdir))
-    if experiment.text_sha256 != checkpoint.read_info(workdir, used).text_sha256:
+    config = checkpoint.read_config(workdir)
+    step = checkpoint.first_whole(workdir, checkpoint.best_first(workdir))
+    model = checkpoint.load_step(workdir, config, step)
+    experiment = prepare(config)
+    if experiment.text_sha256 != checkpoint.read_info(workdir, step).text_sha256:
         raise DataError(f"{experiment.config.data.dataset} is no longer the text that {workdir} was trained on")
     tokens = experiment.splits[SPLIT.value][1:]  # the first token has nothing before it, so it is not predicted
     text = model.tokenizer.decode(tokens)

@@ -19,9 +19,9 @@ from minigpt_jax.data import batches
 from minigpt_jax.errors import DataError, StoppedError, UsageError
 from minigpt_jax.training import checkpoint, experiment, loop
 from minigpt_jax.training.experiment import prepare
-from minigpt_jax.training.loop import MetricsFile, Run, train
+from minigpt_jax.training.loop import Run, train
 from minigpt_jax.training.optimizer import make_optimizer, warmup_cosine
-from minigpt_jax.training.step import init_state, train_step
+from minigpt_jax.training.step import train_step
 
 TEXT = "".join(np.random.default_rng(0).choice(list("abcd \n"), 160)) + "abcd \n"
 STEPS = 13
@@ -86,11 +86,7 @@ def train_until(config, workdir, step, monkeypatch, during="after_step"):
 
 
 def final_state(config, workdir, step=STEPS):
-    parts = prepare(config)
-    shapes = jax.eval_shape(
-        functools.partial(init_state, model=parts.model, optimizer=parts.optimizer, ema=0.9), parts.root_key
-    )
-    return checkpoint.restore(workdir, step, shapes)
+    return checkpoint.restore(workdir, step, jax.eval_shape(prepare(config).new_state))
 
 
 def assert_equal(tree, other):
@@ -292,29 +288,6 @@ def test_without_an_expectation_there_is_no_verdict(config, finished, caplog):
     assert "expected" not in caplog.text
 
 
-def metrics_file(tmp_path, content, last_step):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text(content)
-    return MetricsFile(tmp_path, last_step), path
-
-
-def test_metrics_after_the_checkpoint_and_torn_lines_are_dropped(tmp_path):
-    whole = "".join(json.dumps({"step": step, "train_loss": 0.1 + 0.2}) + "\n" for step in (3, 6, 6, 9))
-    for torn in ("", "{", '{"step": 5, "train_l', '{"step": 5}'[:-1]):
-        file, path = metrics_file(tmp_path, whole + torn, last_step=6)
-        assert path.read_text() == whole[: whole.index('{"step": 9')]
-        file.append({"step": 7, "val_loss": 1.0})
-        assert path.read_text().endswith('6, "train_loss": 0.30000000000000004}\n{"step": 7, "val_loss": 1.0}\n')
-
-
-def test_a_damaged_row_is_named_and_the_others_stay(tmp_path, caplog):
-    lines = [json.dumps({"step": step}) + "\n" for step in (1, 2, 3, 4, 5)]
-    for damage in ('{"step": 2,}\n', "5\n", '{"stdp": 2}\n', "\n"):
-        _, path = metrics_file(tmp_path, "".join([lines[0], damage, *lines[2:]]), last_step=4)
-        assert path.read_text() == lines[0] + lines[2] + lines[3]
-        assert f"DAMAGED: line 2 of {path} is left out" in caplog.records[-1].getMessage()
-
-
 def test_a_folder_that_has_gone_is_said_and_not_made_anew(config, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
     after_step(monkeypatch, 4, lambda: shutil.rmtree(workdir))
@@ -329,11 +302,6 @@ def test_a_missing_extra_costs_nothing_of_a_run_to_be_replaced(config, finished,
     with pytest.raises(UsageError):
         train(config, finished, overwrite=True, tensorboard=True)
     assert snapshot(finished) == before
-
-
-def test_metrics_of_a_new_run_begin_empty(tmp_path):
-    _, path = metrics_file(tmp_path, '{"step": 3}\n', last_step=0)
-    assert path.read_text() == ""
 
 
 # ---- What it refuses ------------------------------------------------------------------------------------------------------

@@ -332,7 +332,11 @@ def load(workdir: str | Path) -> LanguageModel:
     """
     workdir = Path(workdir)
     config = read_config(workdir)
-    step = first_whole(workdir, best_first(workdir))
+    return load_step(workdir, config, first_whole(workdir, best_first(workdir)))
+
+
+def load_step(workdir: Path, config: Config, step: int) -> LanguageModel:
+    """The language model of a checkpoint that was verified. Raises DataError as `load` does."""
     try:
         tokenizer = tokenizers.from_json((workdir / "tokenizer.json").read_text(encoding="utf-8"))
     except (OSError, DataError) as error:

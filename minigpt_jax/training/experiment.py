@@ -15,7 +15,7 @@ from minigpt_jax.data import batches, corpora, tokenizers
 from minigpt_jax.errors import DataError
 from minigpt_jax.models.gpt import GPT
 from minigpt_jax.training.optimizer import make_optimizer
-from minigpt_jax.training.step import eval_step
+from minigpt_jax.training.step import TrainState, eval_step, init_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +33,10 @@ class Experiment:
     @property
     def root_key(self) -> jax.Array:
         return jax.random.key(self.config.training.seed)
+
+    def new_state(self) -> TrainState:
+        """The state before the first step; its `jax.eval_shape` is what `checkpoint.restore` needs."""
+        return init_state(self.root_key, model=self.model, optimizer=self.optimizer, ema=self.config.training.ema)
 
 
 def prepare(config: Config) -> Experiment:

@@ -1,20 +1,14 @@
 """The run: the only place in training that reads the clock, logs, evaluates, saves and prints."""
 
-import contextlib
 import dataclasses
 import errno
 import functools
-import json
 import logging
 import math
 import os
-import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -22,13 +16,15 @@ from tqdm import tqdm
 
 from minigpt_jax.config import SETTINGS, Config, differences
 from minigpt_jax.data import batches
-from minigpt_jax.errors import DataError, StoppedError, UsageError
+from minigpt_jax.errors import DataError, StoppedError
 from minigpt_jax.generation.language_model import LanguageModel
+from minigpt_jax.runtime import noted_signals
 from minigpt_jax.training import checkpoint
 from minigpt_jax.training.checkpoint import CheckpointInfo
 from minigpt_jax.training.experiment import Experiment, evaluate, prepare
+from minigpt_jax.training.metrics import Clock, MetricsFile, import_tensorboard_writer
 from minigpt_jax.training.optimizer import warmup_cosine
-from minigpt_jax.training.step import TrainState, init_state, train_step
+from minigpt_jax.training.step import TrainState, train_step
 
 log = logging.getLogger(__name__)
 
@@ -116,29 +112,6 @@ def has_ended(experiment: Experiment, workdir: Path, newest: int) -> str | None:
     return None
 
 
-@contextlib.contextmanager
-def noted_signals() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM in here are put on a list, for the loop to end well; the second one ends the process at once."""
-    received = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received  # only the main thread may say what becomes of signals
-        return
-
-    def note(number, frame):
-        received.append(number)
-        for name in before:
-            signal.signal(name, signal.SIG_DFL)
-
-    before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
-    for name in before:
-        signal.signal(name, note)
-    try:
-        yield received
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
-
-
 class Run:
     """One process's share of a run: what it trains, its files and its clock."""
 
@@ -146,20 +119,13 @@ class Run:
         self.experiment, self.workdir = experiment, workdir
         self.settings, self.num_steps = experiment.config.training, experiment.num_steps
         self.tokens_per_step = self.settings.batch_size * experiment.config.model.context_length
-        new_state = functools.partial(
-            init_state,
-            experiment.root_key,
-            model=experiment.model,
-            optimizer=experiment.optimizer,
-            ema=self.settings.ema,
-        )
         if newest is None:
             self.info = CheckpointInfo(step=0, text_sha256=experiment.text_sha256)
-            self.state: TrainState = new_state()
+            self.state: TrainState = experiment.new_state()
             checkpoint.delete_all(workdir)
         else:
             self.info = checkpoint.read_info(workdir, newest)
-            self.state = checkpoint.restore(workdir, newest, jax.eval_shape(new_state))
+            self.state = checkpoint.restore(workdir, newest, jax.eval_shape(experiment.new_state))
             checkpoint.delete_leftovers(workdir)
         self.info = dataclasses.replace(self.info, made_with=checkpoint.environment())
         self.losses = list(self.info.pending_losses)  # since the last row of metrics, those that were finite
@@ -334,80 +300,3 @@ class Run:
             verdict = "as expected" if abs(val_loss - known.val_loss) <= 2 * known.spread else "NOT as expected"
             log.info("That is %s: %d seeds gave %.3f ± %.3f.", verdict, known.seeds, known.val_loss, known.spread)
         log.info("Sample from it: python scripts/generate.py --workdir %s --prompt TEXT --length 200", self.workdir)
-
-
-class MetricsFile:
-    """Rows of metrics, one JSON object a line. Opening it drops rows after `last_step` and a line cut off by a kill.
-
-    `make_writer`, if given, is tensorboardX's SummaryWriter: the rows go there too.
-    """
-
-    def __init__(self, workdir: Path, last_step: int, make_writer: type | None = None):
-        self.path = path = workdir / "metrics.jsonl"
-        # What earlier processes wrote there of later steps is hidden.
-        self.tensorboard = make_writer and make_writer(str(workdir / "tensorboard"), purge_step=last_step + 1)
-        rows = read_metrics(path) if path.exists() and last_step else []
-        kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= last_step]
-        checkpoint.write_text(path, "".join(kept))
-
-    def append(self, row: dict[str, float]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        if self.tensorboard is not None:
-            for name in row.keys() - {"step"}:
-                if row[name] is not None:
-                    self.tensorboard.add_scalar(name, row[name], row["step"])
-            self.tensorboard.flush()
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl. A last line without its end is left out, since a kill has cut it off; so is, with a line
-    in the log, one that is damaged.
-    """
-    rows = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
-        try:
-            row = json.loads(line)
-            if not (isinstance(row, dict) and isinstance(row.get("step"), int)):
-                raise ValueError("no row of metrics")
-            rows.append(row)
-        except ValueError as error:
-            log.warning("DAMAGED: line %d of %s is left out: %s.", number, path, error)
-    return rows
-
-
-def import_tensorboard_writer() -> type:
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError as error:
-        raise UsageError("--tensorboard needs tensorboardX: python -m pip install -e '.[tensorboard]'") from error
-    return SummaryWriter
-
-
-class Clock:
-    """Seconds of the run over all its processes, and seconds spent in training steps alone."""
-
-    def __init__(self, seconds_before: float, step: int):
-        now = time.perf_counter()
-        self.began = now - seconds_before
-        self.lap_began, self.lap_step = now, step
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self.began
-
-    def lap(self, step: int, state: TrainState) -> float:
-        """Seconds per training step since the last call, without the time in which the clock was stopped."""
-        jax.block_until_ready(state)
-        now = time.perf_counter()
-        seconds_per_step = (now - self.lap_began) / max(1, step - self.lap_step)
-        self.lap_began, self.lap_step = now, step
-        return seconds_per_step
-
-    @contextlib.contextmanager
-    def stopped(self, state: TrainState) -> Iterator[None]:
-        """Does not count what happens inside as training, once the steps up to `state` are done."""
-        jax.block_until_ready(state)
-        began = time.perf_counter()
-        yield
-        self.lap_began += time.perf_counter() - began
