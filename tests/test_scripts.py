@@ -3,6 +3,7 @@
 What trains and generates runs in processes of its own. What ends before that runs in this one, in a fraction of the time.
 """
 
+import gzip
 import io
 import json
 import logging
@@ -20,6 +21,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from absl import flags
 
@@ -212,7 +214,7 @@ def test_overwrite_begins_anew_with_the_preset_and_the_flags_given(trained, gone
     config = Config.from_json((workdir / "config.json").read_text(encoding="utf-8"))
     assert (config.model.embed_dim, config.model.ff_dim, config.training.weight_decay) == (16, 64, 0.1)
     assert (config.training.steps, config.training.epochs) == (None, 0.1)
-    num_windows = batches.num_windows(TEXT[: int(0.9 * len(TEXT))], config.model.context_length)
+    num_windows = batches.num_windows(np.zeros(int(0.9 * len(TEXT))), config.model.context_length)
     num_steps = math.ceil(0.1 * num_windows / config.training.batch_size)
     assert checkpoint_steps(workdir) == [num_steps]
     assert {row["step"] for row in metrics(workdir)} == {5, num_steps}
@@ -455,6 +457,65 @@ def test_evaluation_is_json_whose_figures_agree(trained):
     assert val["loss"] == pytest.approx(float(said_by_training), abs=1e-4)
 
 
+def test_words_and_bpe_train_evaluate_and_generate_from_files_of_every_kind(trained):
+    pytest.importorskip("tokenizers")
+    folder = trained.folder / "texts"
+    folder.mkdir()
+    (folder / "a.txt.gz").write_bytes(gzip.compress(TEXT.encode()))
+    (folder / "b.jsonl").write_text(
+        json.dumps({"text": TEXT}) + "\n" + json.dumps({"text": "To be\n"}) + "\n", encoding="utf-8"
+    )
+    (trained.folder / "val.txt").write_text(f"{LATER_TEXT} naïve to be unheard-of\n", encoding="utf-8")
+    words, pairs = run(
+        trained.folder,
+        "train --config debug --workdir words --dataset texts --tokenizer word --sample_every 0",
+        "train --config debug --workdir pairs --dataset 'texts/*' --val_dataset val.txt --tokenizer bpe --vocab_size 290",
+    )
+    assert "(0.0% of the tokens unknown)" in succeeded(words).stderr
+    assert "unknown" not in succeeded(pairs).stderr
+    results = run(trained.folder, "evaluate --workdir words --stride 8", "evaluate --workdir pairs")
+    of_words, of_pairs = (json.loads(succeeded(process).stdout) for process in results)
+    assert of_words["stride"] == 8
+    assert of_words["tokens_per_char"] < 1
+    assert 0 < of_pairs["bits_per_byte"] < of_pairs["bits_per_char"] < 8 * 2
+    said = re.search(r"([\d.]+) bits per character", pairs.stderr)[1]
+    assert of_pairs["bits_per_char"] == pytest.approx(float(said), abs=1e-3)
+    texts = run(
+        trained.folder,
+        "generate --workdir words --prompt 'To be unheard' --length 20",
+        "generate --workdir pairs --prompt 'naïve 漢 🙂' --length 20 --format jsonl",
+    )
+    assert succeeded(texts[0]).stdout.startswith("To be unheard")
+    assert "words that the vocabulary lacks" in texts[0].stderr
+    assert json.loads(succeeded(texts[1]).stdout)["text"].startswith("naïve 漢 🙂")
+    assert json.loads((trained.folder / "pairs" / "tokenizer.json").read_text(encoding="utf-8"))["model"]["type"] == "BPE"
+
+
+# ---- Showing tokens -------------------------------------------------------------------------------------------------------
+
+
+def test_tokens_are_shown_with_ids_and_counts(trained, call):
+    shown = succeeded(call(trained.folder, "tokenize --tokenizer word --dataset text.txt --text 'To be, zz to be'"))
+    lines = shown.stdout.splitlines()
+    assert lines[0] == "To| |be|,| |<unk>| |to| |be"
+    counts = {line.split("'")[1]: line.split()[1] for line in lines[3:-2]}
+    assert counts == {"To": "1", " ": "4", "be": "2", ",": "1", "<unk>": "1", "to": "1"}
+    assert lines[-1].startswith("10 tokens for 15 characters (15 bytes), 1.50 characters each; ")
+    shown = succeeded(call(trained.folder, "tokenize --tokenizer runs/debug/tokenizer.json --text 'café'"))
+    assert shown.stdout.splitlines()[0] == "c|a|f|é"
+    shown = succeeded(call(trained.folder, "tokenize --tokenizer byte --text 'é\\n'"))
+    assert shown.stdout.splitlines()[0] == r"\xc3|\xa9|\|n"
+
+
+def test_no_script_takes_tokenize_for_the_standard_library(tmp_path):
+    program = (
+        f"import sys; sys.path.insert(0, {str(ROOT / 'scripts')!r}); import tokenize, inspect; print(tokenize.__file__)"
+    )
+    process = start(tmp_path, f"python {shlex.quote(program)}")
+    assert process.stderr == ""
+    assert Path(process.stdout.strip()).parent == Path(os.__file__).parent
+
+
 # ---- What users get wrong -------------------------------------------------------------------------------------------------
 
 NEW = "train --config debug --dataset text.txt --workdir new"
@@ -476,7 +537,19 @@ MISTAKES = [  # command, exit status, and what the message says
     (f"{NEW} --dataset shakespear", DATA, ["did you mean 'shakespeare'?"]),
     (f"{NEW} --dataset empty.txt", DATA, ["empty.txt", "is empty"]),
     (f"{NEW} --dataset binary.bin", DATA, ["binary.bin", "NUL byte at offset 3"]),
-    (f"{NEW} --dataset latin1.txt", DATA, ["latin1.txt", "not UTF-8", "0xe9 at offset 3"]),
+    (f"{NEW} --dataset latin1.txt", DATA, ["latin1.txt", "not UTF-8", "0xe9 at offset 3", "--encoding"]),
+    (f"{NEW} --dataset latin1.txt --encoding latin9000", USAGE, ["encoding='latin9000'", "cp1252"]),
+    (f"{NEW} --dataset runs", DATA, ["runs", "no text", ".jsonl"]),
+    (f"{NEW} --dataset '*.rst'", DATA, ["no file matches", "*.rst"]),
+    (f"{NEW} --dataset bad.jsonl", DATA, ["line 2", "bad.jsonl", "no text"]),
+    (f"{NEW} --dataset bad.txt.gz", DATA, ["bad.txt.gz", "gzip"]),
+    (f"{NEW} --val_dataset short.txt", DATA, ["val split has 5 tokens", "at most 4"]),
+    (f"{NEW} --val_dataset missing.txt", DATA, ["missing.txt"]),
+    (f"{NEW} --tokenizer wrod", USAGE, ["tokenizer='wrod'", "did you mean 'word'?", "char, byte, word, bpe"]),
+    (f"{NEW} --tokenizer ./missing.json", DATA, ["missing.json", "No such file"]),
+    (f"{NEW} --tokenizer runs/debug/config.json", DATA, ["config.json", "not a tokenizer"]),
+    (f"{NEW} --tokenizer word --vocab_size 5000", DATA, ["vocab_size=5000", "supports"]),
+    (f"{NEW} --tokenizer bpe --vocab_size 100", USAGE, ["vocab_size=100", "at least 257"]),
     (f"{NEW} --data_dir text.txt", DATA, ["text.txt", "--data_dir"]),
     (f"{NEW} --workdir foreign", DATA, ["foreign", "'epoch_3'", "--workdir"]),
     (f"{NEW} --workdir other", DATA, ["other/config.json", "not a config"]),
@@ -484,8 +557,14 @@ MISTAKES = [  # command, exit status, and what the message says
     ("train --workdir runs/debug --num_layers 3 --bias", DATA, ["num_layers=2 (now 3)", "bias=False (now True)"]),
     ("train --workdir runs/debug --dataset later.txt", DATA, ["dataset=text.txt (now later.txt)", "--overwrite"]),
     ("train --workdir runs/debug --steps 10", DATA, ["20 steps done (now 10)"]),
-    ("train --config debug --dataset later.txt --workdir changed", DATA, ["another text as later.txt"]),
+    ("train --config debug --dataset later.txt --workdir changed", DATA, ["later.txt", "no longer the text", "--overwrite"]),
+    ("train --workdir runs/debug --tokenizer byte", DATA, ["tokenizer=char (now byte)", "--overwrite"]),
     ("evaluate --workdir changed", DATA, ["later.txt", "no longer the text"]),
+    ("evaluate --workdir runs/debug --stride 17", USAGE, ["stride=17", "at most context_length=16"]),
+    ("evaluate --workdir runs/debug --stride 0", USAGE, ["stride=0", "at least 1"]),
+    ("tokenize", USAGE, ["--text"]),
+    ("tokenize --text To --tokenizer bytes", USAGE, ["did you mean 'byte'?"]),
+    ("tokenize --text Zero --dataset text.txt", DATA, ["'Z'"]),
     ("evaluate --workdir runs/debug --split vall", USAGE, ["split='vall'", "did you mean 'val'?", "train"]),
     ("evaluate --workdir nowhere", DATA, ["nowhere holds no run"]),
     ("generate --workdir .", DATA, ["holds no run"]),
@@ -539,6 +618,9 @@ def mistaken_folder(trained):
     (folder / "empty.txt").touch()
     (folder / "gap.txt").write_text("To\n\nbe\n", encoding="utf-8")
     (folder / "binary.bin").write_bytes(b"abc\0def")
+    (folder / "bad.jsonl").write_text('{"text": "good"}\n{"txt": "bad"}\n', encoding="utf-8")
+    (folder / "bad.txt.gz").write_bytes(b"no gzip")
+    (folder / "short.txt").write_text("To be", encoding="utf-8")
     (folder / "latin1.txt").write_bytes("café".encode("latin-1") * 100)
     # A run whose text is now another one.
     shutil.copytree(trained.workdir, folder / "changed")

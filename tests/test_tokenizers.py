@@ -1,14 +1,28 @@
-"""Tokenizers: every character has its id, ids come back as the text, and what has no id is named."""
+"""Tokenizers: ids come back as the text, are below the size of the vocabulary, and what has no id is named or counted."""
 
+import functools
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt_jax.data.tokenizers import TOKENIZERS, CharTokenizer, from_json, train_tokenizer
-from minigpt_jax.errors import DataError
+from minigpt_jax.data.tokenizers import (
+    BYTE_SYMBOLS,
+    END_OF_TEXT,
+    KINDS,
+    BpeTokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    WordTokenizer,
+    from_json,
+    make_tokenizer,
+    read_tokenizer,
+)
+from minigpt_jax.errors import DataError, UsageError
 
 # Neighbours of every border in Unicode and its encodings: NUL, ASCII, bytes, the last of two bytes of UTF-8, unpaired
 # surrogates, the last of 16 bits, the first beyond them and the very last.
@@ -17,6 +31,26 @@ BORDERS = "\0\n\r~\x7f\x80\xff\u0100\u07ff\u0800\ud7ff\ud800\udfff\ue000\ufeff\u
 any_text = st.text(st.characters(exclude_categories=()))  # all code points, surrogates too
 
 without_time_limit = settings(deadline=None, max_examples=200)
+
+# What other tokenizers lose: newlines of every kind, repeated blanks, emoji, combining marks, NUL, right to left, and the
+# names of special tokens.
+HARD = (
+    "\n\r\n\r\u2028\x85\x0b  \t   \u00a0🙂👩\u200d👧e\u0301ñ\0שלום مرحبا\u202e漢字 _'’don't o'er \ufeff<unk>" + END_OF_TEXT
+)
+hard_text = st.lists(
+    st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from([*HARD, "the", " the", END_OF_TEXT, "<unk>"]))
+).map("".join)
+PROSE = "To be, or not to be: that is the question —\nWhether 'tis nobler in the mind to suffer\n" * 2
+
+
+@functools.cache
+def bpe(vocab_size=320):
+    pytest.importorskip("tokenizers")
+    return BpeTokenizer.train([PROSE], vocab_size)
+
+
+def trained(kind, text=PROSE):
+    return bpe() if kind == "bpe" else KINDS[kind].train([text])
 
 
 @without_time_limit
@@ -43,15 +77,90 @@ def test_characters_without_an_id_are_all_named_and_nothing_is_encoded_in_their_
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-@pytest.mark.parametrize("kind", TOKENIZERS)
-def test_ids_are_below_the_size_of_the_vocabulary_and_all_of_them_are_used(kind):
-    text = "To be, or not to be — that is the question:\n" * 3
-    tokenizer = train_tokenizer(kind, text)
+# ---- What all of them promise ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@without_time_limit
+@given(text=hard_text)
+def test_a_text_comes_back_as_it_was(kind, text):
+    tokenizer = trained(kind, text + " " + HARD) if kind in ("char", "word") else trained(kind)
     ids = tokenizer.encode(text)
-    assert ids.min() >= 0
-    assert len(np.unique(ids)) <= tokenizer.vocab_size
-    assert ids.max() < tokenizer.vocab_size
+    assert ids.dtype == np.int32
+    assert ids.size == 0 or (ids.min() >= 0 and ids.max() < tokenizer.vocab_size)
     assert tokenizer.decode(ids) == text
+    assert tokenizer.to_bytes(ids) == text.encode()
+    assert b"".join(tokenizer.to_bytes([i]) for i in ids) == text.encode()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@without_time_limit
+@given(text=hard_text)
+def test_ids_are_below_the_size_of_the_vocabulary_for_a_text_that_was_not_trained_on(kind, text):
+    tokenizer = trained(kind)
+    try:
+        ids = tokenizer.encode(text)
+    except DataError:
+        assert kind == "char"
+        return
+    assert ids.size == 0 or (ids.min() >= 0 and ids.max() < tokenizer.vocab_size)
+    assert tokenizer.end_of_text not in ids.tolist()  # what is written like a special token is ordinary text
+    assert (kind == "word") or tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_ids_stand_for_something_and_none_is_above_them(kind):
+    tokenizer = trained(kind)
+    assert all(tokenizer.to_bytes([i]) for i in range(tokenizer.vocab_size))
+    assert len({tokenizer.to_bytes([i]) for i in range(tokenizer.vocab_size)}) == tokenizer.vocab_size
+    for given_ids in ([0, 1], np.array([0, 1], np.uint16), np.array([0, 1], np.int64)):
+        assert tokenizer.to_bytes(given_ids) == tokenizer.to_bytes([0]) + tokenizer.to_bytes([1])
+    with pytest.raises((IndexError, OverflowError)):
+        tokenizer.to_bytes([tokenizer.vocab_size])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_is_each_text_for_itself_and_an_empty_text_has_no_tokens(kind):
+    tokenizer = trained(kind)
+    parts = ["", "to be", "not to be", ""]
+    batch = tokenizer.encode_batch(parts)
+    assert [ids.tolist() for ids in batch] == [tokenizer.encode(part).tolist() for part in parts]
+    assert (batch[0].shape, batch[0].dtype) == ((0,), np.int32)
+    assert tokenizer.decode(batch[0]) == tokenizer.decode([]) == ""
+
+
+@pytest.mark.parametrize("kind", ["byte", "word", "bpe"])
+def test_half_a_surrogate_pair_is_named(kind):
+    with pytest.raises(DataError, match=r"half of a surrogate pair \(U\+D83D at position 2\)"):
+        trained(kind).encode("to\ud83d be")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_is_a_function_of_the_text_in_whatever_pieces(kind):
+    tokenizer = trained(kind)
+    cut = PROSE.index(" nobler")
+    assert make_tokenizer(kind, [PROSE[:cut], PROSE[cut:]], tokenizer.vocab_size) == tokenizer
+    if kind in ("word", "bpe"):  # also in a process whose hashes are others
+        program = (
+            "import sys; from minigpt_jax.data.tokenizers import make_tokenizer as make\n"
+            f"print(make({kind!r}, [sys.argv[1]], {tokenizer.vocab_size}).sha256)"
+        )
+        process = subprocess.run([sys.executable, "-c", program, PROSE], capture_output=True, text=True, check=True)
+        assert process.stdout.strip() == tokenizer.sha256
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_json_gives_an_equal_tokenizer_and_another_one_has_another_sum(kind):
+    tokenizer = trained(kind)
+    again = from_json(tokenizer.to_json())
+    assert again == tokenizer
+    assert again.sha256 == tokenizer.sha256
+    assert len({trained(kind).sha256 for kind in KINDS}) == len(KINDS)
+    if kind != "byte":
+        assert make_tokenizer(kind, ["something else"]).sha256 != tokenizer.sha256
+
+
+# ---- Characters -----------------------------------------------------------------------------------------------------------
 
 
 def test_characters_are_numbered_in_code_point_order_whatever_their_order_in_the_text():
@@ -92,13 +201,6 @@ def test_composed_and_decomposed_characters_are_kept_apart():
     assert len(tokenizer.encode(text)) == len(text) == 5
 
 
-def test_empty_text_has_no_tokens_and_no_tokens_are_an_empty_text():
-    tokenizer = CharTokenizer.train("ab")
-    ids = tokenizer.encode("")
-    assert (ids.shape, ids.dtype) == ((0,), np.int32)
-    assert tokenizer.decode(ids) == tokenizer.decode([]) == ""
-
-
 def test_unknown_characters_are_named_once_with_what_to_do():
     with pytest.raises(DataError) as caught:
         CharTokenizer.train("abc").encode("a?!?é\n")
@@ -107,10 +209,200 @@ def test_unknown_characters_are_named_once_with_what_to_do():
     assert "tokenizer.json" in message
 
 
-def test_decode_takes_lists_and_arrays_of_any_integer_type():
-    ids = [0, 1, 1]
-    for given_ids in (ids, np.array(ids, np.uint16), np.array(ids, np.int64)):
-        assert CharTokenizer.train("ab").decode(given_ids) == "abb"
+def test_halves_of_different_pairs_have_different_sums():
+    assert CharTokenizer("\ud800").sha256 != CharTokenizer("\udfff").sha256
+
+
+# ---- Bytes ----------------------------------------------------------------------------------------------------------------
+
+
+def test_bytes_are_those_of_utf_8_and_parts_of_a_character_are_shown_as_such():
+    tokenizer = ByteTokenizer()
+    assert tokenizer.encode("aé").tolist() == [97, 0xC3, 0xA9]
+    assert tokenizer.decode([0xC3]) == "�"
+    assert tokenizer.to_bytes([0xC3]) == b"\xc3"
+
+
+# ---- Words ----------------------------------------------------------------------------------------------------------------
+
+
+def test_words_marks_and_each_white_space_are_tokens():
+    text = "To be, or not:\r\n\tto  be o'er don’t e'e'r 'tis x_1"
+    tokenizer = WordTokenizer.train([text])
+    pieces = [tokenizer.words[i] for i in tokenizer.encode(text)]
+    expected = "To| |be|,| |or| |not|:|\r|\n|\t|to| | |be| |o'er| |don’t| |e'e'r| |'|tis| |x_1"
+    assert pieces == expected.split("|")
+
+
+@without_time_limit
+@given(st.lists(st.sampled_from(["to", "be", "o'er", ",", "!", "'", " ", "\n", "\t", "\r\n", "  "])).map(" ".join))
+def test_known_words_come_back_in_whatever_order_and_white_space_is_always_known(text):
+    tokenizer = WordTokenizer.train(["to be,o'er!'"])
+    assert tokenizer.unknown not in tokenizer.encode(text)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_the_vocabulary_is_the_most_frequent_words_and_ties_go_by_code_point():
+    special = (END_OF_TEXT, "<unk>", " ", "\n", "\r", "\t")
+    tokenizer = WordTokenizer.train(["b b b c a a\n\n\nd c é "], vocab_size=10)
+    assert tokenizer.words == (*special, "b", "a", "c", "d")
+    assert WordTokenizer.train(["b a"]).words == (*special, "a", "b")  # all that there are
+    assert WordTokenizer.train([" ".join(map(str, range(20_000)))]).vocab_size == 10_000
+
+
+def test_what_is_not_known_is_lost_and_nothing_else():
+    tokenizer = WordTokenizer.train(["to be, not"])
+    text = "to be hamlet,romeo not\tto"
+    assert tokenizer.decode(tokenizer.encode(text)) == "to be <unk>,<unk> not\tto"
+    assert tokenizer.encode(text).tolist().count(tokenizer.unknown) == 2
+    assert tokenizer.decode(tokenizer.encode("<unk>" + END_OF_TEXT)) == "<unk>" * (3 + 5)
+
+
+def test_of_too_many_different_words_the_rarest_are_forgotten(monkeypatch):
+    monkeypatch.setattr(WordTokenizer, "MOST_COUNTED", 50)
+    pieces = [f" often sometimes {' '.join(str(1000 * n + i) for i in range(40))}" for n in range(30)]
+    tokenizer = WordTokenizer.train(pieces)
+    assert {"often", "sometimes"} <= set(tokenizer.words)
+    assert tokenizer.vocab_size <= 50 + 6
+
+
+# ---- Byte-level BPE -------------------------------------------------------------------------------------------------------
+
+
+def test_merges_are_the_most_frequent_pairs_within_words():
+    tokenizer = BpeTokenizer.train(["aaab ab ab cd"], 257 + 2)
+    assert [tokenizer.to_bytes([i]) for i in (257, 258)] == [b"ab", b" ab"]  # three times, and then twice
+    assert [tokenizer.to_bytes([i]) for i in tokenizer.encode("aab ab")] == [b"a", b"ab", b" ab"]
+    assert tokenizer.end_of_text == 0
+    assert tokenizer.to_bytes([0]) == END_OF_TEXT.encode()
+
+
+def test_symbols_of_bytes_are_those_that_published_vocabularies_use():
+    library = pytest.importorskip("tokenizers")
+    assert set(BYTE_SYMBOLS) == set(library.pre_tokenizers.ByteLevel.alphabet())
+    assert sorted(BYTE_SYMBOLS.values()) == list(range(256))
+    assert (BYTE_SYMBOLS["Ġ"], BYTE_SYMBOLS["Ċ"], BYTE_SYMBOLS["a"], BYTE_SYMBOLS["ĉ"]) == (32, 10, 97, 9)  # as in GPT-2's
+    assert BYTE_SYMBOLS["Ń"] == 0xAD
+
+
+def test_the_library_itself_reads_the_json_and_gives_the_same_ids(tmp_path):
+    library = pytest.importorskip("tokenizers")
+    (tmp_path / "tokenizer.json").write_text(bpe().to_json(), encoding="utf-8")
+    theirs = library.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    text = HARD.replace(END_OF_TEXT, "") + PROSE
+    assert theirs.encode(text).ids == bpe().encode(text).tolist()
+    assert theirs.decode(theirs.encode(text).ids) == text
+
+
+# ---- From the disk --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tokenizer_json_is_read_from_its_file_or_folder(tmp_path, kind):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(trained(kind).to_json(), encoding="utf-8")
+    for name in (path, tmp_path):
+        assert make_tokenizer(str(name), []) == trained(kind)
+
+
+def test_the_two_files_of_gpt_2_are_read_and_nothing_written_in_a_text_is_its_special_token(tmp_path):
+    model = json.loads(bpe().to_json())["model"]
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]), encoding="utf-8")
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in model["merges"])]
+    (tmp_path / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for name in ("", "vocab.json", "merges.txt"):
+        tokenizer = read_tokenizer(str(tmp_path / name))
+        assert tokenizer.encode(PROSE + HARD).tolist() == bpe().encode(PROSE + HARD).tolist()
+        assert tokenizer.end_of_text == 0
+        assert 0 not in tokenizer.encode(END_OF_TEXT)
+    (tmp_path / "merges.txt").unlink()
+    with pytest.raises(DataError, match=r"vocab.json and merges.txt cannot be read: "):
+        read_tokenizer(str(tmp_path))
+
+
+def changed(change):
+    values = json.loads(bpe().to_json())
+    change(values)
+    return json.dumps(values)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda values: values.update(normalizer={"type": "Lowercase"}),
+        lambda values: values.update(normalizer={"type": "NFC"}),
+        lambda values: values["pre_tokenizer"].update(add_prefix_space=True),
+        lambda values: values.update(pre_tokenizer={"type": "Whitespace"}),
+        lambda values: values["model"]["vocab"].pop("Ġ") and values["model"].update(merges=[]),
+        lambda values: values.update(model={"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}),
+    ],
+)
+def test_a_tokenizer_that_does_not_give_the_text_back_is_refused(change):
+    with pytest.raises(DataError, match=r"^not a tokenizer of this version: "):
+        from_json(changed(change))
+
+
+def test_merges_are_not_dropped_out():
+    tokenizer = from_json(changed(lambda values: values["model"].update(dropout=0.5)))
+    assert all(tokenizer.encode(PROSE).tolist() == bpe().encode(PROSE).tolist() for _ in range(5))
+
+
+def test_what_a_tokenizer_from_the_disk_would_add_or_cut_off_it_does_not():
+    def change(values):
+        values["truncation"] = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+        values["padding"] = {
+            "strategy": {"Fixed": 99}, "direction": "Right", "pad_to_multiple_of": None,
+            "pad_id": 0, "pad_type_id": 0, "pad_token": END_OF_TEXT,
+        }  # fmt: skip
+        values["post_processor"] = {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": END_OF_TEXT, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {END_OF_TEXT: {"id": END_OF_TEXT, "ids": [0], "tokens": [END_OF_TEXT]}},
+        }
+
+    assert from_json(changed(change)).encode(PROSE).tolist() == bpe().encode(PROSE).tolist()
+
+
+@pytest.mark.parametrize(
+    "tokenizer, vocab_size, kind, words",
+    [
+        ("chra", None, UsageError, ["tokenizer='chra'", "did you mean 'char'?", "char, byte, word, bpe", "tokenizer.json"]),
+        ("missing/tokenizer.json", None, DataError, ["cannot read", "missing/tokenizer.json", "No such file"]),
+        (".", None, DataError, ["holds no tokenizer.json"]),
+        ("./broken.json", None, DataError, ["broken.json: not a tokenizer"]),
+        ("./binary.json", None, DataError, ["binary.json: "]),
+        ("char", 99, DataError, ["vocab_size=99", "tokenizer=char", "it has 24"]),
+        ("byte", 99, DataError, ["vocab_size=99", "tokenizer=byte", "it has 256"]),
+        ("word", 10_000, DataError, ["vocab_size=10000", "tokenizer=word", "supports 25"]),
+        ("word", 6, UsageError, ["vocab_size=6", "at least 7", "tokenizer=word"]),
+        ("word", 2**20 + 1, UsageError, ["vocab_size=1048577", "at most 1048576", "tokenizer=word"]),
+        ("bpe", 10_000, DataError, ["vocab_size=10000", "tokenizer=bpe", "supports"]),
+        ("bpe", 256, UsageError, ["vocab_size=256", "at least 257", "tokenizer=bpe"]),
+        ("bpe", 10**18, UsageError, ["vocab_size=1000000000000000000", "at most 1048576", "tokenizer=bpe"]),
+        ("./" + "long" * 99, None, DataError, ["cannot read", "File name too long"]),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_made_is_told_in_one_line(tmp_path, monkeypatch, tokenizer, vocab_size, kind, words):
+    if tokenizer == "bpe":
+        pytest.importorskip("tokenizers")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.json").write_text('{"type": "char"')
+    (tmp_path / "binary.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(kind) as caught:
+        make_tokenizer(tokenizer, [PROSE], vocab_size)
+    message = str(caught.value)
+    assert type(caught.value) is kind
+    assert [word for word in words if word not in message] == [], message
+    assert len(message.splitlines()) == 1
+
+
+def test_a_missing_library_is_told_with_what_to_install(monkeypatch):
+    text = bpe().to_json()
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    for make in (lambda: make_tokenizer("bpe", [PROSE]), lambda: from_json(text)):
+        with pytest.raises(UsageError, match=r"needs the package tokenizers: python -m pip install -e '\.\[bpe\]'"):
+            make()
 
 
 # ---- JSON -----------------------------------------------------------------------------------------------------------------
@@ -121,11 +413,6 @@ def test_decode_takes_lists_and_arrays_of_any_integer_type():
 def test_json_gives_an_equal_tokenizer(text):
     tokenizer = CharTokenizer.train(text)
     assert from_json(tokenizer.to_json()) == tokenizer
-
-
-@pytest.mark.parametrize("kind", TOKENIZERS)
-def test_json_names_the_kind(kind):
-    assert json.loads(train_tokenizer(kind, "ab").to_json())["type"] == kind
 
 
 @pytest.mark.parametrize(
@@ -145,6 +432,15 @@ def test_json_names_the_kind(kind):
         '{"type": "char", "characters": 7}',
         '{"type": "char", "characters": null}',
         '{"type": "char", "characters": "ab", "merges": []}',
+        '{"type": "byte", "vocab_size": 3}',
+        '{"type": "word", "words": "ab"}',
+        '{"type": "word", "words": ["<|endoftext|>", "<unk>", " ", "\\n", "\\r", "\\t", "a", "a"]}',
+        '{"type": "word", "words": ["<|endoftext|>", "<unk>", " ", "\\n", "\\r", "\\t", ""]}',
+        '{"type": "word", "words": ["<|endoftext|>", "<unk>", " ", "\\n", "\\r", "\\t", 7]}',
+        '{"type": "word", "words": ["a", "b"]}',
+        '{"model": 7}',
+        "[" * 100_000,
+        '{"model": {"type": "BPE", "vocab": {}, "merges": []}}',
         CharTokenizer.train("abc").to_json()[:-6],
     ],
 )

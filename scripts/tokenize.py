@@ -1,0 +1,65 @@
+"""Shows how a text is cut into tokens, on standard output.
+
+python scripts/tokenize.py --tokenizer word --text "To be, or not to be"
+python scripts/tokenize.py --tokenizer bpe --vocab_size 1024 --dataset my_text.txt --text "naïve 漢字"
+python scripts/tokenize.py --tokenizer runs/shakespeare_char/tokenizer.json --text "To be"
+
+A tokenizer that has something to learn learns it from the dataset, as for train.py.
+"""
+
+import os
+import sys
+
+if __name__ != "__main__":
+    # Python puts the folder of the script that it runs first on its path. So when a script here needs the standard library's
+    # `tokenize`, it is this file that is found. Give it that one; no script imports anything from this folder.
+    sys.path.remove(os.path.dirname(__file__))
+    del sys.modules["tokenize"]
+    import tokenize  # noqa: F401
+else:
+    from collections import Counter
+
+    from absl import flags
+
+    from minigpt_jax import cli
+    from minigpt_jax.config import Config
+    from minigpt_jax.data.tokenizers import KINDS, read_tokenizer
+    from minigpt_jax.errors import UsageError
+    from minigpt_jax.training.experiment import read_texts, train_tokenizer
+
+    TEXT = flags.DEFINE_string("text", "", "what is cut into tokens")
+    cli.define_setting_flags("tokenizer", "vocab_size", "dataset", "val_dataset", "encoding", "data_dir")
+
+COLOURS = (24, 54, 22, 94)  # backgrounds, of the 256 that terminals have
+
+
+def main() -> None:
+    if not TEXT.value:
+        raise UsageError("there is nothing to cut: give --text TEXT")
+    config = Config().override(cli.given_settings())
+    kind = config.data.tokenizer
+    tokenizer = train_tokenizer(config, read_texts(config)) if kind in KINDS else read_tokenizer(kind)
+    ids = tokenizer.encode(TEXT.value).tolist()
+    pieces = [shown(tokenizer.to_bytes([i])) for i in ids]
+    if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
+        print("".join(f"\033[48;5;{COLOURS[n % len(COLOURS)]}m{piece}" for n, piece in enumerate(pieces)) + "\033[0m")
+    else:
+        print("|".join(pieces))
+    print("\n     id  count  piece")
+    for i, count in Counter(ids).items():
+        print(f"{i:7d} {count:6d}  '{shown(tokenizer.to_bytes([i]))}'{' (unknown)' if i == tokenizer.unknown else ''}")
+    length, V = len(TEXT.value), tokenizer.vocab_size
+    print(
+        f"\n{len(ids)} tokens for {length} characters ({len(TEXT.value.encode())} bytes), "
+        f"{length / len(ids):.2f} characters each; {V} tokens in the vocabulary"
+    )
+
+
+def shown(piece: bytes) -> str:
+    """A token as it is, but for what cannot be seen: bytes that are part of a character, line breaks and the like."""
+    text = piece.decode("utf-8", errors="backslashreplace")
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)
