@@ -4,6 +4,7 @@ What trains and generates runs in processes of its own. What ends before that ru
 """
 
 import gzip
+import importlib.util
 import io
 import json
 import logging
@@ -514,6 +515,24 @@ def test_no_script_takes_tokenize_for_the_standard_library(tmp_path):
     process = start(tmp_path, f"python {shlex.quote(program)}")
     assert process.stderr == ""
     assert Path(process.stdout.strip()).parent == Path(os.__file__).parent
+
+
+def test_the_twins_are_compared_in_a_table(trained, call):
+    pytest.importorskip("torch")
+    shown = succeeded(call(trained.folder, "compare_torch --config debug --dataset text.txt --steps 2"))
+    lines = shown.stdout.splitlines()
+    assert lines[1].split()[0] == "logits"
+    assert any(line.startswith("step 2: transformer.final_norm.weight") for line in lines)
+    assert not any("DIFFERS" in line for line in lines)
+    assert re.fullmatch(r"all \d+ comparisons are within their limits", lines[-1])
+    assert [line.split()[0] for line in lines[-3:-1]] == ["JAX", "PyTorch"]
+
+
+def test_without_pytorch_it_is_said_what_to_install(trained, call, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    process = call(trained.folder, "compare_torch --config debug --dataset text.txt")
+    assert process.returncode == USAGE
+    assert process.stderr == "error: this compares with PyTorch: python -m pip install -e '.[torch]'\n"
 
 
 # ---- What users get wrong -------------------------------------------------------------------------------------------------

@@ -1,0 +1,126 @@
+"""The proof that the twins agree: same weights, same batches, and every number of a few training steps laid side by side."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+
+from minigpt_jax.compare import torch_gpt
+from minigpt_jax.config import Config
+from minigpt_jax.models.gpt import GPT
+from minigpt_jax.training.optimizer import make_optimizer, warmup_cosine
+from minigpt_jax.training.step import TrainState, init_params, loss_and_count, train_step
+
+LOGITS_LIMIT = 1e-5  # absolute, in float32
+GRADIENT_LIMIT = 1e-5  # of an element, relative to the norm of its parameter's gradient
+NOISE = 1e-6  # a gradient with a smaller share than this of the whole one's norm is rounding error
+PARAMETER_LIMIT = 1e-4  # absolute, after the last step
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """How far the twins are from each other in one place."""
+
+    place: str
+    absolute: float  # the largest over all elements
+    relative: float  # that, over the norm of what is compared; of a gradient that is noise, over that of the whole one
+    limit: float
+    is_relative: bool  # whether the limit is that of the relative difference
+
+    @property
+    def measured(self) -> float:
+        return self.relative if self.is_relative else self.absolute
+
+    @property
+    def is_within(self) -> bool:
+        return self.measured <= self.limit  # which a NaN is not
+
+
+def torch_name(path: tuple) -> str:
+    """PyTorch's name for a parameter of the Linen model: `transformer.blocks.0.attention.query.weight`."""
+    *modules, leaf = [key.key for key in path]
+    modules = [name.replace("block_", "blocks.") for name in modules]
+    return ".".join([*modules, "bias" if leaf == "bias" else "weight"])
+
+
+def by_torch_name(tree: Any) -> dict[str, np.ndarray]:
+    """Parameters, or gradients, under PyTorch's names and in its layout: kernels are transposed."""
+    return {
+        torch_name(path): np.asarray(leaf).T if path[-1].key == "kernel" else np.asarray(leaf)
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+
+
+def make_twin(config: Config, params: Any) -> torch_gpt.GPT:
+    """The PyTorch model with the parameters of the Linen model."""
+    twin = torch_gpt.GPT(config.model)
+    weights = {name: torch.tensor(array) for name, array in by_torch_name(params).items()}
+    if config.model.tie_embeddings:
+        weights["head.weight"] = weights["embedding.tokens.weight"]
+    twin.load_state_dict(weights)  # strict: raises for every name that is missing or too many
+    return twin
+
+
+def to_tensors(batch: dict[str, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and targets as PyTorch's embedding and loss want them. Nothing may be masked."""
+    inputs_BT, targets_BT = (torch.tensor(batch[name], dtype=torch.long) for name in ("inputs_BT", "targets_BT"))
+    return inputs_BT, targets_BT
+
+
+def compare(config: Config, batches: Sequence[dict[str, np.ndarray]]) -> list[Difference]:
+    """All differences of one forward and backward pass and of as many training steps as there are batches.
+
+    The config's vocabulary has a size, its dropout is 0 and its type float32, since the twins draw other random numbers
+    and round bfloat16 in other places. Parameters on which the loss does not depend are left out of the steps: such is the
+    bias of keys without rotary positions and QK-norm, which shifts all scores of a query alike. Its gradient is noise, and
+    Adam makes steps as large as any of it.
+    """
+    num_steps = len(batches)
+    model, optimizer = GPT(config.model), make_optimizer(config.training, num_steps)
+    params = init_params(jax.random.key(config.training.seed), model)
+    twin = make_twin(config, params)
+    twin_optimizer, twin_schedule = torch_gpt.make_optimizer(config.training, twin, num_steps)
+    found = []
+
+    def note(place: str, ours: Any, theirs: Any, limit: float, *, relative: bool = False, norm: float = 0.0) -> None:
+        ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+        absolute = float(np.abs(ours - theirs).max())
+        norm = max(norm, float(np.linalg.norm(theirs)))
+        found.append(Difference(place, absolute, absolute / norm if norm else absolute, limit, relative))
+
+    batch = batches[0]
+    inputs_BT, targets_BT = to_tensors(batch)
+    logits_BTV, _ = model.apply({"params": params}, batch["inputs_BT"])
+    twin_logits_BTV = twin(inputs_BT)
+    note("logits", logits_BTV, twin_logits_BTV.detach(), LOGITS_LIMIT)
+    (loss, count), grads = jax.value_and_grad(loss_and_count, has_aux=True)(params, batch, None, model)
+    twin_loss = torch_gpt.next_token_loss(twin_logits_BTV, targets_BT)
+    twin_loss.backward()
+    note("loss", loss / count, twin_loss.detach(), LOGITS_LIMIT)
+    twin_grads = {name: parameter.grad for name, parameter in twin.named_parameters()}
+    noise = NOISE * float(torch.nn.utils.get_total_norm(twin_grads.values()))
+    without_effect = {name for name, grad in twin_grads.items() if grad.norm() < noise}
+    for name, grad in by_torch_name(grads).items():
+        norm = noise / NOISE if name in without_effect else 0.0
+        note(f"gradient of {name}", grad / np.asarray(count), twin_grads[name], GRADIENT_LIMIT, relative=True, norm=norm)
+
+    state = TrainState(jax.numpy.zeros((), jax.numpy.int32), params, optimizer.init(params))
+    rate = warmup_cosine(config.training, num_steps)
+    for step, batch in enumerate(batches, 1):
+        state, metrics = train_step(state, batch, jax.random.key(0), model=model, optimizer=optimizer)
+        twin_rate = twin_schedule.get_last_lr()[0]
+        twin_loss, twin_norm = torch_gpt.train_step(
+            twin, twin_optimizer, twin_schedule, *to_tensors(batch), config.training.grad_clip
+        )
+        if step in (1, 5, num_steps):
+            note(f"step {step}: learning rate", rate(step - 1), twin_rate, 1e-6, relative=True)
+            note(f"step {step}: loss", metrics["loss"], twin_loss, PARAMETER_LIMIT)
+            note(f"step {step}: gradient norm", metrics["grad_norm"], twin_norm, PARAMETER_LIMIT, relative=True)
+            twin_params = dict(twin.named_parameters())
+            for name, array in by_torch_name(state.params).items():
+                if name not in without_effect:
+                    note(f"step {step}: {name}", array, twin_params[name].detach(), PARAMETER_LIMIT)
+    return found

@@ -1,0 +1,283 @@
+"""The GPT of models/ in idiomatic PyTorch, for comparison: the same names, and nothing shared but the config.
+
+Lay them side by side:
+
+    cat minigpt_jax/models/{layers,attention,transformer,gpt}.py minigpt_jax/training/{optimizer,step}.py > functional.py
+    diff --side-by-side --width 200 functional.py minigpt_jax/compare/torch_gpt.py
+
+A module here owns its parameters as attributes and is called like a function of its inputs alone. Those of Linen describe a
+function of parameters and inputs. The rest follows from that.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from minigpt_jax.config import ModelConfig, TrainingConfig
+
+# ---- layers.py ------------------------------------------------------------------------------------------------------------
+
+
+def init_kernel(kernel_FD: Tensor, config: ModelConfig, scale: float = 1.0) -> None:
+    """Draws normally distributed weights in place, `scale` times as wide as the config's `init` says."""
+    deviation = 0.02 if config.init == "gpt2" else kernel_FD.shape[1] ** -0.5
+    nn.init.normal_(kernel_FD, std=scale * deviation)
+
+
+def residual_scale(config: ModelConfig) -> float:
+    """For the layers that write into the residual stream: smaller, since 2 L of them add up (GPT-2)."""
+    return (2 * config.num_layers) ** -0.5
+
+
+def Dense(inputs: int, features: int, config: ModelConfig, scale: float = 1.0) -> nn.Linear:  # noqa: N802
+    """x Wᵀ + b over the last axis. PyTorch keeps W as (outputs, inputs), Linen as (inputs, outputs)."""
+    layer = nn.Linear(inputs, features, bias=config.bias)
+    init_kernel(layer.weight, config, scale)
+    if config.bias:
+        nn.init.zeros_(layer.bias)  # PyTorch's default is uniform
+    return layer
+
+
+def Norm(config: ModelConfig) -> nn.Module:  # noqa: N802
+    """LayerNorm (Ba et al. 2016), or RMSNorm (Zhang & Sennrich 2019), which leaves the mean alone."""
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(config.embed_dim, eps=1e-5)  # the default is the type's machine epsilon
+    return nn.LayerNorm(config.embed_dim, eps=1e-5, bias=config.bias)
+
+
+ACTIVATIONS = {
+    "gelu": lambda x: F.gelu(x, approximate="tanh"),  # the default is the exact one, with erf
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),  # So et al. 2021, "Primer"
+}
+
+
+class FeedForward(nn.Module):
+    """The same two-layer network at every position: max(0, x W₁ + b₁) W₂ + b₂ ("Attention Is All You Need", equation 2)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.up = Dense(config.embed_dim, config.ff_dim, config)
+        if config.activation == "swiglu":
+            self.gate = Dense(config.embed_dim, config.ff_dim, config)
+        self.down = Dense(config.ff_dim, config.embed_dim, config, residual_scale(config))
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        h_BTF = self.up(x_BTD)
+        if self.config.activation == "swiglu":
+            h_BTF = F.silu(self.gate(x_BTD)) * h_BTF
+        else:
+            h_BTF = ACTIVATIONS[self.config.activation](h_BTF)
+        return self.down(h_BTF)
+
+
+def sinusoidal_positions(num_positions: int, dim: int) -> Tensor:
+    """PE[t, 2i] = sin(t / 10000^(2i/D)), PE[t, 2i+1] = cos of the same ("Attention Is All You Need", section 3.5)."""
+    even_features = torch.arange(0, dim, 2)
+    angles = torch.arange(num_positions)[:, None] / 10000.0 ** (even_features / dim)
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :dim]
+
+
+def rotate(x_BHTK: Tensor) -> Tensor:
+    """Rotary positions (Su et al. 2021): turns feature pair (i, i + K/2) by the angle position / 10000^(2i/K)."""
+    T, K = x_BHTK.shape[-2:]
+    half = K // 2
+    frequencies = 10000.0 ** (-torch.arange(half) / half)
+    angles_Th = torch.arange(T)[:, None] * frequencies
+    cos, sin = angles_Th.cos(), angles_Th.sin()
+    first, second = x_BHTK[..., :half], x_BHTK[..., half:]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+# ---- attention.py ---------------------------------------------------------------------------------------------------------
+
+
+class MultiHeadAttention(nn.Module):
+    """Attention in H subspaces of size K = D / H, concatenated and projected (the paper's section 3.2.2)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        D, H, G, K = config.embed_dim, config.num_heads, config.kv_heads, config.head_size
+        self.query = Dense(D, H * K, config)
+        self.key = Dense(D, G * K, config)
+        self.value = Dense(D, G * K, config)
+        self.output = Dense(H * K, D, config, residual_scale(config))
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        config = self.config
+        B, T, D = x_BTD.shape
+        # Heads come before positions, as the library's attention has them.
+        q_BHTK, k_BGTK, v_BGTK = (
+            layer(x_BTD).view(B, T, -1, config.head_size).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )
+        if config.qk_norm:  # bounds the scores by √K, which keeps high learning rates stable (Henry et al. 2020)
+            q_BHTK, k_BGTK = unit_rms(q_BHTK), unit_rms(k_BGTK)
+        if config.positions == "rotary":
+            q_BHTK, k_BGTK = rotate(q_BHTK), rotate(k_BGTK)
+        is_grouped = config.kv_heads < config.num_heads
+        o_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BGTK, v_BGTK, is_causal=True, enable_gqa=is_grouped)
+        return self.output(o_BHTK.transpose(1, 2).reshape(B, T, D))
+
+
+def unit_rms(x: Tensor) -> Tensor:
+    """x scaled to a root mean square of 1 over its last axis."""
+    return F.rms_norm(x, x.shape[-1:], eps=1e-6)
+
+
+# ---- transformer.py -------------------------------------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each added to the residual stream.
+
+    `pre` normalises what goes into a sub-layer, x + f(norm(x)), as GPT-2 does; `post` normalises the sum, norm(x + f(x)).
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.attention = MultiHeadAttention(config)
+        self.feed_forward = FeedForward(config)
+        self.attention_norm, self.feed_forward_norm = Norm(config), Norm(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        if self.config.norm_placement == "pre":
+            x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD)))
+            x_BTD = x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
+        else:
+            x_BTD = self.attention_norm(x_BTD + self.dropout(self.attention(x_BTD)))
+            x_BTD = self.feed_forward_norm(x_BTD + self.dropout(self.feed_forward(x_BTD)))
+        return x_BTD
+
+
+class Transformer(nn.Module):
+    """L blocks and, where the blocks leave the residual stream without one (`pre`), a last norm."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.final_norm = Norm(config) if config.norm_placement == "pre" else nn.Identity()
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        x_BTD = self.dropout(x_BTD)
+        for block in self.blocks:
+            x_BTD = block(x_BTD)
+        return self.final_norm(x_BTD)
+
+
+# ---- gpt.py ---------------------------------------------------------------------------------------------------------------
+
+
+class TokenAndPosition(nn.Module):
+    """Token embedding plus, where the config has a table of them, position embedding; the same table reads logits out."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.tokens = nn.Embedding(config.vocab_size, config.embed_dim)
+        nn.init.normal_(self.tokens.weight, std=0.02)  # the default is a standard deviation of 1
+        if config.positions == "learned":
+            self.positions = nn.Embedding(config.context_length, config.embed_dim)
+            nn.init.normal_(self.positions.weight, std=0.02)
+        if config.positions == "sinusoidal":
+            table_TD = sinusoidal_positions(config.context_length, config.embed_dim)
+            self.register_buffer("waves_TD", table_TD, persistent=False)
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        T = tokens_BT.shape[1]
+        x_BTD = self.tokens(tokens_BT)
+        if self.config.positions == "learned":
+            x_BTD = x_BTD + self.positions.weight[:T]
+        if self.config.positions == "sinusoidal":
+            x_BTD = x_BTD * self.config.embed_dim**0.5 + self.waves_TD[:T]
+        return x_BTD
+
+
+class GPT(nn.Module):
+    """A decoder-only language model: logits at position t score the token at t + 1, from tokens up to t alone."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.embedding = TokenAndPosition(config)
+        self.transformer = Transformer(config)
+        if config.tie_embeddings:
+            self.head = nn.Linear(config.embed_dim, config.vocab_size, bias=False)
+            self.head.weight = self.embedding.tokens.weight  # one tensor, owned by two modules
+        else:
+            self.head = Dense(config.embed_dim, config.vocab_size, config)
+            nn.init.normal_(self.head.weight, std=0.02)
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        """logits_BTV."""
+        x_BTD = self.embedding(tokens_BT)
+        x_BTD = self.transformer(x_BTD)
+        return self.head(x_BTD)
+
+
+# ---- optimizer.py ---------------------------------------------------------------------------------------------------------
+
+
+def warmup_cosine(config: TrainingConfig, num_steps: int) -> Callable[[int], float]:
+    """Share of the peak rate by optimizer step: up in a line over `warmup_steps`, then half a cosine to the minimum."""
+    warmup_steps = min(config.warmup_steps, num_steps)
+    decay_steps = max(1, num_steps - 1 - warmup_steps)
+    lowest = config.min_learning_rate / config.learning_rate
+
+    def share(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        progress = min((step - warmup_steps) / decay_steps, 1.0)
+        return lowest + (1 - lowest) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return share
+
+
+def make_optimizer(config: TrainingConfig, model: nn.Module, num_steps: int) -> tuple[AdamW, LambdaLR]:
+    """AdamW (Loshchilov & Hutter 2019) and its schedule. It holds references to the parameters and changes them in place."""
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
+    others = [parameter for parameter in model.parameters() if parameter.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer = AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=1e-8)
+    return optimizer, LambdaLR(optimizer, warmup_cosine(config, num_steps))
+
+
+# ---- step.py --------------------------------------------------------------------------------------------------------------
+
+
+def next_token_loss(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    """Mean cross-entropy of the next token, in nats."""
+    return F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
+
+
+def train_step(model, optimizer, schedule, inputs_BT, targets_BT, grad_clip) -> tuple[Tensor, Tensor]:
+    """One optimizer step, by side effects: on the model, its gradients, the optimizer and the schedule.
+
+    Returns the loss and the norm of the gradient before clipping.
+    """
+    optimizer.zero_grad()  # else they add up
+    loss = next_token_loss(model(inputs_BT), targets_BT)
+    loss.backward()
+    grad_norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+    optimizer.step()
+    schedule.step()
+    return loss.detach(), grad_norm
+
+
+# ---- sampler.py -----------------------------------------------------------------------------------------------------------
+
+
+def sample(logits_BV: Tensor, uniform_BV: Tensor) -> Tensor:
+    """Tokens drawn with probabilities softmax(logits), given uniform random numbers: the Gumbel-max trick.
+
+    What `jax.random.categorical` does with the numbers that its key stands for.
+    """
+    return (logits_BV - (-uniform_BV.log()).log()).argmax(dim=-1)
