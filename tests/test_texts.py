@@ -63,7 +63,7 @@ def test_a_byte_order_mark_is_dropped_once(tmp_path):
 def test_another_encoding_is_taken_when_it_is_named(tmp_path):
     path = write(tmp_path / "own.txt", "Prov\u00e9rbe \u20ac".encode("cp1252"))
     assert documents(path, "cp1252") == ["Prov\u00e9rbe \u20ac"]
-    assert "is not UTF-16: UTF-16 stream does not start with BOM" in error(DataError, documents, path, "utf-16")
+    assert "own.txt' is not UTF-16" in error(DataError, documents, path, "utf-16")
     assert "is not ASCII (byte 0xe9 at offset 4)" in error(DataError, documents, path, "ascii")
 
 
