@@ -22,6 +22,10 @@ from pathlib import Path
 from absl import flags
 
 from minigpt_jax import cli
+from minigpt_jax.data.batches import batch_at
+from minigpt_jax.data.texts import find_text, scan
+from minigpt_jax.data.tokenizers import KINDS, make_tokenizer
+from minigpt_jax.data.tokens import map_ids, tokenize
 from minigpt_jax.errors import UsageError, did_you_mean
 from minigpt_jax.runtime import keep_freed_memory
 
@@ -222,7 +226,6 @@ def generate() -> dict:
 
 # ---- Data -----------------------------------------------------------------------------------------------------------------
 
-KINDS = ("char", "byte", "word", "bpe")
 NUM_STEPS = 200
 
 
@@ -243,12 +246,8 @@ def write_sources(path: Path, megabytes: int) -> None:
                 left -= file.write(text)
 
 
-def tokenize(kind: str, path: Path) -> dict[str, float]:
+def time_passes(kind: str, path: Path) -> dict[str, float]:
     """Seconds that each pass over a text takes."""
-    from minigpt_jax.data.texts import find_text, scan
-    from minigpt_jax.data.tokenizers import make_tokenizer
-    from minigpt_jax.data.tokens import tokenize
-
     text, times = find_text(str(path)), [time.perf_counter()]
     seen = scan(text)
     times.append(time.perf_counter())
@@ -266,8 +265,6 @@ def feed(path: Path, rounds: int) -> dict[str, float]:
     import numpy as np
 
     from minigpt_jax.config import load_preset
-    from minigpt_jax.data.batches import batch_at
-    from minigpt_jax.data.tokens import map_ids
     from minigpt_jax.models.gpt import GPT
     from minigpt_jax.training.optimizer import make_optimizer
     from minigpt_jax.training.step import init_state, train_step
@@ -296,7 +293,7 @@ def data() -> dict:
         text = Path(folder, "text.txt")
         write_sources(text, MEGABYTES.value)
         size = text.stat().st_size / 1e6
-        runs = [{kind: in_own_process(tokenize, kind, text) for kind in KINDS} for _ in range(ROUNDS.value)]
+        runs = [{kind: in_own_process(time_passes, kind, text) for kind in KINDS} for _ in range(ROUNDS.value)]
         print(f"{size:.0f} MB of Python sources, {os.cpu_count()} CPUs; MB/s, median (min to max) of {len(runs)} rounds")
         print("tokenizer   reading     learning    tokenizing                 peak memory")
         for kind in KINDS:

@@ -13,7 +13,7 @@ from absl import flags
 from minigpt_jax import cli
 from minigpt_jax.errors import UsageError, require_choice
 from minigpt_jax.training import checkpoint
-from minigpt_jax.training.experiment import Origin, evaluate, measures, prepare
+from minigpt_jax.training.experiment import evaluate, measures, prepare
 
 SPLITS = ("val", "train")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: the newest under runs/)")
@@ -31,8 +31,9 @@ def main() -> None:
     if not 1 <= stride <= config.model.context_length:
         raise UsageError(f"stride={stride} must be at least 1 and at most context_length={config.model.context_length}")
     step = checkpoint.first_whole(workdir, checkpoint.best_first(workdir))
-    model = checkpoint.load_step(workdir, config, step)
-    experiment = prepare(config, Origin(model.tokenizer, checkpoint.read_info(workdir, step).text_sha256))
+    origin = checkpoint.read_origin(workdir, step)
+    model = checkpoint.load_step(workdir, config, step, origin.tokenizer)
+    experiment = prepare(config, origin)
     loss = evaluate(experiment, model.params, SPLIT.value, stride=stride)
     result = {"workdir": str(workdir), "split": SPLIT.value, "stride": stride, "loss": loss}
     result |= measures(experiment, SPLIT.value, loss)

@@ -74,7 +74,7 @@ def _load_corpus(name: str, data_dir: Path) -> Path:
             return path
         log.warning("%s is damaged (its SHA-256 is not that of %s): making it anew", path, name)
     except FileNotFoundError:
-        pass
+        pass  # it is made for the first time
     except OSError as error:
         raise DataError(f"cannot read {str(path)!r} ({error.strerror}); choose another folder with --data_dir") from None
     corpus.make(path)

@@ -8,6 +8,7 @@
 A tokenizer is a frozen value. Texts of any length come in pieces, which texts.py cuts where no word spans two of them.
 """
 
+import abc
 import dataclasses
 import functools
 import hashlib
@@ -27,32 +28,32 @@ END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<unk>"
 
 
-class Tokenizer:
+class Tokenizer(abc.ABC):
     """What all of them have: ids from 0 to `vocab_size` - 1, and the UTF-8 bytes that each of them stands for."""
 
     vocab_size: int
     end_of_text: int | None = None  # the id between two documents; text that is written like it is ordinary text
     unknown: int | None = None  # the id of what has no id
 
+    @abc.abstractmethod
     def encode(self, text: str) -> np.ndarray:
         """The text's token ids, int32. Raises DataError for text that has none."""
-        raise NotImplementedError
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """`encode` of each of them."""
         return [self.encode(text) for text in texts]
 
+    @abc.abstractmethod
     def to_bytes(self, ids: Iterable[int]) -> bytes:
         """The text in UTF-8. A token can be a part of a character, so that only bytes can be joined."""
-        raise NotImplementedError
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text, with � for bytes that are no whole character."""
         return self.to_bytes(ids).decode("utf-8", errors="replace")
 
+    @abc.abstractmethod
     def to_json(self) -> str:
-        """Readable JSON, from which `from_json` makes an equal tokenizer."""
-        raise NotImplementedError
+        """JSON, from which `from_json` makes an equal tokenizer."""
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -221,9 +222,8 @@ class BpeTokenizer(Tokenizer):
     definition: str
 
     def __post_init__(self):
-        if not all(bytes([value]) in self._bytes_of_id for value in range(256)) or self.decode(self.encode(self.PROBE)) != (
-            self.PROBE
-        ):
+        has_all_bytes = all(bytes([value]) in self._bytes_of_id for value in range(256))
+        if not has_all_bytes or self.decode(self.encode(self.PROBE)) != self.PROBE:
             raise DataError("it is no byte-level BPE that gives every text back as it was")
 
     @classmethod
@@ -231,9 +231,7 @@ class BpeTokenizer(Tokenizer):
         """Merges learnt from the pieces, until the vocabulary is full or every word is one token."""
         size = require_size(cls.kind, vocab_size or cls.default_vocab_size, 256 + 1)
         library = import_tokenizers()
-        model = library.Tokenizer(library.models.BPE())
-        model.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
-        model.decoder = library.decoders.ByteLevel()
+        model = byte_level(library.models.BPE())
         trainer = library.trainers.BpeTrainer(
             vocab_size=size, special_tokens=[END_OF_TEXT], initial_alphabet=sorted(BYTE_SYMBOLS), show_progress=False
         )
@@ -245,12 +243,10 @@ class BpeTokenizer(Tokenizer):
         """From GPT-2's own two files."""
         library = import_tokenizers()
         try:
-            model = library.Tokenizer(library.models.BPE.from_file(str(vocab), str(merges)))
+            bpe = library.models.BPE.from_file(str(vocab), str(merges))
         except Exception as error:  # the library raises this and no other
             raise DataError(f"{vocab} and {merges.name} cannot be read: {error}") from None
-        model.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
-        model.decoder = library.decoders.ByteLevel()
-        return cls(model.to_str())
+        return cls(byte_level(bpe).to_str())
 
     @functools.cached_property
     def _model(self) -> Any:
@@ -317,6 +313,15 @@ def import_tokenizers() -> Any:
     except ImportError as error:
         raise UsageError("tokenizer=bpe needs the package tokenizers: python -m pip install -e '.[bpe]'") from error
     return tokenizers
+
+
+def byte_level(bpe: Any) -> Any:
+    """The library's tokenizer that cuts a text with GPT-2's pattern and merges the bytes of each part by this model."""
+    library = import_tokenizers()
+    model = library.Tokenizer(bpe)
+    model.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = library.decoders.ByteLevel()
+    return model
 
 
 def require_size(kind: str, vocab_size: int, smallest: int, largest: int = 2**20) -> int:

@@ -49,17 +49,18 @@ def tokenize(text: Text, scan: Scan, tokenizer: Tokenizer, data_dir: Path) -> To
     key = hashlib.sha256(f"{scan.sha256} {text.start} {text.end} {tokenizer.sha256}".encode()).hexdigest()[:16]
     path = data_dir / f"tokens-{key}.{dtype.name}"
     try:
-        if (cached := _read(path, dtype)) is None:
+        tokens = _read(path, dtype)
+        if tokens is None:
             data_dir.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix="tokenizing-", dir=data_dir) as folder:
                 aside = Path(folder, path.name)
-                _write(aside, text, tokenizer, dtype, size_of(text, scan))
+                counts = _write(aside, text, tokenizer, dtype, size_of(text, scan))
                 if text.stamp() != scan.stamp:
                     raise DataError(f"{text.name} changed while it was read; begin again")
                 os.replace(_about(aside), _about(path))
                 os.replace(aside, path)
-            cached = _read(path, dtype)
-        return cached
+            tokens = Tokens(map_ids(path, dtype), **counts)
+        return tokens
     except OSError as error:
         raise DataError(f"cannot write tokens to {data_dir} ({error.strerror}); choose a folder with --data_dir") from error
 
@@ -85,7 +86,7 @@ def _read(path: Path, dtype: np.dtype) -> Tokens | None:
             if _sum(hashlib.file_digest(file, "sha256"), about) == sha256:
                 return Tokens(map_ids(path, dtype), **about)
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
-        pass
+        pass  # counts that are missing, or none of ours, are damage like a wrong sum
     log.warning("%s is damaged: making it anew", path)
     return None
 
@@ -105,7 +106,8 @@ def map_ids(path: Path, dtype: np.dtype) -> np.ndarray:
     return np.frombuffer(mapped, dtype)
 
 
-def _write(path: Path, text: Text, tokenizer: Tokenizer, dtype: np.dtype, size: int) -> None:
+def _write(path: Path, text: Text, tokenizer: Tokenizer, dtype: np.dtype, size: int) -> dict[str, int]:
+    """Writes the ids, and their sum and counts beside them; returns the counts. `size` is for the progress bar."""
     began, digest = time.monotonic(), hashlib.sha256()
     num_tokens = num_characters = num_bytes = num_unknown = 0
     with path.open("wb") as file, progress(f"tokenizing {text.name}", size) as bar:
@@ -119,13 +121,13 @@ def _write(path: Path, text: Text, tokenizer: Tokenizer, dtype: np.dtype, size: 
             if tokenizer.unknown is not None:
                 num_unknown += int(np.count_nonzero(ids == tokenizer.unknown))
     counts = {"num_characters": num_characters, "num_bytes": num_bytes, "num_unknown": num_unknown}
-    about = counts | {"sha256": _sum(digest, counts)}
-    _about(path).write_text(json.dumps(about) + "\n", encoding="utf-8")
+    _about(path).write_text(json.dumps(counts | {"sha256": _sum(digest, counts)}) + "\n", encoding="utf-8")
     if num_bytes >= WORTH_TELLING:
         log.info(
             "Tokenized %.0f MB of %s in %.0f s, %.0f MB/s: %.2f M tokens.",
             num_bytes / 1e6, text.name, seconds := time.monotonic() - began, num_bytes / 1e6 / seconds, num_tokens / 1e6,
         )  # fmt: skip
+    return counts
 
 
 def _encode(text: Text, tokenizer: Tokenizer) -> Iterator[tuple[str, np.ndarray]]:

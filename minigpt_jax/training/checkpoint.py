@@ -334,12 +334,12 @@ def load(workdir: str | Path) -> LanguageModel:
     """
     workdir = Path(workdir)
     config = read_config(workdir)
-    return load_step(workdir, config, first_whole(workdir, best_first(workdir)))
+    step = first_whole(workdir, best_first(workdir))
+    return load_step(workdir, config, step, read_origin(workdir, step).tokenizer)
 
 
-def load_step(workdir: Path, config: Config, step: int) -> LanguageModel:
-    """The language model of a checkpoint that was verified. Raises DataError as `load` does."""
-    tokenizer = read_origin(workdir, step).tokenizer
+def load_step(workdir: Path, config: Config, step: int, tokenizer: tokenizers.Tokenizer) -> LanguageModel:
+    """The language model of a checkpoint that was verified, with its tokenizer. Raises DataError as `load` does."""
     model = GPT(config.model)
     like = jax.eval_shape(lambda: init_params(jax.random.key(0), model))
     folder = checkpoints_dir(workdir) / str(step)
