@@ -10,8 +10,8 @@ Read in this order: config.py, data/, models/, training/, generation/. From Pyth
 from minigpt_jax.config import Config, DataConfig, Expectation, ModelConfig, TrainingConfig, load_preset
 from minigpt_jax.errors import DataError, UsageError
 from minigpt_jax.generation.language_model import LanguageModel
-from minigpt_jax.training.checkpoint import load
 from minigpt_jax.training.loop import train
+from minigpt_jax.training.pretrained import load
 
 __all__ = [
     "Config",

@@ -83,7 +83,7 @@ class ModelConfig(Section):
     dropout: float = setting(
         0.0, "probability of dropping an element of the embeddings and of each sub-layer's output", at_least=0.0, below=1.0
     )
-    bias: bool = setting(False, "bias vectors in dense layers and norms")
+    bias: bool = setting(False, "bias vectors in the blocks' dense layers and in norms")
     positions: str = setting("rotary", "how positions enter", choices=("sinusoidal", "learned", "rotary"))
     norm: str = setting("rmsnorm", "normalisation", choices=("layernorm", "rmsnorm"))
     norm_placement: str = setting("pre", "norm before each sub-layer, or after the addition", choices=("pre", "post"))
@@ -145,6 +145,9 @@ class TrainingConfig(Section):
     )
     seed: int = setting(  # JAX uses 32 bits of it
         0, "root of all randomness: initial weights, order of the batches, dropout", at_least=0, below=2**32
+    )
+    init_from: str | None = setting(
+        None, "folder of a run, or of a GPT-2 or Llama of Hugging Face, with whose weights training begins; None: drawn ones"
     )
     eval_every: int = setting(250, "steps between evaluations", at_least=1, may_change=True)
     eval_batches: int = setting(40, "batches of validation text in an evaluation, always the same ones", at_least=1)

@@ -3,6 +3,7 @@
 python scripts/train.py                                         Shakespeare, character by character
 python scripts/train.py --config mini_gpt --epochs 5            another preset
 python scripts/train.py --dataset my_text.txt --workdir runs/mine
+python scripts/train.py --init_from gpt2 --learning_rate 3e-5   begins with the weights of a run, or of Hugging Face
 python scripts/train.py --max_minutes 30                        stops in time; the same command goes on
 
 Ctrl-C and SIGTERM finish the step, save and stop; a second one stops at once.
@@ -15,7 +16,7 @@ from absl import flags
 from minigpt_jax import cli
 from minigpt_jax.config import load_preset
 from minigpt_jax.errors import UsageError
-from minigpt_jax.training import checkpoint
+from minigpt_jax.training import checkpoint, pretrained
 from minigpt_jax.training.loop import train
 
 CONFIG = flags.DEFINE_string(
@@ -33,12 +34,15 @@ def main() -> None:
         raise UsageError(f"max_minutes={MAX_MINUTES.value} must be above 0")
     preset = CONFIG.value or "shakespeare_char"
     workdir = Path(WORKDIR.value or cli.RUNS_DIR / Path(preset).stem)
+    given = cli.given_settings()
     if CONFIG.value is None and (workdir / "config.json").exists() and not OVERWRITE.value:
         config = checkpoint.read_config(workdir)  # resuming takes the run's own settings where none are given
     else:
         config = load_preset(preset)
+        if init_from := given.get("init_from", config.training.init_from):
+            config = config.override(pretrained.settings_from(init_from))
     train(
-        config.override(cli.given_settings()),
+        config.override(given),
         workdir,
         OVERWRITE.value,
         max_minutes=MAX_MINUTES.value,

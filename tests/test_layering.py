@@ -15,6 +15,7 @@ FLOORS = [
     {"config"},
     {"data", "models"},
     {"generation"},
+    {"huggingface"},
     {"training"},
     {"compare", "cli"},
     {"__init__"},  # the public names

@@ -537,6 +537,33 @@ def test_without_pytorch_it_is_said_what_to_install(trained, call, monkeypatch):
 
 # ---- What users get wrong -------------------------------------------------------------------------------------------------
 
+
+def test_a_run_goes_to_hugging_face_and_training_goes_on_from_there(trained, call):
+    shape = "--activation swiglu --noqk_norm --num_kv_heads 1 --sample_every 0"
+    folder, small = trained.folder, "--config debug --dataset text.txt --steps 4"
+    succeeded(start(folder, f"train {small} {shape} --workdir runs/llama"))
+    exported = succeeded(call(folder, "export_hf --workdir runs/llama --out exported"))
+    assert (exported.stdout, exported.stderr.count("\n")) == ("", 1)
+    assert "model_type llama" in exported.stderr
+    ours, theirs = (succeeded(call(folder, f"generate --workdir {name} {GREEDY}")) for name in ("runs/llama", "exported"))
+    assert ours.stdout == theirs.stdout != ""
+    begun = f"train --init_from exported {small} --learning_rate 1e-7 --min_learning_rate 0"
+    first = succeeded(start(folder, f"{begun} --workdir runs/tuned"))
+    again = succeeded(start(folder, f"{begun} --workdir runs/tuned --steps 6"))
+    assert "Resuming at step 4" in again.stderr
+    losses = [metrics(folder / "runs" / name)[-1]["val_loss"] for name in ("llama", "tuned")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)  # what it began with; drawn anew it would be far off
+    config = Config.from_json((folder / "runs" / "tuned" / "config.json").read_text(encoding="utf-8"))
+    assert (config.model.num_kv_heads, config.model.activation, config.data.tokenizer) == (1, "swiglu", "exported")
+    assert (folder / "runs" / "tuned" / "tokenizer.json").read_text() == (
+        folder / "runs" / "llama" / "tokenizer.json"
+    ).read_text()
+    assert "exported" in first.stderr
+
+
+GREEDY = "--prompt 'To be' --length 20 --greedy"
+
+
 NEW = "train --config debug --dataset text.txt --workdir new"
 PROMPTED = "generate --workdir runs/debug --prompt To"
 USAGE, DATA = 2, 1
@@ -621,6 +648,17 @@ MISTAKES = [  # command, exit status, and what the message says
     ("check_run --kills 0", USAGE, ["kills=0", "at least 1"]),
     ("plot --workdir nowhere", DATA, ["nowhere holds no run"]),
     ("plot --workdir runs/debug --out picture.jpg", USAGE, ["picture.jpg", ".png"]),
+    (f"{NEW} --init_from nowhere", DATA, ["nowhere holds no run, nor a model of Hugging Face"]),
+    (f"{NEW} --init_from runs/debug --num_layers 3", DATA, ["init_from=runs/debug", "num_layers=3 (there 2)"]),
+    (f"{NEW} --init_from runs/debug --tokenizer byte", DATA, ["vocab_size", "tokenizer=byte"]),
+    (f"{NEW} --init_from runs/debug --context_length 17", DATA, ["context_length=17 (there at most 16)"]),
+    (f"{NEW} --init_from other", DATA, ["other", "no tokenizer.json"]),
+    (f"{NEW} --init_from binary.bin", DATA, ["binary.bin", "pickle"]),
+    ("train --workdir runs/debug --init_from runs/debug", DATA, ["init_from=None (now runs/debug)"]),
+    ("generate --workdir binary.bin", DATA, ["binary.bin", "pickle"]),
+    ("export_hf --workdir runs/debug", USAGE, ["--out"]),
+    ("export_hf --workdir runs/debug --out new", DATA, ["activation=relu2", "qk_norm=True"]),
+    ("export_hf --workdir nowhere --out new", DATA, ["nowhere holds no run"]),
     ("benchmark generat", USAGE, ["'generat'", "did you mean 'generate'?"]),
 ]
 

@@ -401,7 +401,7 @@ def test_a_missing_library_is_told_with_what_to_install(monkeypatch):
     text = bpe().to_json()
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     for make in (lambda: make_tokenizer("bpe", [PROSE]), lambda: from_json(text)):
-        with pytest.raises(UsageError, match=r"needs the package tokenizers: python -m pip install -e '\.\[bpe\]'"):
+        with pytest.raises(UsageError, match=r"need the package tokenizers: python -m pip install -e '\.\[bpe\]'"):
             make()
 
 

@@ -95,6 +95,31 @@ def rotate(x_BHTK: Tensor) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
+class TokenAndPosition(nn.Module):
+    """Token embedding plus, where the config has a table of them, position embedding; the same table reads logits out."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.tokens = nn.Embedding(config.vocab_size, config.embed_dim)
+        nn.init.normal_(self.tokens.weight, std=0.02)  # the default is a standard deviation of 1
+        if config.positions == "learned":
+            self.positions = nn.Embedding(config.context_length, config.embed_dim)
+            nn.init.normal_(self.positions.weight, std=0.02)
+        if config.positions == "sinusoidal":
+            table_TD = sinusoidal_positions(config.context_length, config.embed_dim)
+            self.register_buffer("waves_TD", table_TD, persistent=False)
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        T = tokens_BT.shape[1]
+        x_BTD = self.tokens(tokens_BT)
+        if self.config.positions == "learned":
+            x_BTD = x_BTD + self.positions.weight[:T]
+        if self.config.positions == "sinusoidal":
+            x_BTD = x_BTD * self.config.embed_dim**0.5 + self.waves_TD[:T]
+        return x_BTD
+
+
 # ---- attention.py ---------------------------------------------------------------------------------------------------------
 
 
@@ -177,31 +202,6 @@ class Transformer(nn.Module):
 # ---- gpt.py ---------------------------------------------------------------------------------------------------------------
 
 
-class TokenAndPosition(nn.Module):
-    """Token embedding plus, where the config has a table of them, position embedding; the same table reads logits out."""
-
-    def __init__(self, config: ModelConfig):
-        super().__init__()
-        self.config = config
-        self.tokens = nn.Embedding(config.vocab_size, config.embed_dim)
-        nn.init.normal_(self.tokens.weight, std=0.02)  # the default is a standard deviation of 1
-        if config.positions == "learned":
-            self.positions = nn.Embedding(config.context_length, config.embed_dim)
-            nn.init.normal_(self.positions.weight, std=0.02)
-        if config.positions == "sinusoidal":
-            table_TD = sinusoidal_positions(config.context_length, config.embed_dim)
-            self.register_buffer("waves_TD", table_TD, persistent=False)
-
-    def forward(self, tokens_BT: Tensor) -> Tensor:
-        T = tokens_BT.shape[1]
-        x_BTD = self.tokens(tokens_BT)
-        if self.config.positions == "learned":
-            x_BTD = x_BTD + self.positions.weight[:T]
-        if self.config.positions == "sinusoidal":
-            x_BTD = x_BTD * self.config.embed_dim**0.5 + self.waves_TD[:T]
-        return x_BTD
-
-
 class GPT(nn.Module):
     """A decoder-only language model: logits at position t score the token at t + 1, from tokens up to t alone."""
 
@@ -209,11 +209,10 @@ class GPT(nn.Module):
         super().__init__()
         self.embedding = TokenAndPosition(config)
         self.transformer = Transformer(config)
+        self.head = nn.Linear(config.embed_dim, config.vocab_size, bias=False)
         if config.tie_embeddings:
-            self.head = nn.Linear(config.embed_dim, config.vocab_size, bias=False)
             self.head.weight = self.embedding.tokens.weight  # one tensor, owned by two modules
         else:
-            self.head = Dense(config.embed_dim, config.vocab_size, config)
             nn.init.normal_(self.head.weight, std=0.02)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:

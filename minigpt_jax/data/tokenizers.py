@@ -55,6 +55,10 @@ class Tokenizer(abc.ABC):
     def to_json(self) -> str:
         """JSON, from which `from_json` makes an equal tokenizer."""
 
+    @abc.abstractmethod
+    def to_huggingface(self) -> str:
+        """The same tokenizer as JSON of the library `tokenizers`, which transformers reads, and `from_json` too."""
+
     @functools.cached_property
     def sha256(self) -> str:
         """Of its JSON: what the tokens in a file and the weights in a checkpoint were made with."""
@@ -113,6 +117,9 @@ class CharTokenizer(Tokenizer):
     def to_json(self) -> str:
         return _json({"type": self.kind, "characters": self.characters})
 
+    def to_huggingface(self) -> str:
+        return word_level(self.characters, r"[\s\S]")
+
 
 def code_points(text: str) -> np.ndarray:
     """The numbers of a text's characters, uint32."""
@@ -139,6 +146,9 @@ class ByteTokenizer(Tokenizer):
     def to_json(self) -> str:
         return _json({"type": self.kind})
 
+    def to_huggingface(self) -> str:
+        return byte_level(import_tokenizers().models.BPE(BYTE_SYMBOLS, [])).to_str()
+
 
 def utf8(text: str) -> bytes:
     """The text in UTF-8. Raises DataError for half of a surrogate pair, which is no character but which Python lets pass."""
@@ -158,7 +168,7 @@ class WordTokenizer(Tokenizer):
     end_of_text: ClassVar[int] = 0
     unknown: ClassVar[int] = 1
     SPECIAL: ClassVar[tuple[str, ...]] = (END_OF_TEXT, UNKNOWN, " ", "\n", "\r", "\t")  # white space is never unknown
-    PIECES: ClassVar[re.Pattern] = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]|\s")
+    PIECES: ClassVar[re.Pattern] = re.compile(r"\w+(?:['’]\w+)*|\W")
     MOST_COUNTED: ClassVar[int] = 2**20  # different words; where there are more, the rarest are forgotten
     words: tuple[str, ...]
 
@@ -200,6 +210,10 @@ class WordTokenizer(Tokenizer):
 
     def to_json(self) -> str:
         return _json({"type": self.kind, "words": self.words})
+
+    def to_huggingface(self) -> str:
+        # There \w includes accents that stand alone, which Python's does not.
+        return word_level(self.words, self.PIECES.pattern.replace(r"\w", r"[\p{L}\p{N}_]").replace(r"\W", r"[^\p{L}\p{N}_]"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -296,6 +310,9 @@ class BpeTokenizer(Tokenizer):
     def to_json(self) -> str:
         return self.definition
 
+    def to_huggingface(self) -> str:
+        return self.definition
+
 
 def byte_symbols() -> dict[str, int]:
     """The printable characters by which byte-level BPE writes the 256 bytes, after GPT-2: most stand for themselves."""
@@ -311,7 +328,9 @@ def import_tokenizers() -> Any:
     try:
         import tokenizers
     except ImportError as error:
-        raise UsageError("tokenizer=bpe needs the package tokenizers: python -m pip install -e '.[bpe]'") from error
+        raise UsageError(
+            "byte-level BPE and Hugging Face's files need the package tokenizers: python -m pip install -e '.[bpe]'"
+        ) from error
     return tokenizers
 
 
@@ -322,6 +341,26 @@ def byte_level(bpe: Any) -> Any:
     model.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = library.decoders.ByteLevel()
     return model
+
+
+def word_level(words: Sequence[str], pattern: str) -> str:
+    """JSON of the library's tokenizer that cuts a text into all matches of a pattern, each of which is to be a word."""
+    library = import_tokenizers()
+    model = library.Tokenizer(library.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNKNOWN))
+    model.pre_tokenizer = library.pre_tokenizers.Split(library.Regex(pattern), "isolated")
+    model.decoder = library.decoders.Fuse()
+    return model.to_str()
+
+
+def from_word_level(values: dict[str, Any]) -> CharTokenizer | WordTokenizer:
+    """Inverse of `to_huggingface` for both. Raises DataError where the words, or the way to them, are others."""
+    words = sorted(values["model"]["vocab"], key=values["model"]["vocab"].get)
+    is_characters = all(len(word) == 1 for word in words)
+    tokenizer = CharTokenizer("".join(words)) if is_characters else WordTokenizer(tuple(words))
+    ours = json.loads(tokenizer.to_huggingface())
+    if any(values[part] != ours[part] for part in ("normalizer", "pre_tokenizer", "model")):
+        raise DataError("it makes words in another way than this program's tokenizers do")
+    return tokenizer
 
 
 def require_size(kind: str, vocab_size: int, smallest: int, largest: int = 2**20) -> int:
@@ -379,7 +418,7 @@ def from_json(text: str) -> Tokenizer:
     try:
         values = json.loads(text)
         if "model" in values:
-            return BpeTokenizer(text)
+            return from_word_level(values) if values["model"].get("type") == "WordLevel" else BpeTokenizer(text)
         kind = KINDS[values.pop("type")]
         return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
     except UsageError:

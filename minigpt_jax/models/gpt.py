@@ -41,5 +41,5 @@ class GPT(nn.Module):
         if config.tie_embeddings:
             logits_BTV = embedding.attend(x_BTD)
         else:
-            logits_BTV = Dense(config.vocab_size, config, "head", init=embedding_init)(x_BTD)
+            logits_BTV = Dense(config.vocab_size, config, "head", init=embedding_init, bias=False)(x_BTD)
         return logits_BTV.astype(jnp.float32), cache

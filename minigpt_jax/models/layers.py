@@ -50,11 +50,11 @@ def matmul_backward(residuals, dy):
 matmul.defvjp(matmul_forward, matmul_backward)
 
 
-def Dense(features: int, config: ModelConfig, name: str, init=None) -> nn.Dense:  # noqa: N802
+def Dense(features: int, config: ModelConfig, name: str, init=None, bias: bool = True) -> nn.Dense:  # noqa: N802
     """x W + b over the last axis, in the config's type, with its choice of bias and, but for `init`, of initial weights."""
     return nn.Dense(
         features,
-        use_bias=config.bias,
+        use_bias=bias and config.bias,
         dtype=config.dtype,
         kernel_init=init or kernel_init(config),
         dot_general=lambda x, kernel_DF, *_, **__: matmul(x, kernel_DF),

@@ -320,7 +320,8 @@ def read_config(workdir: Path) -> Config:
         return Config.from_json((workdir / "config.json").read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(
-            f"{workdir} holds no run (config.json: {error.strerror}); train one with scripts/train.py"
+            f"{workdir} holds no run, nor a model of Hugging Face (config.json: {error.strerror}); "
+            "train one with scripts/train.py"
         ) from error
     except DataError as error:
         raise DataError(f"{workdir / 'config.json'}: {error}") from error

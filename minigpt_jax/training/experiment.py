@@ -40,9 +40,12 @@ class Experiment:
     def root_key(self) -> jax.Array:
         return jax.random.key(self.config.training.seed)
 
-    def new_state(self) -> TrainState:
-        """The state before the first step; its `jax.eval_shape` is what `checkpoint.restore` needs."""
-        return init_state(self.root_key, model=self.model, optimizer=self.optimizer, ema=self.config.training.ema)
+    def new_state(self, params: Any = None) -> TrainState:
+        """The state before the first step, with these parameters or freshly drawn ones.
+
+        Its `jax.eval_shape` is what `checkpoint.restore` needs.
+        """
+        return init_state(self.root_key, params, model=self.model, optimizer=self.optimizer, ema=self.config.training.ema)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,6 +25,7 @@ from minigpt_jax.training.checkpoint import CheckpointInfo
 from minigpt_jax.training.experiment import Experiment, evaluate, measures, prepare
 from minigpt_jax.training.metrics import Clock, MetricsFile, import_tensorboard_writer
 from minigpt_jax.training.optimizer import warmup_cosine
+from minigpt_jax.training.pretrained import initial_params
 from minigpt_jax.training.step import TrainState, train_step
 
 log = logging.getLogger(__name__)
@@ -54,10 +56,14 @@ def train(
     try:
         if not overwrite:
             checkpoint.check_owned(workdir)
-        experiment = prepare(config) if is_new() else None  # what does not fit is told before a folder is made
+        begun = begin(config) if is_new() else None  # what does not fit is told before a folder is made
         with checkpoint.locked(workdir):
-            experiment, newest = (experiment or prepare(config), None) if is_new() else resume(config, workdir)
-            if newest is not None and (ended := has_ended(experiment, workdir, newest)):
+            if is_new():
+                experiment, params = begun or begin(config)
+                Run(experiment, workdir, None, make_writer, params).go(deadline)
+                return
+            experiment, newest = resume(config, workdir)
+            if ended := has_ended(experiment, workdir, newest):
                 log.info("%s %s", workdir, ended)
             else:
                 Run(experiment, workdir, newest, make_writer).go(deadline)
@@ -65,6 +71,12 @@ def train(
         raise  # that is standard output, which the samples go to
     except OSError as error:
         raise DataError(f"cannot write the run to {workdir}: {error.strerror or error}") from error
+
+
+def begin(config: Config) -> tuple[Experiment, Any]:
+    """What a new run is made of, and the parameters that it begins with: None where they are to be drawn."""
+    experiment = prepare(config)
+    return experiment, initial_params(experiment)
 
 
 def resume(config: Config, workdir: Path) -> tuple[Experiment, int]:
@@ -122,13 +134,15 @@ def has_ended(experiment: Experiment, workdir: Path, newest: int) -> str | None:
 class Run:
     """One process's share of a run: what it trains, its files and its clock."""
 
-    def __init__(self, experiment: Experiment, workdir: Path, newest: int | None, make_writer: type | None = None):
+    def __init__(
+        self, experiment: Experiment, workdir: Path, newest: int | None, make_writer: type | None = None, params: Any = None
+    ):
         self.experiment, self.workdir = experiment, workdir
         self.settings, self.num_steps = experiment.config.training, experiment.num_steps
         self.tokens_per_step = self.settings.batch_size * experiment.config.model.context_length
         if newest is None:
             self.info = CheckpointInfo(0, experiment.text_sha256, experiment.tokenizer.sha256)
-            self.state: TrainState = experiment.new_state()
+            self.state: TrainState = experiment.new_state(params)
             checkpoint.delete_all(workdir)
         else:
             self.info = checkpoint.read_info(workdir, newest)
@@ -298,9 +312,10 @@ class Run:
     def announce(self) -> None:
         data = self.experiment.config.data
         log.info(
-            "%s in %s: %.2f M parameters; %s, %.2f M training tokens%s; %d steps of %d tokens; on %s.",
+            "%s in %s%s: %.2f M parameters; %s, %.2f M training tokens%s; %d steps of %d tokens; on %s.",
             f"Resuming at step {self.info.step}" if self.info.step else "New run",
-            self.workdir, sum(leaf.size for leaf in jax.tree.leaves(self.state.params)) / 1e6,
+            self.workdir, f", begun from {self.settings.init_from}" if self.settings.init_from else "",
+            sum(leaf.size for leaf in jax.tree.leaves(self.state.params)) / 1e6,
             data.dataset, len(self.experiment.splits["train"].ids) / 1e6, self.unknown_tokens("train"),
             self.num_steps, self.tokens_per_step, jax.devices()[0].device_kind,
         )  # fmt: skip

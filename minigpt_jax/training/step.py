@@ -35,9 +35,11 @@ def init_params(key: jax.Array, model: nn.Module) -> Any:
 
 
 @functools.partial(jax.jit, static_argnames=("model", "optimizer", "ema"))
-def init_state(key: jax.Array, *, model: nn.Module, optimizer: optax.GradientTransformation, ema: float = 0.0) -> TrainState:
-    """A state with freshly drawn parameters, at step 0."""
-    params = init_params(key, model)
+def init_state(
+    key: jax.Array, params: Any = None, *, model: nn.Module, optimizer: optax.GradientTransformation, ema: float = 0.0
+) -> TrainState:
+    """A state at step 0, with these parameters or freshly drawn ones."""
+    params = init_params(key, model) if params is None else params
     average = jax.tree.map(jnp.copy, params) if ema else None
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
 

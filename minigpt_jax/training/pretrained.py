@@ -1,0 +1,70 @@
+"""Models that have been trained already: those of runs, and those in folders of Hugging Face, behind one door."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from minigpt_jax import huggingface
+from minigpt_jax.config import ModelConfig
+from minigpt_jax.errors import DataError
+from minigpt_jax.generation.language_model import LanguageModel
+from minigpt_jax.training import checkpoint
+from minigpt_jax.training.experiment import Experiment
+
+# What may be another than in the model from which training begins. The context may only become shorter.
+FREE = ("dropout", "dtype", "init", "context_length")
+
+
+def load(folder: str | Path) -> LanguageModel:
+    """The language model of a run or, as safetensors, of Hugging Face: GPT-2 or Llama, see huggingface.py.
+
+    Of a run it is that with the lowest validation loss and, with `ema`, the average of the parameters. Raises DataError
+    where the folder holds neither, no checkpoint yet, or what is damaged.
+    """
+    folder = Path(folder)
+    return huggingface.read(folder) if huggingface.is_one(folder) else checkpoint.load(folder)
+
+
+def read_model_config(folder: Path) -> ModelConfig:
+    """The architecture of what `load` would load. Raises DataError as it does."""
+    return huggingface.read_config(folder)[0] if huggingface.is_one(folder) else checkpoint.read_config(folder).model
+
+
+def settings_from(folder: str) -> dict[str, Any]:
+    """The settings that a run needs in order to begin with the weights of this folder, for `Config.override`."""
+    model = dataclasses.asdict(read_model_config(Path(folder)))
+    needed = {name: value for name, value in model.items() if name not in FREE}
+    return needed | {"context_length": model["context_length"], "tokenizer": folder, "init_from": folder}
+
+
+def initial_params(experiment: Experiment) -> Any:
+    """The parameters that `init_from` names; None where it names none.
+
+    Raises DataError where they are not those of the experiment's model and tokenizer.
+    """
+    config = experiment.config.model
+    folder = experiment.config.training.init_from
+    if folder is None:
+        return None
+    model = load(folder)
+    changed = [
+        f"{field.name}={getattr(config, field.name)} (there {getattr(model.config, field.name)})"
+        for field in dataclasses.fields(config)
+        if field.name not in FREE and getattr(config, field.name) != getattr(model.config, field.name)
+    ]
+    if model.tokenizer.sha256 != experiment.tokenizer.sha256:
+        changed.append("another tokenizer")
+    if config.context_length > model.config.context_length:
+        changed.append(f"context_length={config.context_length} (there at most {model.config.context_length})")
+    if changed:
+        raise DataError(f"init_from={folder} does not fit {', '.join(changed)}: leave that out, or begin without init_from")
+    return with_context(model.params, config)
+
+
+def with_context(params: Any, config: ModelConfig) -> Any:
+    """The parameters for a shorter context: of a table of positions the first."""
+    if config.positions != "learned":
+        return params
+    embedding = params["embedding"]
+    table_TD = embedding["positions"]["embedding"][: config.context_length]
+    return params | {"embedding": embedding | {"positions": {"embedding": table_TD}}}

@@ -1,0 +1,322 @@
+"""Folders of Hugging Face: what is written is read with the same bits, transformers agrees, and nothing else gets in."""
+
+import dataclasses
+import json
+import pickle
+import shutil
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from minigpt_jax import huggingface
+from minigpt_jax.config import ModelConfig
+from minigpt_jax.data.tokenizers import make_tokenizer
+from minigpt_jax.errors import DataError, UsageError
+from minigpt_jax.generation.language_model import LanguageModel
+from minigpt_jax.models.gpt import GPT
+from minigpt_jax.training.step import init_params
+
+SHAPE = {"num_layers": 2, "num_heads": 4, "embed_dim": 16, "ff_dim": 24, "context_length": 32}
+GPT2 = SHAPE | {"positions": "learned", "norm": "layernorm", "activation": "gelu", "qk_norm": False, "init": "gpt2"}
+LLAMA = SHAPE | {"positions": "rotary", "norm": "rmsnorm", "activation": "swiglu", "qk_norm": False, "init": "gpt2"}
+CASES = {
+    "GPT-2": (GPT2 | {"bias": True, "tie_embeddings": True}, "char"),
+    "GPT-2 without biases, with a head": (GPT2, "byte"),
+    "Llama with grouped queries": (LLAMA | {"num_kv_heads": 2}, "word"),
+    "Llama with biases, tied": (LLAMA | {"bias": True, "tie_embeddings": True}, "bpe"),
+}
+PROSE = "To be, or not to be:\r\n\tdon't  suffer é½ — 漢字 the\u0301 end. "
+
+
+def model(case):
+    choices, kind = CASES[case]
+    tokenizer = make_tokenizer(kind, [PROSE * 3], 290 if kind == "bpe" else None)
+    config = ModelConfig(**choices, vocab_size=tokenizer.vocab_size)
+    params = init_params(jax.random.key(0), GPT(config))
+    noise = iter(jax.random.split(jax.random.key(1), 1000))  # so that no scale is 1 and no bias 0
+    return LanguageModel(
+        config, tokenizer, jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(next(noise), leaf.shape), params)
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with the first case."""
+    huggingface.write(model("GPT-2"), tmp_path / "model")
+    return tmp_path / "model"
+
+
+def edit_json(path, **changes):
+    values = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({name: value for name, value in values.items() if value is not ...}))
+
+
+def edit_tensors(folder, **changes):
+    tensors = load_file(folder / "model.safetensors") | {name.replace("__", "."): value for name, value in changes.items()}
+    save_file({name: value for name, value in tensors.items() if value is not ...}, folder / "model.safetensors")
+
+
+def assert_same_bits(params, others):
+    assert jax.tree.structure(params) == jax.tree.structure(others)
+    for (path, leaf), other in zip(jax.tree.leaves_with_path(params), jax.tree.leaves(others), strict=True):
+        assert np.asarray(other).dtype == np.float32
+        np.testing.assert_array_equal(np.asarray(leaf), np.asarray(other), err_msg=str(path))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_written_is_read_again_with_the_same_bits(tmp_path, case):
+    written = model(case)
+    huggingface.write(written, tmp_path / "new" / "model")
+    read = huggingface.read(tmp_path / "new" / "model")
+    assert_same_bits(written.params, read.params)
+    assert read.config == written.config
+    assert read.tokenizer.encode(PROSE).tolist() == written.tokenizer.encode(PROSE).tolist()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["model"]
+
+
+def test_arrays_that_are_transposed_views_are_written_as_what_they_are(tmp_path):
+    written = model("Llama with grouped queries")
+    views = jax.tree.map(lambda leaf: np.asarray(leaf).T.copy().T, written.params)
+    assert not any(leaf.flags.c_contiguous for leaf in jax.tree.leaves(views) if leaf.ndim == 2)
+    huggingface.write(dataclasses.replace(written, params=views), tmp_path / "model")
+    assert_same_bits(written.params, huggingface.read(tmp_path / "model").params)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.filterwarnings("ignore")
+def test_transformers_gives_the_same_logits_tokens_and_text(tmp_path, case):
+    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    ours = model(case)
+    huggingface.write(ours, tmp_path / "model")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    ids = ours.tokenizer.encode(PROSE)
+    assert tokenizer(PROSE)["input_ids"] == ids.tolist()
+    assert tokenizer.decode(ids) == ours.tokenizer.decode(ids) == PROSE
+    tokens_BT = np.stack([ids[:30], ids[-30:]])
+    logits_BTV, _ = GPT(ours.config).apply({"params": ours.params}, tokens_BT)
+    with torch.no_grad():
+        their_logits_BTV = theirs(torch.tensor(tokens_BT, dtype=torch.long)).logits
+        made = theirs.generate(torch.tensor(tokens_BT[:1, :5], dtype=torch.long), max_new_tokens=20, do_sample=False)
+    np.testing.assert_allclose(logits_BTV, their_logits_BTV, atol=1e-4, rtol=0)
+    assert np.std(logits_BTV) > 0.1
+    assert ours.generate(ours.tokenizer.decode(ids[:5]), 20, greedy=True) == tokenizer.decode(made[0])
+    # And back: what transformers writes, in parts.
+    theirs.save_pretrained(tmp_path / "again", max_shard_size="4KB")
+    tokenizer.save_pretrained(tmp_path / "again")
+    assert len(list((tmp_path / "again").glob("*.safetensors"))) > 2
+    again = huggingface.read(tmp_path / "again")
+    assert_same_bits(ours.params, again.params)
+    assert again.tokenizer.encode(PROSE).tolist() == ids.tolist()
+
+
+def split_in_two(folder):
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    parts = {f"model-0000{i + 1}-of-00002.safetensors": sorted(tensors)[i::2] for i in range(2)}
+    for file, names in parts.items():
+        save_file({name: tensors[name] for name in names}, folder / file)
+    weight_map = {name: file for file, names in parts.items() for name in names}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def test_weights_in_parts_are_read(folder):
+    before = huggingface.read(folder)
+    split_in_two(folder)
+    assert_same_bits(before.params, huggingface.read(folder).params)
+
+
+def test_names_and_masks_of_the_first_gpt2_files_are_read(folder):
+    before = huggingface.read(folder)
+    tensors = load_file(folder / "model.safetensors")
+    old = {name.removeprefix("transformer."): array for name, array in tensors.items()}
+    old |= {"h.0.attn.bias": np.ones((1, 1, 32, 32), np.float32), "h.1.attn.masked_bias": np.array(-1e4, np.float32)}
+    save_file(old | {"lm_head.weight": old["wte.weight"]}, folder / "model.safetensors")
+    edit_json(folder / "config.json", n_inner=..., bias=..., tie_word_embeddings=...)
+    with pytest.raises(DataError, match=r"c_fc.weight has the shape \(16, 24\) and by config.json should have \(16, 64\)"):
+        huggingface.read(folder)  # what a config.json leaves out is what transformers takes for it
+    edit_json(folder / "config.json", n_inner=24)
+    assert_same_bits(before.params, huggingface.read(folder).params)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_becomes_float32_exactly(folder, dtype):
+    tensors = {name: array.astype(dtype) for name, array in load_file(folder / "model.safetensors").items()}
+    save_file(tensors, folder / "model.safetensors")
+    params = huggingface.read(folder).params
+    table = params["embedding"]["tokens"]["embedding"]
+    assert table.dtype == np.float32
+    np.testing.assert_array_equal(np.asarray(table), tensors["transformer.wte.weight"].astype(np.float32))
+
+
+def test_what_neither_can_express_is_refused_by_name(tmp_path):
+    plain = model("Llama with grouped queries")
+    for changes, names in [
+        ({"activation": "relu2", "qk_norm": True}, r"llama: activation=relu2 \(not swiglu\), qk_norm=True \(not False\)$"),
+        ({"positions": "sinusoidal"}, r"gpt2: positions=sinusoidal \(not learned\)"),
+        ({"norm_placement": "post"}, r"norm_placement=post \(not pre\)"),
+        ({"positions": "learned", "norm": "layernorm", "activation": "gelu"}, r"gpt2: num_kv_heads=2 \(not 4\); llama"),
+    ]:
+        with pytest.raises(DataError, match=names):
+            huggingface.write(
+                dataclasses.replace(plain, config=dataclasses.replace(plain.config, **changes)), tmp_path / "a"
+            )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_written_over(folder):
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(DataError, match="is there already"):
+        huggingface.write(model("GPT-2"), folder)
+    with pytest.raises(DataError, match="is there already"):
+        huggingface.write(model("GPT-2"), folder / "config.json")
+    with pytest.raises(DataError, match="cannot write"):
+        huggingface.write(model("GPT-2"), folder / "config.json" / "below")
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+class Bomb:
+    def __reduce__(self):
+        return pytest.fail, ("the pickle has been opened",)
+
+
+def only_pickle(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
+
+
+def truncate(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+def escape(folder):
+    split_in_two(folder)
+    shutil.copy(folder / "model-00002-of-00002.safetensors", folder.parent / "outside.safetensors")
+    path = folder / "model.safetensors.index.json"
+    path.write_text(path.read_text().replace("model-00002-of-00002", "../outside"))
+
+
+def lose_a_part(folder):
+    split_in_two(folder)
+    (folder / "model-00002-of-00002.safetensors").unlink()
+
+
+def mix_up_parts(folder):
+    split_in_two(folder)
+    shutil.copy(folder / "model-00002-of-00002.safetensors", folder / "model-00001-of-00002.safetensors")
+
+
+def damage_index(folder):
+    (folder / "model.safetensors").rename(folder / "elsewhere.safetensors")
+    (folder / "model.safetensors.index.json").write_text("[1]")
+
+
+def config(**changes):
+    return lambda folder: edit_json(folder / "config.json", **changes)
+
+
+def tensors(**changes):
+    return lambda folder: edit_tensors(folder, **changes)
+
+
+def other_tokenizer(folder):
+    (folder / "tokenizer.json").write_text(make_tokenizer("char", ["abc"]).to_huggingface())
+
+
+MISTAKES = {
+    "no weights": (
+        lambda folder: (folder / "model.safetensors").unlink(),
+        "no weights that can be read: it needs model.safe",
+    ),
+    "pickle": (only_pickle, "pytorch_model.bin is a pickle, a program that runs when it is read"),
+    "truncated": (truncate, "model.safetensors is damaged: .*not fully covered"),
+    "no safetensors": (
+        lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 40),
+        "model.safetensors is damaged",
+    ),
+    "path in the index": (escape, "'../outside.safetensors' is not the name of a .safetensors file in that folder"),
+    "lost part": (lose_a_part, "has no model-00002-of-00002.safetensors, of which"),
+    "other part": (mix_up_parts, "model.safetensors.index.json and model-00001-of-00002.safetensors disagree about"),
+    "damaged index": (damage_index, "model.safetensors.index.json is damaged"),
+    "missing key": (tensors(transformer__ln_f__bias=...), "the model lacks transformer.ln_f.bias$"),
+    "missing keys": (
+        tensors(transformer__wpe__weight=..., transformer__wte__weight=...),
+        "lacks transformer.wpe.* and 1 more",
+    ),
+    "extra key": (tensors(transformer__extra=np.zeros(3, np.float32)), "has no place for transformer.extra"),
+    "key that is a path": (tensors(**{"../../etc": np.zeros(3, np.float32)}), "has no place for ../../etc"),
+    "wrong shape": (tensors(transformer__wte__weight=np.zeros((3, 4), np.float32)), r"wte.weight has the shape \(3, 4\)"),
+    "wrong type": (tensors(transformer__ln_f__bias=np.zeros(16, np.int8)), "is stored as I8; allowed: F32, F16, BF16"),
+    "biases after all": (config(bias=False), "config.json says bias=false, and .* is not zero"),
+    "no config": (lambda folder: (folder / "config.json").unlink(), "no readable config.json"),
+    "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json is no JSON"),
+    "a list": (lambda folder: (folder / "config.json").write_text("[]"), "model_type=None is not supported"),
+    "architecture": (config(model_type="mistral"), "model_type='mistral' is not supported; allowed: gpt2, llama"),
+    "another activation": (
+        config(activation_function="relu"),
+        r"gpt2 cannot have activation_function='relu' \(not 'gelu_new'",
+    ),
+    "width": (config(n_embd=15), "embed_dim=15 must be divisible by num_heads=4"),
+    "text for a number": (config(n_layer="2"), "num_layers='2' must be of type int"),
+    "absurd depth": (config(n_layer=10**12), "says 1000000000000 layers, and there are 28 tensors"),
+    "absurd width": (config(n_inner=10**30), r"h.0.mlp.c_fc.weight has the shape \(16, 24\)"),
+    "all absurd": (config(n_embd=10**30, n_positions=10**30), "config.json describes a model that is too large"),
+    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "holds no tokenizer.json"),
+    "another tokenizer": (other_tokenizer, "the tokenizer has 3 tokens and the model 26"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_what_is_wrong_with_a_folder_is_said(folder, name):
+    damage, message = MISTAKES[name]
+    damage(folder)
+    with pytest.raises(DataError, match=message):
+        huggingface.read(folder)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}},
+            r"rope_theta=500000.0 \(not 10000.0\), rope_type='ll",
+        ),
+        ({"rope_parameters": ..., "rope_scaling": {"type": "linear"}}, "rope_type='linear'"),
+        ({"rope_parameters": [1]}, "must be an object"),
+        ({"rms_norm_eps": ...}, "rms_norm_eps=1e-06"),
+        ({"mlp_bias": True}, "attention_bias without mlp_bias"),
+        ({"head_dim": 8}, "head_dim=8 must be hidden_size/num_attention_heads=4"),
+    ],
+    ids=str,
+)
+def test_a_llama_of_another_kind_is_refused(tmp_path, changes, message):
+    huggingface.write(model("Llama with grouped queries"), tmp_path / "model")
+    edit_json(tmp_path / "model" / "config.json", **changes)
+    with pytest.raises(DataError, match=message):
+        huggingface.read(tmp_path / "model")
+
+
+def test_files_of_the_older_kind_that_say_the_same_are_read(tmp_path):
+    written = model("Llama with grouped queries")
+    huggingface.write(written, tmp_path / "model")
+    edit_json(tmp_path / "model" / "config.json", rope_parameters=..., rope_theta=10000.0, rope_scaling=None, head_dim=4)
+    assert huggingface.read(tmp_path / "model").config == written.config
+
+
+def test_a_missing_library_is_told_with_what_to_install(folder, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "safetensors.numpy", None)
+    for use in (lambda: huggingface.read(folder), lambda: huggingface.write(model("GPT-2"), folder.parent / "new")):
+        with pytest.raises(UsageError, match=r"need the package safetensors: python -m pip install -e '\.\[hf\]'"):
+            use()
+
+
+def test_a_file_is_no_folder(tmp_path):
+    for name, message in (("model.bin", "is a pickle"), ("model.safetensors", "give the folder")):
+        (tmp_path / name).write_bytes(pickle.dumps(Bomb()))
+        assert huggingface.is_one(tmp_path / name)
+        with pytest.raises(DataError, match=message):
+            huggingface.read(tmp_path / name)

@@ -1,0 +1,109 @@
+"""What was trained before: behind one door, and as the beginning of a run, only where it fits."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from minigpt_jax import huggingface
+from minigpt_jax.config import Config, DataConfig, ModelConfig, TrainingConfig
+from minigpt_jax.data.tokenizers import CharTokenizer
+from minigpt_jax.errors import DataError
+from minigpt_jax.generation.language_model import LanguageModel
+from minigpt_jax.models.gpt import GPT
+from minigpt_jax.training import checkpoint
+from minigpt_jax.training.experiment import prepare
+from minigpt_jax.training.loop import Run, train
+from minigpt_jax.training.pretrained import initial_params, load, read_model_config, settings_from
+from minigpt_jax.training.step import init_params
+
+GPT2 = ModelConfig(
+    num_layers=1, num_heads=2, embed_dim=8, ff_dim=12, context_length=8, vocab_size=4, positions="learned", norm="layernorm",
+    activation="gelu", qk_norm=False, bias=True, tie_embeddings=True, init="gpt2",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model():
+    params = init_params(jax.random.key(3), GPT(GPT2))
+    return LanguageModel(GPT2, CharTokenizer("abc\n"), jax.tree.map(lambda leaf: leaf + 0.25, params))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, model):
+    """With the model as of Hugging Face, a text, and a run of another kind."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    huggingface.write(model, folder / "gpt2")
+    (folder / "text.txt").write_text("abcab\ncab" * 30)
+    train(plain(folder), folder / "run")
+    return folder
+
+
+def plain(folder):
+    return Config(
+        model=ModelConfig(num_layers=1, num_heads=2, embed_dim=8, ff_dim=8, context_length=8, dropout=0.5),
+        training=TrainingConfig(steps=2, sample_every=0, eval_batches=1),
+        data=DataConfig(dataset=str(folder / "text.txt"), data_dir=str(folder)),
+    )
+
+
+def begun(folder, name="gpt2", **changes):
+    """The experiment that begins with the model of a name."""
+    return prepare(plain(folder).override(settings_from(str(folder / name)) | changes))
+
+
+def assert_equal(tree, other):
+    jax.tree.map(np.testing.assert_array_equal, tree, other)
+
+
+def test_one_door_for_both(folder, model):
+    assert_equal(load(folder / "gpt2").params, model.params)
+    assert_equal(load(str(folder / "run")).params, checkpoint.load(folder / "run").params)
+    assert read_model_config(folder / "gpt2") == GPT2
+    assert read_model_config(folder / "run").activation == "relu2"
+
+
+@pytest.mark.parametrize("name", ["gpt2", "run"])
+def test_a_run_begins_with_the_weights_the_tokenizer_and_the_architecture(folder, tmp_path, name):
+    experiment, theirs = begun(folder, name), load(folder / name)
+    run = Run(experiment, tmp_path, None, params=initial_params(experiment))
+    assert_equal(run.state.params, theirs.params)
+    assert experiment.tokenizer == theirs.tokenizer
+    assert (
+        dataclasses.replace(experiment.config.model, dropout=theirs.config.dropout, init=theirs.config.init) == theirs.config
+    )
+    assert experiment.config.model.dropout == 0.5  # this one is the run's to choose
+
+
+def test_without_it_parameters_are_drawn(folder):
+    assert initial_params(prepare(plain(folder))) is None
+
+
+def test_a_shorter_context_takes_the_first_positions(folder, model):
+    params = initial_params(begun(folder, context_length=5))
+    assert_equal(params["embedding"]["positions"]["embedding"], model.params["embedding"]["positions"]["embedding"][:5])
+    assert_equal(params["transformer"], model.params["transformer"])
+    tokens_BT = np.array([[0, 1, 2, 3, 0]] * 2)
+    shorter = dataclasses.replace(GPT2, context_length=5)
+    both = (GPT(config).apply({"params": tree}, tokens_BT)[0] for config, tree in ((GPT2, model.params), (shorter, params)))
+    assert_equal(*both)
+
+
+def test_what_does_not_fit_is_named(folder):
+    for changes, message in [
+        ({"ff_dim": 16, "bias": False}, r"ff_dim=16 \(there 12\), bias=False \(there True\)"),
+        ({"context_length": 9}, r"context_length=9 \(there at most 8\)"),
+        ({"tokenizer": "char"}, "another tokenizer"),  # with as many characters, in another order
+    ]:
+        with pytest.raises(DataError, match=f"init_from=.*gpt2 does not fit {message}: leave that out"):
+            initial_params(begun(folder, **changes))
+
+
+def test_a_run_that_goes_on_needs_its_beginning_no_more(folder, tmp_path, model):
+    huggingface.write(model, tmp_path / "gpt2")
+    config = plain(folder).override(settings_from(str(tmp_path / "gpt2")))
+    train(config, tmp_path / "run")
+    (tmp_path / "gpt2" / "model.safetensors").unlink()
+    train(config.override({"steps": 3}), tmp_path / "run")
+    assert checkpoint.steps(tmp_path / "run")[-1] == 3
