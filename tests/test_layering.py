@@ -42,7 +42,13 @@ UNSAFE_MODULES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"
 UNSAFE_NAMES = {"eval", "exec", "__import__", "exec_module", "allow_pickle"}
 # A preset is the user's own program, named on the command line, and never part of a run or a download.
 MAY_RUN_PROGRAMS = {("config.py", "exec_module")}
-MAY_JIT = {"training/step.py", "generation/sampler.py", "generation/beam.py", "scripts/benchmark.py"}
+MAY_JIT = {
+    "training/step.py",
+    "generation/sampler.py",
+    "generation/beam.py",
+    "compare/traps.py",
+    "scripts/benchmark.py",
+}
 MAY_IMPORT_TORCH = {"compare", "scripts/benchmark.py"}  # a benchmark is about the others, too
 
 

@@ -1,0 +1,345 @@
+"""Ten traps that those who come to JAX from PyTorch fall into, each as a small wrong function and its right twin.
+
+    python -m minigpt_jax.compare.traps
+
+shows them one after another and runs both.
+"""
+
+import inspect
+import sys
+import textwrap
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+
+class Trap:
+    """What one expects of both functions, and why the wrong one does not do it."""
+
+    expectation: str
+    why: str
+    error: type[Exception] | None = None  # what the wrong one raises; None: it is silently wrong
+
+    @staticmethod
+    def wrong() -> Any:
+        raise NotImplementedError
+
+    @staticmethod
+    def right() -> Any:
+        raise NotImplementedError
+
+    @staticmethod
+    def holds(result: Any) -> bool:
+        """Whether a result is what one expects."""
+        raise NotImplementedError
+
+
+class KeyUsedTwice(Trap):
+    expectation = "the two draws differ"
+    why = """A key is no generator with a state that moves on: it is a number, and drawing is a function of it. Derive a key
+    for each draw, with split or fold_in."""
+
+    @staticmethod
+    def wrong():
+        key = jax.random.key(0)
+        return jax.random.normal(key), jax.random.normal(key)
+
+    @staticmethod
+    def right():
+        first, second = jax.random.split(jax.random.key(0))
+        return jax.random.normal(first), jax.random.normal(second)
+
+    @staticmethod
+    def holds(draws):
+        return draws[0] != draws[1]
+
+
+class SideEffectUnderJit(Trap):
+    expectation = "three calls are counted"
+    why = """Under jit the Python function runs once, to be traced; afterwards only what it computed from its arguments runs.
+    Prints, appends and assignments to what is outside happen while tracing. What is to happen at each call goes in as an
+    argument and comes out as a result."""
+
+    @staticmethod
+    def wrong():
+        calls = 0
+
+        @jax.jit
+        def double(x):
+            nonlocal calls
+            calls += 1
+            return 2 * x
+
+        for x in (1.0, 2.0, 3.0):
+            double(x)
+        return calls
+
+    @staticmethod
+    def right():
+        @jax.jit
+        def double(x, calls):
+            return 2 * x, calls + 1
+
+        calls = 0
+        for x in (1.0, 2.0, 3.0):
+            _, calls = double(x, calls)
+        return int(calls)
+
+    @staticmethod
+    def holds(calls):
+        return calls == 3
+
+
+class BranchOnTracedValue(Trap):
+    expectation = "|-3| is 3"
+    error = jax.errors.TracerBoolConversionError
+    why = """While a function is traced its arguments have shapes and types but no values, and `if` needs one. Let both sides
+    be computed and one be chosen (jnp.where), or let the device branch (jax.lax.cond)."""
+
+    @staticmethod
+    def wrong():
+        @jax.jit
+        def absolute(x):
+            if x < 0:
+                return -x
+            return x
+
+        return float(absolute(-3.0))
+
+    @staticmethod
+    def right():
+        @jax.jit
+        def absolute(x):
+            return jnp.where(x < 0, -x, x)
+
+        return float(absolute(-3.0))
+
+    @staticmethod
+    def holds(value):
+        return value == 3.0
+
+
+class StaticArgumentThatChanges(Trap):
+    expectation = "four steps are compiled once"
+    why = """A static argument is a part of the program: each new value is another program, traced and compiled anew. What
+    changes from call to call goes in as an array; static is what decides shapes or structure."""
+
+    @staticmethod
+    def wrong():
+        compilations = []
+
+        def scale(x, step):
+            compilations.append(step)
+            return x / (step + 1)
+
+        scale = jax.jit(scale, static_argnames="step")
+        for step in range(4):
+            scale(jnp.ones(2), step=step)
+        return len(compilations)
+
+    @staticmethod
+    def right():
+        compilations = []
+
+        def scale(x, step):
+            compilations.append(step)
+            return x / (step + 1)
+
+        scale = jax.jit(scale)
+        for step in range(4):
+            scale(jnp.ones(2), step=step)
+        return len(compilations)
+
+    @staticmethod
+    def holds(num_compilations):
+        return num_compilations == 1
+
+
+class IndexBeyondTheEnd(Trap):
+    expectation = "an index of 5 into three elements is an error"
+    why = """A device cannot raise. Reading x[5] takes the last element instead, jnp.take gives NaN, and a write is left out:
+    all without a word. Check ids on the host, before they go to the device."""
+
+    @staticmethod
+    def wrong():
+        table, index = jnp.array([10.0, 20.0, 30.0]), 5
+        return float(table[index]), float(jnp.take(table, index)), table.at[index].set(99.0).tolist()
+
+    @staticmethod
+    def right():
+        table, index = jnp.array([10.0, 20.0, 30.0]), 5
+        try:
+            if not 0 <= index < len(table):
+                raise IndexError(f"index {index} is out of range for {len(table)} elements")
+            return float(table[index])
+        except IndexError as error:
+            return error
+
+    @staticmethod
+    def holds(result):
+        return isinstance(result, IndexError)
+
+
+class InPlaceUpdate(Trap):
+    expectation = "the first element becomes 1"
+    error = TypeError
+    why = """Arrays do not change. x.at[0].set(1) is a new array, with the change; under jit the compiler writes in place
+    where nobody looks at the old one any more. And a result that is not assigned is lost."""
+
+    @staticmethod
+    def wrong():
+        x = jnp.zeros(3)
+        x[0] = 1
+        return x.tolist()
+
+    @staticmethod
+    def right():
+        x = jnp.zeros(3)
+        x = x.at[0].set(1)
+        return x.tolist()
+
+    @staticmethod
+    def holds(values):
+        return values == [1.0, 0.0, 0.0]
+
+
+class DonatedBufferUsedAgain(Trap):
+    expectation = "how far the parameters moved is (0.3, 0.4)"
+    error = RuntimeError
+    why = """donate_argnums gives the argument's memory to the result, which saves a copy of the whole state at each step.
+    The argument is gone then. Take what is needed of it first, and go on with the result under the same name."""
+
+    @staticmethod
+    def wrong():
+        step = jax.jit(lambda params: 0.9 * params, donate_argnums=0)
+        params = jnp.array([3.0, 4.0])
+        new_params = step(params)
+        return np.array(params) - np.array(new_params)
+
+    @staticmethod
+    def right():
+        step = jax.jit(lambda params: 0.9 * params, donate_argnums=0)
+        params = jnp.array([3.0, 4.0])
+        before = np.array(params)
+        params = step(params)
+        return before - np.array(params)
+
+    @staticmethod
+    def holds(moved):
+        return np.allclose(moved, [0.3, 0.4])
+
+
+class StateThatIsNoPytree(Trap):
+    expectation = "the state's count goes up"
+    error = TypeError
+    why = """jit, grad and scan take trees of arrays: tuples, lists, dictionaries, and classes that say which of their fields
+    are arrays. Of any other class JAX cannot know. flax.struct.dataclass, or jax.tree_util.register_dataclass, says it."""
+
+    @staticmethod
+    def wrong():
+        class State:
+            def __init__(self, count):
+                self.count = count
+
+        step = jax.jit(lambda state: State(state.count + 1))
+        return int(step(State(jnp.array(0))).count)
+
+    @staticmethod
+    def right():
+        @struct.dataclass
+        class State:
+            count: jax.Array
+
+        step = jax.jit(lambda state: State(state.count + 1))
+        return int(step(State(jnp.array(0))).count)
+
+    @staticmethod
+    def holds(count):
+        return count == 1
+
+
+class Float64ThatIsFloat32(Trap):
+    expectation = "the mean of 16777217 and 16777217 is 16777217"
+    why = """Unless jax_enable_x64 is set, JAX turns 64 bits into 32, those of NumPy's arrays too, and float32 has no whole
+    number between 16777216 and 16777218. What needs 64 bits, such as a sum over a million losses, stays in NumPy."""
+
+    @staticmethod
+    def wrong():
+        losses = np.array([16777217.0, 16777217.0])  # float64
+        return float(jnp.mean(losses))
+
+    @staticmethod
+    def right():
+        losses = np.array([16777217.0, 16777217.0])
+        return float(np.mean(losses))
+
+    @staticmethod
+    def holds(mean):
+        return mean == 16777217.0
+
+
+class TimeWithoutWaiting(Trap):
+    expectation = "when the clock is stopped, the product is there"
+    why = """A call returns as soon as the work is handed over, with an array that will be there later. What is measured is
+    the handing over. Wait with block_until_ready before reading the clock; and leave out the first call, which compiles."""
+
+    @staticmethod
+    def wrong():
+        power = jax.jit(lambda x: jnp.linalg.matrix_power(x, 64))
+        x = jnp.eye(1500)
+        power(x).block_until_ready()
+        began = time.perf_counter()
+        y = power(x)
+        milliseconds = 1000 * (time.perf_counter() - began)
+        return y.is_ready(), f"{milliseconds:.1f} ms"
+
+    @staticmethod
+    def right():
+        power = jax.jit(lambda x: jnp.linalg.matrix_power(x, 64))
+        x = jnp.eye(1500)
+        power(x).block_until_ready()
+        began = time.perf_counter()
+        y = power(x).block_until_ready()
+        milliseconds = 1000 * (time.perf_counter() - began)
+        return y.is_ready(), f"{milliseconds:.1f} ms"
+
+    @staticmethod
+    def holds(result):
+        return result[0]
+
+
+TRAPS = Trap.__subclasses__()
+
+
+def outcome(trap: type[Trap], function: Any) -> str:
+    """What a function gave, and whether that is what one expects."""
+    try:
+        result = function()
+    except Exception as error:
+        return f"raises {type(error).__name__}: {str(error).splitlines()[0][:90]}"
+    return f"gives {result}: {'as expected' if trap.holds(result) else 'WRONG'}"
+
+
+def body(function: Any) -> str:
+    """A function's source without its first lines."""
+    source = textwrap.dedent(inspect.getsource(function))
+    return textwrap.indent(textwrap.dedent(source.split("():\n", 1)[1]), "    ")
+
+
+def main() -> None:
+    for number, trap in enumerate(TRAPS, 1):
+        title = "".join(f" {letter.lower()}" if letter.isupper() else letter for letter in trap.__name__).strip()
+        print(f"\n{number}/{len(TRAPS)}  {title.capitalize()}. What one expects: {trap.expectation}.\n")
+        for name, function in (("Wrong", trap.wrong), ("Right", trap.right)):
+            print(f"{name}:\n\n{body(function)}\n  {outcome(trap, function)}\n")
+        print(textwrap.fill(" ".join(trap.why.split()), 100))
+        if sys.stdin.isatty() and number < len(TRAPS):
+            input("\nEnter for the next one ")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""The gallery of traps: what is called wrong is wrong in the way that it says, and its twin is right."""
+
+import jax
+import pytest
+
+from minigpt_jax.compare import traps
+
+
+@pytest.fixture(autouse=True)
+def as_jax_is_by_default():
+    """The flags under which the other tests run would catch some of the traps."""
+    with jax.debug_key_reuse(False):
+        yield
+
+
+@pytest.mark.parametrize("trap", traps.TRAPS, ids=lambda trap: trap.__name__)
+def test_the_wrong_one_fails_and_the_right_one_does_not(trap):
+    assert trap.holds(trap.right())
+    if trap.error is None:
+        assert not trap.holds(trap.wrong())
+    else:
+        with pytest.raises(trap.error):
+            trap.wrong()
+
+
+def test_all_of_them_are_shown_with_source_outcome_and_reason(capsys):
+    traps.main()
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.count("as expected") == len(traps.TRAPS) == 10
+    assert shown.count(": WRONG") + shown.count(" raises ") == 10
+    assert "10/10 Time without waiting." in shown
+    assert "return jax.random.normal(key), jax.random.normal(key) gives (Array(1.6226422" in shown
+    for trap in traps.TRAPS:
+        assert trap.expectation in shown
+        assert " ".join(trap.why.split()) in shown
