@@ -17,7 +17,8 @@ FLOORS = [
     {"generation"},
     {"huggingface"},
     {"training"},
-    {"compare", "cli"},
+    {"cli"},
+    {"compare"},
     {"__init__"},  # the public names
     {"scripts", "configs"},
 ]

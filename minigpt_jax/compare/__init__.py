@@ -1,1 +1,4 @@
-"""The same model in PyTorch, and the proof that both agree. The only room that imports torch."""
+"""The functional style beside PyTorch's: guide.md, the twin in torch_gpt.py, the proof that both agree, and the traps.
+
+The only room that imports torch.
+"""

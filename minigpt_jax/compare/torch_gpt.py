@@ -1,12 +1,7 @@
 """The GPT of models/ in idiomatic PyTorch, for comparison: the same names, and nothing shared but the config.
 
-Lay them side by side:
-
-    cat minigpt_jax/models/{layers,attention,transformer,gpt}.py minigpt_jax/training/{optimizer,step}.py > functional.py
-    diff --side-by-side --width 200 functional.py minigpt_jax/compare/torch_gpt.py
-
-A module here owns its parameters as attributes and is called like a function of its inputs alone. Those of Linen describe a
-function of parameters and inputs. The rest follows from that.
+guide.md lays both side by side. A module here owns its parameters as attributes and is called like a function of its inputs
+alone. Those of Linen describe a function of parameters and inputs. The rest follows from that.
 """
 
 import math
@@ -58,7 +53,10 @@ ACTIVATIONS = {
 
 
 class FeedForward(nn.Module):
-    """The same two-layer network at every position: max(0, x W₁ + b₁) W₂ + b₂ ("Attention Is All You Need", equation 2)."""
+    """The same two-layer network at every position: max(0, x W₁ + b₁) W₂ + b₂ ("Attention Is All You Need", equation 2).
+
+    The non-linearity is the config's choice. SwiGLU (Shazeer 2020) has a third matrix, whose output gates the second's.
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -124,7 +122,11 @@ class TokenAndPosition(nn.Module):
 
 
 class MultiHeadAttention(nn.Module):
-    """Attention in H subspaces of size K = D / H, concatenated and projected (the paper's section 3.2.2)."""
+    """Attention in H subspaces of size K = D / H, concatenated and projected ("Attention Is All You Need", section 3.2.2).
+
+    With fewer key/value heads than query heads, each is shared by H / G query heads (grouped-query attention,
+    Ainslie et al. 2023): a smaller cache for nearly the same quality.
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -137,17 +139,18 @@ class MultiHeadAttention(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         config = self.config
+        H, G, K = config.num_heads, config.kv_heads, config.head_size
         B, T, D = x_BTD.shape
-        # Heads come before positions, as the library's attention has them.
-        q_BHTK, k_BGTK, v_BGTK = (
-            layer(x_BTD).view(B, T, -1, config.head_size).transpose(1, 2) for layer in (self.query, self.key, self.value)
-        )
+
+        q_BHTK = self.query(x_BTD).view(B, T, H, K).transpose(1, 2)  # heads first, as the library's attention has them
+        k_BGTK = self.key(x_BTD).view(B, T, G, K).transpose(1, 2)
+        v_BGTK = self.value(x_BTD).view(B, T, G, K).transpose(1, 2)
         if config.qk_norm:  # bounds the scores by √K, which keeps high learning rates stable (Henry et al. 2020)
             q_BHTK, k_BGTK = unit_rms(q_BHTK), unit_rms(k_BGTK)
         if config.positions == "rotary":
             q_BHTK, k_BGTK = rotate(q_BHTK), rotate(k_BGTK)
-        is_grouped = config.kv_heads < config.num_heads
-        o_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BGTK, v_BGTK, is_causal=True, enable_gqa=is_grouped)
+
+        o_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BGTK, v_BGTK, is_causal=True, enable_gqa=G < H)
         return self.output(o_BHTK.transpose(1, 2).reshape(B, T, D))
 
 
@@ -162,7 +165,8 @@ def unit_rms(x: Tensor) -> Tensor:
 class Block(nn.Module):
     """Attention, then feed-forward, each added to the residual stream.
 
-    `pre` normalises what goes into a sub-layer, x + f(norm(x)), as GPT-2 does; `post` normalises the sum, norm(x + f(x)).
+    `pre` normalises what goes into a sub-layer, x + f(norm(x)), as GPT-2 does; `post` normalises the sum, norm(x + f(x)),
+    as the original paper does. `pre` trains at higher rates and with less warmup (Xiong et al. 2020).
     """
 
     def __init__(self, config: ModelConfig):
@@ -175,10 +179,12 @@ class Block(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         if self.config.norm_placement == "pre":
-            x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD)))
+            y_BTD = self.attention(self.attention_norm(x_BTD))
+            x_BTD = x_BTD + self.dropout(y_BTD)
             x_BTD = x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
         else:
-            x_BTD = self.attention_norm(x_BTD + self.dropout(self.attention(x_BTD)))
+            y_BTD = self.attention(x_BTD)
+            x_BTD = self.attention_norm(x_BTD + self.dropout(y_BTD))
             x_BTD = self.feed_forward_norm(x_BTD + self.dropout(self.feed_forward(x_BTD)))
         return x_BTD
 

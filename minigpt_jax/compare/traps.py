@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from minigpt_jax import cli
+
 
 class Trap:
     """What one expects of both functions, and why the wrong one does not do it."""
@@ -342,4 +344,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main, __doc__)
