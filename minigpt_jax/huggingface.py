@@ -8,7 +8,9 @@ Nothing here runs what it reads: safetensors are numbers behind a header, and pi
 
 import contextlib
 import dataclasses
+import glob
 import json
+import os
 import re
 import tempfile
 from collections.abc import Iterator
@@ -29,6 +31,7 @@ from minigpt_jax.models.gpt import GPT
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 STORED_TYPES = ("F32", "F16", "BF16")  # all become float32, exactly
+LONGEST_CONTEXT = 2**20  # for which a cache is made; a config.json may say anything
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,19 +184,20 @@ def write(model: LanguageModel, folder: Path) -> str:
     Raises DataError where neither architecture can express it, or something is in the folder's place.
     """
     model_type = model_type_of(model.config)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(f"{folder} is there already: choose another folder")
     safetensors = import_safetensors()
     files = {name: json.dumps(values, indent=2) + "\n" for name, values in json_files(model, model_type).items()}
     files["tokenizer.json"] = model.tokenizer.to_huggingface()
     try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise DataError(f"{folder} is there already: choose another folder")
         folder.absolute().parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.absolute().parent, prefix=f"{folder.name}.") as aside:
-            whole = Path(aside) / "whole"  # whose permissions are the usual ones
+            whole = Path(aside) / "whole"  # with the usual permissions, which a temporary folder has not
             whole.mkdir()
             for name, text in files.items():
                 (whole / name).write_text(text, encoding="utf-8")
             safetensors.numpy.save_file(to_tensors(model, model_type), whole / WEIGHTS, metadata={"format": "pt"})
+            (whole / WEIGHTS).chmod((whole / "config.json").stat().st_mode)  # the library lets nobody else read it
             whole.replace(folder)
     except (OSError, safetensors.SafetensorError) as error:
         raise DataError(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}") from error
@@ -231,10 +235,12 @@ def to_tensors(model: LanguageModel, model_type: str) -> dict[str, np.ndarray]:
     shapes = stored_shapes(model.config, model_type)
     parameters = traverse_util.flatten_dict(model.params, sep="/")
 
+    def part(path: str) -> np.ndarray:
+        is_absent_bias = path.endswith("/bias") and path not in parameters
+        return np.zeros(shapes[path], np.float32) if is_absent_bias else np.asarray(parameters[path])
+
     def stored(one: Tensor) -> np.ndarray:
-        zeros = (np.zeros(shapes[path], np.float32) for path in one.parameters)
-        parts = [np.asarray(parameters.get(path, zero)) for path, zero in zip(one.parameters, zeros, strict=True)]
-        whole = np.concatenate(parts, axis=-1)
+        whole = np.concatenate([part(path) for path in one.parameters], axis=-1)
         # Contiguous, since safetensors 0.8 writes the memory of a transposed view as it lies there.
         return np.ascontiguousarray(whole.T if one.is_transposed else whole)
 
@@ -244,37 +250,48 @@ def to_tensors(model: LanguageModel, model_type: str) -> dict[str, np.ndarray]:
 # ---- in ------------------------------------------------------------------------------------------------------------------
 
 
-def is_one(path: Path) -> bool:
-    """Whether a path looks like a model of Hugging Face, or of PyTorch, rather than like a run."""
+def is_one(folder: Path) -> bool:
+    """Whether a folder looks like a model of Hugging Face rather than like a run."""
+    has_weights = bool(glob.glob(f"{glob.escape(str(folder))}/*.safetensors"))
     try:
-        values = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return path.is_file() or any(path.glob("*.safetensors"))
-    return isinstance(values, dict) and "model_type" in values
+        values = read_json(folder / "config.json")
+    except (OSError, DataError):
+        return has_weights
+    return "training" not in values and (has_weights or "model_type" in values)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises OSError where it cannot be read, DataError where it is no JSON object."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is no JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise DataError(f"{path} is no JSON object")
+    return values
 
 
 def read_config(folder: Path) -> tuple[ModelConfig, str]:
     """The model that a folder's config.json describes, and its architecture. Raises DataError where it is none of ours."""
-    if folder.is_file():
+    if os.path.isfile(folder):
         reason = refusal(folder.name) if folder.suffix in PICKLES else "give the folder with config.json and the weights"
         raise DataError(f"{folder} is a file: {reason}")
     path = folder / "config.json"
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
+        given = read_json(path)
     except OSError as error:
         raise DataError(f"{folder} has no readable config.json: {error.strerror}") from None
-    except ValueError as error:
-        raise DataError(f"{path} is no JSON: {error}") from None
-    if not isinstance(given, dict) or given.get("model_type") not in ARCHITECTURES:
-        model_type = given.get("model_type") if isinstance(given, dict) else None
+    model_type = given.get("model_type")
+    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
         raise DataError(f"{path}: model_type={model_type!r} is not supported; allowed: {', '.join(ARCHITECTURES)}")
-    model_type = given["model_type"]
     architecture = ARCHITECTURES[model_type]
-    rope = given.get("rope_parameters") or given.get("rope_scaling") or {}
-    if not isinstance(rope, dict):
-        raise DataError(f"{path}: rope_parameters={rope!r} must be an object")
-    rope_type = rope.get("rope_type", rope.get("type", "default"))  # its older name
-    values = architecture.fixed | architecture.defaults | given | rope | {"rope_type": rope_type}
+    values = architecture.fixed | architecture.defaults | given
+    for name in ("rope_parameters", "rope_scaling"):  # the newer name and the older, which transformers prefers
+        rope = given.get(name) or {}
+        if not isinstance(rope, dict):
+            raise DataError(f"{path}: {name}={rope!r} must be an object")
+        rope = ({"rope_type": rope["type"]} if "type" in rope else {}) | rope
+        values |= {name: value for name, value in rope.items() if name in architecture.fixed}
     fixed = architecture.fixed
     wrong = [f"{name}={values[name]!r} (not {value!r})" for name, value in fixed.items() if values[name] != value]
     if model_type == "llama" and values["attention_bias"] != values["mlp_bias"]:
@@ -293,7 +310,11 @@ def read_config(folder: Path) -> tuple[ModelConfig, str]:
     if config.num_kv_heads == config.num_heads:
         config = dataclasses.replace(config, num_kv_heads=None)
     if values.get("head_dim") not in (None, config.head_size):
-        raise DataError(f"{path}: head_dim={values['head_dim']} must be hidden_size/num_attention_heads={config.head_size}")
+        raise DataError(
+            f"{path}: head_dim={values['head_dim']!r} must be hidden_size/num_attention_heads={config.head_size}"
+        )
+    if config.context_length > LONGEST_CONTEXT:
+        raise DataError(f"{path}: a context of {config.context_length} tokens is above {LONGEST_CONTEXT}")
     return config, model_type
 
 
@@ -324,10 +345,7 @@ def checked(folder: Path, config: ModelConfig, model_type: str, stored: dict[str
     prefix, ignored = ARCHITECTURES[model_type].prefix, ARCHITECTURES[model_type].ignored
     if config.num_layers > len(stored):  # before a model of absurdly many is thought through
         raise DataError(f"{folder}: config.json says {config.num_layers} layers, and there are {len(stored)} tensors")
-    try:
-        shapes = stored_shapes(config, model_type)
-    except (OverflowError, TypeError, ValueError) as error:
-        raise DataError(f"{folder}: config.json describes a model that is too large: {error}") from None
+    shapes = stored_shapes(config, model_type)
     expected = tensors(config, model_type, shapes)
     if not any(name.startswith(prefix) for name in stored):
         expected = {name.removeprefix(prefix): one for name, one in expected.items()}
@@ -338,7 +356,7 @@ def checked(folder: Path, config: ModelConfig, model_type: str, stored: dict[str
     for problem, names in (("lacks", set(expected) - set(stored)), ("has no place for", too_many)):
         if names:
             others = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise DataError(f"{folder}: by its config.json the model {problem} {min(names)}{others}")
+            raise DataError(f"{folder}: by its config.json the model {problem} {min(names)!r}{others}")
     for name, one in expected.items():
         view = stored[name].get_slice(name)
         found, shape = tuple(view.get_shape()), one.shape(shapes)
@@ -361,9 +379,9 @@ def opened(folder: Path) -> Iterator[dict[str, Any]]:
             except FileNotFoundError:
                 raise DataError(f"{folder} has no {file}, of which {INDEX} speaks") from None
             except (OSError, safetensors.SafetensorError) as error:
-                raise DataError(f"{folder / file} is damaged: {error}") from None
+                raise DataError(f"{folder / file} is damaged, or no more than a pointer to it: {error}") from None
             if names is not None and names != set(reader.keys()):
-                raise DataError(f"{folder}: {INDEX} and {file} disagree about {min(names ^ set(reader.keys()))}")
+                raise DataError(f"{folder}: {INDEX} and {file} disagree about {min(names ^ set(reader.keys()))!r}")
             stored |= dict.fromkeys(reader.keys(), reader)
         yield stored
 
@@ -373,7 +391,7 @@ def weight_files(folder: Path) -> dict[str, set[str] | None]:
     if (folder / WEIGHTS).exists():
         return {WEIGHTS: None}
     try:
-        weight_map = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+        weight_map = read_json(folder / INDEX)["weight_map"]
         files = {}
         for name, file in weight_map.items():
             files.setdefault(file, set()).add(name)
@@ -381,7 +399,7 @@ def weight_files(folder: Path) -> dict[str, set[str] | None]:
         found = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
         reason = refusal(found[0]) if found else f"it needs {WEIGHTS}, or {INDEX} with its parts"
         raise DataError(f"{folder} has no weights that can be read: {reason}") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{folder / INDEX} is damaged: {error}") from None
     for file in files:
         # No name may lead out of the folder.

@@ -3,7 +3,7 @@
 python scripts/train.py                                         Shakespeare, character by character
 python scripts/train.py --config mini_gpt --epochs 5            another preset
 python scripts/train.py --dataset my_text.txt --workdir runs/mine
-python scripts/train.py --init_from gpt2 --learning_rate 3e-5   begins with the weights of a run, or of Hugging Face
+python scripts/train.py --init_from runs/mine --workdir runs/2  begins with the weights of a run, or of a GPT-2 or Llama
 python scripts/train.py --max_minutes 30                        stops in time; the same command goes on
 
 Ctrl-C and SIGTERM finish the step, save and stop; a second one stops at once.
@@ -35,12 +35,12 @@ def main() -> None:
     preset = CONFIG.value or "shakespeare_char"
     workdir = Path(WORKDIR.value or cli.RUNS_DIR / Path(preset).stem)
     given = cli.given_settings()
-    if CONFIG.value is None and (workdir / "config.json").exists() and not OVERWRITE.value:
-        config = checkpoint.read_config(workdir)  # resuming takes the run's own settings where none are given
-    else:
-        config = load_preset(preset)
-        if init_from := given.get("init_from", config.training.init_from):
-            config = config.override(pretrained.settings_from(init_from))
+    goes_on = CONFIG.value is None and (workdir / "config.json").exists() and not OVERWRITE.value
+    # Resuming takes the run's own settings where none are given.
+    config = checkpoint.read_config(workdir) if goes_on else load_preset(preset)
+    init_from = given.get("init_from", config.training.init_from)
+    if init_from and not (goes_on and init_from == config.training.init_from):
+        config = config.override(pretrained.settings_from(init_from))
     train(
         config.override(given),
         workdir,

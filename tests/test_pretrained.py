@@ -9,7 +9,7 @@ import pytest
 from minigpt_jax import huggingface
 from minigpt_jax.config import Config, DataConfig, ModelConfig, TrainingConfig
 from minigpt_jax.data.tokenizers import CharTokenizer
-from minigpt_jax.errors import DataError
+from minigpt_jax.errors import DataError, UsageError
 from minigpt_jax.generation.language_model import LanguageModel
 from minigpt_jax.models.gpt import GPT
 from minigpt_jax.training import checkpoint
@@ -88,6 +88,24 @@ def test_a_shorter_context_takes_the_first_positions(folder, model):
     shorter = dataclasses.replace(GPT2, context_length=5)
     both = (GPT(config).apply({"params": tree}, tokens_BT)[0] for config, tree in ((GPT2, model.params), (shorter, params)))
     assert_equal(*both)
+
+
+def test_a_folder_may_be_called_like_a_tokenizer(folder, tmp_path, model, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    huggingface.write(model, tmp_path / "bpe")
+    assert prepare(plain(folder).override(settings_from("bpe"))).tokenizer == model.tokenizer
+
+
+def test_nothing_begins_in_the_folder_that_it_comes_from(folder):
+    for name in ("gpt2", "run"):
+        before = {path: path.read_bytes() for path in (folder / name).rglob("*") if path.is_file()}
+        config = plain(folder).override(settings_from(str(folder / name)))
+        with pytest.raises(UsageError, match="is the run's own folder, which would be lost: choose another --workdir"):
+            train(config, folder / "gpt2" / ".." / name, overwrite=True)
+        assert {path: path.read_bytes() for path in (folder / name).rglob("*") if path.is_file()} == before
+    for overwrite in (False, True):
+        with pytest.raises(DataError, match="gpt2 is a model of Hugging Face and not a run"):
+            train(plain(folder), folder / "gpt2", overwrite)
 
 
 def test_what_does_not_fit_is_named(folder):

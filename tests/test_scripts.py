@@ -554,7 +554,7 @@ def test_a_run_goes_to_hugging_face_and_training_goes_on_from_there(trained, cal
     losses = [metrics(folder / "runs" / name)[-1]["val_loss"] for name in ("llama", "tuned")]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)  # what it began with; drawn anew it would be far off
     config = Config.from_json((folder / "runs" / "tuned" / "config.json").read_text(encoding="utf-8"))
-    assert (config.model.num_kv_heads, config.model.activation, config.data.tokenizer) == (1, "swiglu", "exported")
+    assert (config.model.num_kv_heads, config.model.activation, config.data.tokenizer) == (1, "swiglu", "exported/")
     assert (folder / "runs" / "tuned" / "tokenizer.json").read_text() == (
         folder / "runs" / "llama" / "tokenizer.json"
     ).read_text()
@@ -598,7 +598,8 @@ MISTAKES = [  # command, exit status, and what the message says
     (f"{NEW} --tokenizer bpe --vocab_size 100", USAGE, ["vocab_size=100", "at least 257"]),
     (f"{NEW} --data_dir text.txt", DATA, ["text.txt", "--data_dir"]),
     (f"{NEW} --workdir foreign", DATA, ["foreign", "'epoch_3'", "--workdir"]),
-    (f"{NEW} --workdir other", DATA, ["other/config.json", "not a config"]),
+    (f"{NEW} --workdir other", DATA, ["other is a model of Hugging Face", "another folder"]),
+    (f"{NEW} --workdir another", DATA, ["another/config.json", "not a config"]),
     (f"{NEW} --workdir text.txt", DATA, ["cannot write", "text.txt"]),
     ("train --workdir runs/debug --num_layers 3 --bias", DATA, ["num_layers=2 (now 3)", "bias=False (now True)"]),
     ("train --workdir runs/debug --dataset later.txt", DATA, ["dataset=text.txt (now later.txt)", "--overwrite"]),
@@ -654,6 +655,7 @@ MISTAKES = [  # command, exit status, and what the message says
     (f"{NEW} --init_from runs/debug --context_length 17", DATA, ["context_length=17 (there at most 16)"]),
     (f"{NEW} --init_from other", DATA, ["other", "no tokenizer.json"]),
     (f"{NEW} --init_from binary.bin", DATA, ["binary.bin", "pickle"]),
+    ("evaluate --workdir other", DATA, ["other is a model of Hugging Face and not a run", "--init_from other"]),
     ("train --workdir runs/debug --init_from runs/debug", DATA, ["init_from=None (now runs/debug)"]),
     ("generate --workdir binary.bin", DATA, ["binary.bin", "pickle"]),
     ("export_hf --workdir runs/debug", USAGE, ["--out"]),
@@ -672,6 +674,8 @@ def mistaken_folder(trained):
     (folder / "foreign" / "checkpoints" / "epoch_3" / "weights").write_text("dear", encoding="utf-8")
     (folder / "other").mkdir()
     (folder / "other" / "config.json").write_text('{"model_type": "gpt2"}', encoding="utf-8")
+    (folder / "another").mkdir()
+    (folder / "another" / "config.json").write_text('{"epochs": 3}', encoding="utf-8")
     (folder / "empty.txt").touch()
     (folder / "gap.txt").write_text("To\n\nbe\n", encoding="utf-8")
     (folder / "binary.bin").write_bytes(b"abc\0def")

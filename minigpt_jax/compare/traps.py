@@ -340,7 +340,8 @@ def main() -> None:
             print(f"{name}:\n\n{body(function)}\n  {outcome(trap, function)}\n")
         print(textwrap.fill(" ".join(trap.why.split()), 100))
         if sys.stdin.isatty() and number < len(TRAPS):
-            input("\nEnter for the next one ")
+            print("\nEnter for the next one ", end="", flush=True)
+            sys.stdin.readline()
 
 
 if __name__ == "__main__":

@@ -346,6 +346,7 @@ def byte_level(bpe: Any) -> Any:
 def word_level(words: Sequence[str], pattern: str) -> str:
     """JSON of the library's tokenizer that cuts a text into all matches of a pattern, each of which is to be a word."""
     library = import_tokenizers()
+    utf8("".join(words))
     model = library.Tokenizer(library.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNKNOWN))
     model.pre_tokenizer = library.pre_tokenizers.Split(library.Regex(pattern), "isolated")
     model.decoder = library.decoders.Fuse()

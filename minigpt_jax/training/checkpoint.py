@@ -33,6 +33,7 @@ import jax
 import optax
 import orbax.checkpoint as ocp
 
+from minigpt_jax import huggingface
 from minigpt_jax.config import Config
 from minigpt_jax.data import tokenizers
 from minigpt_jax.errors import DataError
@@ -110,6 +111,14 @@ def check_owned(workdir: Path) -> None:
     if strangers:
         raise DataError(
             f"{folder} holds {strangers[0]!r}, which is not a checkpoint of this program: choose another --workdir"
+        )
+
+
+def check_not_foreign(workdir: Path) -> None:
+    """Raises DataError where a folder is no run's but a model of Hugging Face."""
+    if huggingface.is_one(workdir):
+        raise DataError(
+            f"{workdir} is a model of Hugging Face and not a run: begin one in another folder, with --init_from {workdir}"
         )
 
 
@@ -316,6 +325,7 @@ def restore(workdir: Path, step: int, like: TrainState) -> TrainState:
 
 def read_config(workdir: Path) -> Config:
     """The config of a run. Raises DataError where there is none."""
+    check_not_foreign(workdir)
     try:
         return Config.from_json((workdir / "config.json").read_text(encoding="utf-8"))
     except OSError as error:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from minigpt_jax.config import SETTINGS, Config, differences
 from minigpt_jax.data import batches
-from minigpt_jax.errors import DataError, StoppedError
+from minigpt_jax.errors import DataError, StoppedError, UsageError
 from minigpt_jax.generation.language_model import LanguageModel
 from minigpt_jax.runtime import noted_signals
 from minigpt_jax.training import checkpoint
@@ -53,7 +53,11 @@ def train(
     def is_new() -> bool:
         return overwrite or not checkpoint.steps(workdir)
 
+    init_from = config.training.init_from
+    if is_new() and init_from and Path(init_from).resolve() == workdir.resolve():
+        raise UsageError(f"init_from={init_from} is the run's own folder, which would be lost: choose another --workdir")
     try:
+        checkpoint.check_not_foreign(workdir)
         if not overwrite:
             checkpoint.check_owned(workdir)
         begun = begin(config) if is_new() else None  # what does not fit is told before a folder is made

@@ -1,6 +1,7 @@
 """Models that have been trained already: those of runs, and those in folders of Hugging Face, behind one door."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +23,24 @@ def load(folder: str | Path) -> LanguageModel:
     where the folder holds neither, no checkpoint yet, or what is damaged.
     """
     folder = Path(folder)
-    return huggingface.read(folder) if huggingface.is_one(folder) else checkpoint.load(folder)
+    return huggingface.read(folder) if is_foreign(folder) else checkpoint.load(folder)
+
+
+def is_foreign(path: Path) -> bool:
+    return os.path.isfile(path) or huggingface.is_one(path)  # a file of weights, perhaps
 
 
 def read_model_config(folder: Path) -> ModelConfig:
     """The architecture of what `load` would load. Raises DataError as it does."""
-    return huggingface.read_config(folder)[0] if huggingface.is_one(folder) else checkpoint.read_config(folder).model
+    return huggingface.read_config(folder)[0] if is_foreign(folder) else checkpoint.read_config(folder).model
 
 
 def settings_from(folder: str) -> dict[str, Any]:
     """The settings that a run needs in order to begin with the weights of this folder, for `Config.override`."""
     model = dataclasses.asdict(read_model_config(Path(folder)))
     needed = {name: value for name, value in model.items() if name not in FREE}
-    return needed | {"context_length": model["context_length"], "tokenizer": folder, "init_from": folder}
+    tokenizer = os.path.join(folder, "")  # a path, even where the folder is called `char`
+    return needed | {"context_length": model["context_length"], "tokenizer": tokenizer, "init_from": folder}
 
 
 def initial_params(experiment: Experiment) -> Any:

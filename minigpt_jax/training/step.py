@@ -34,11 +34,11 @@ def init_params(key: jax.Array, model: nn.Module) -> Any:
     return model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
 
-@functools.partial(jax.jit, static_argnames=("model", "optimizer", "ema"))
+@functools.partial(jax.jit, static_argnames=("model", "optimizer", "ema"), donate_argnames="params")
 def init_state(
     key: jax.Array, params: Any = None, *, model: nn.Module, optimizer: optax.GradientTransformation, ema: float = 0.0
 ) -> TrainState:
-    """A state at step 0, with these parameters or freshly drawn ones."""
+    """A state at step 0, with these parameters, which are donated, or freshly drawn ones."""
     params = init_params(key, model) if params is None else params
     average = jax.tree.map(jnp.copy, params) if ema else None
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
