@@ -216,7 +216,7 @@ def json_files(model: LanguageModel, model_type: str) -> dict[str, dict[str, Any
         values |= {"bias": config.bias, "embd_pdrop": config.dropout, "resid_pdrop": config.dropout, "attn_pdrop": 0.0}
     else:
         rope = {name: values.pop(name) for name in ("rope_theta", "rope_type", "partial_rotary_factor")}
-        values |= {"mlp_bias": config.bias, "num_key_value_heads": config.kv_heads, "rope_parameters": rope}
+        values |= {"mlp_bias": config.bias, "rope_parameters": rope}
     token = {"eos_token": end_of_text, "bos_token": end_of_text, "unk_token": model.tokenizer.unknown}
     names = {kind: model.tokenizer.to_bytes([i]).decode() for kind, i in token.items() if i is not None}
     return {
