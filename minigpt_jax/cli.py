@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from minigpt_jax.config import SETTINGS, Setting, setting_type
 from minigpt_jax.errors import DataError, StoppedError, UsageError
-from minigpt_jax.runtime import keep_freed_memory
+from minigpt_jax.runtime import keep_freed_memory, kept_programs
 
 RUNS_DIR = Path("runs")
 DEFINE = {int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFINE_bool, str: flags.DEFINE_string}
@@ -66,10 +66,9 @@ def run(main: Callable[..., None], usage: str, positional: bool = False) -> None
             raise UsageError(f"unexpected argument {arguments[0]!r}: give settings as --name value")
         if flags.FLAGS.help:
             print_help(usage)
-        elif positional:
-            main(arguments)
         else:
-            main()
+            with kept_programs():
+                main(*([arguments] if positional else []))
         sys.stdout.flush()  # a reader that has gone is noticed here, and not after the end, where Python complains of it
     except flags.Error as error:
         sys.exit(report(str(error), UsageError.exit_status))

@@ -1,11 +1,17 @@
-"""What concerns the process as a whole: its memory, and the signals that ask for its end."""
+"""What concerns the process as a whole: its memory, its compiled programs, and the signals that ask for its end."""
 
 import contextlib
 import ctypes
+import hashlib
+import os
+import platform
 import signal
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
+
+import jax
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from <malloc.h>
 
@@ -21,6 +27,73 @@ def keep_freed_memory() -> None:
         if hasattr(libc, "mallopt"):
             libc.mallopt(M_MMAP_THRESHOLD, 2**30)
             libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def cache_dir() -> Path:
+    """$XDG_CACHE_HOME/minigpt_jax, else ~/.cache/minigpt_jax.
+
+    Source: XDG Base Directory Specification, by which a value that is empty or relative is to be ignored.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (cache if cache.is_absolute() else Path.home() / ".cache") / "minigpt_jax"
+
+
+@contextlib.contextmanager
+def kept_programs() -> Iterator[None]:
+    """Lets JAX keep in the user's cache folder what it compiles in here, and find it there at the next start.
+
+    JAX would run what it finds, whatever it is: so each program gets a checksum when the process ends well, and one that
+    does not have its own is deleted at the start. A folder is for one kind of processor, whose instructions they use. Does
+    nothing where the user has chosen a folder for JAX, or this one cannot be written.
+    """
+    if jax.config.jax_compilation_cache_dir:
+        yield
+        return
+    folder = cache_dir() / f"programs-{processor()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        delete_unchecked(folder)
+        found = set(folder.glob("*-cache"))
+    except OSError:
+        yield
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            for path in set(folder.glob("*-cache")) - found:
+                checksum_of(path).write_text(sha256(path))
+
+
+def delete_unchecked(folder: Path, most: int = 2**29) -> None:
+    """Deletes programs without their own checksum and, where all of them are more than `most` bytes, those made first."""
+    programs = sorted(folder.glob("*-cache"), key=lambda path: path.stat().st_mtime, reverse=True)
+    total = 0
+    for path in programs:
+        total += path.stat().st_size
+        checksum = checksum_of(path)
+        if total > most or not checksum.exists() or checksum.read_text() != sha256(path):
+            path.unlink(missing_ok=True)
+            checksum.unlink(missing_ok=True)
+
+
+def checksum_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def processor() -> str:
+    """A short name for the kind of processor that this is, with all of its extensions."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return hashlib.sha256(line.encode()).hexdigest()[:8]
+    return hashlib.sha256(f"{platform.machine()} {platform.processor()}".encode()).hexdigest()[:8]
 
 
 @contextlib.contextmanager

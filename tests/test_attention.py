@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from minigpt_jax.config import ModelConfig
-from minigpt_jax.models.attention import KVCache, MultiHeadAttention, causal_mask, scaled_dot_product_attention
+from minigpt_jax.models.attention import (
+    KVCache,
+    MultiHeadAttention,
+    causal_attention,
+    causal_mask,
+    scaled_dot_product_attention,
+)
 
 CONFIG = ModelConfig(num_layers=1, num_heads=4, embed_dim=16, ff_dim=16, context_length=8, vocab_size=5)
 attend = jax.jit(scaled_dot_product_attention)
@@ -28,6 +34,40 @@ def attention_by_loop(q_BTHK, k_BSHK, v_BSHK, mask_BTS):
         weights = np.exp(scores - scores.max())
         o_BTHK[b, t, h] = sum(w * v_BSHK[b, s, h] for w, s in zip(weights / weights.sum(), seen, strict=True))
     return o_BTHK
+
+
+# ---- In blocks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_positions", [64, 65, 150])
+def test_attention_in_blocks_is_attention_with_the_causal_mask(num_positions):
+    shape = (2, num_positions, 3, 4)
+    q_BTHK, k_BTHK, v_BTHK = 3 * normal(*shape), normal(*shape, seed=1), normal(*shape, seed=2)
+    weights_BTHK = normal(*shape, seed=3)
+
+    def value_and_grad(attention):
+        loss = lambda *qkv: jnp.sum(attention(*qkv) * weights_BTHK)  # noqa: E731
+        return jax.jit(attention)(q_BTHK, k_BTHK, v_BTHK), *jax.jit(jax.grad(loss, (0, 1, 2)))(q_BTHK, k_BTHK, v_BTHK)
+
+    mask_BTS = causal_mask(num_positions)
+    plain = value_and_grad(lambda q, k, v: scaled_dot_product_attention(q, k, v, mask_BTS))
+    for ours, theirs in zip(value_and_grad(causal_attention), plain, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-5)
+
+
+def test_attention_in_blocks_survives_large_scores_and_keeps_the_type():
+    q_BTHK = k_BTHK = jnp.asarray(100 * normal(2, 100, 2, 4), jnp.bfloat16)
+    v_BTHK = jnp.asarray(normal(2, 100, 2, 4), jnp.bfloat16)
+    grads = jax.grad(lambda *qkv: causal_attention(*qkv).astype(jnp.float32).sum(), (0, 1, 2))(q_BTHK, k_BTHK, v_BTHK)
+    for array in (causal_attention(q_BTHK, k_BTHK, v_BTHK), *grads):
+        assert array.dtype == jnp.bfloat16
+        assert jnp.isfinite(array).all()
+
+
+def test_what_attention_in_blocks_keeps_for_the_gradient_does_not_grow_with_the_square_of_the_context():
+    qkv_BTHK = [normal(2, 200, 2, 4, seed=seed) for seed in range(3)]
+    _, gradient = jax.vjp(causal_attention, *qkv_BTHK)
+    assert 0 < max(leaf.size for leaf in jax.tree.leaves(gradient)) <= qkv_BTHK[0].size
 
 
 # ---- The equation ---------------------------------------------------------------------------------------------------------

@@ -66,16 +66,6 @@ def test_a_name_wins_over_a_file_unless_written_as_a_path(tmp_path, monkeypatch,
     assert load_text("tiny_shakespeare") == GOOD.decode()
 
 
-@pytest.mark.parametrize("value", ["", "relative/cache", None])
-def test_cache_folder_ignores_what_xdg_forbids(tmp_path, monkeypatch, value):
-    assert corpora.default_data_dir() == tmp_path / "cache" / "minigpt_jax"
-    if value is None:
-        monkeypatch.delenv("XDG_CACHE_HOME")
-    else:
-        monkeypatch.setenv("XDG_CACHE_HOME", value)
-    assert corpora.default_data_dir() == tmp_path / "home" / ".cache" / "minigpt_jax"
-
-
 # ---- Downloads, from a server on this machine that misbehaves -------------------------------------------------------------
 
 

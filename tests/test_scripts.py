@@ -3,6 +3,7 @@
 What trains and generates runs in processes of its own. What ends before that runs in this one, in a fraction of the time.
 """
 
+import contextlib
 import gzip
 import importlib.util
 import io
@@ -87,6 +88,7 @@ def succeeded(process):
 def call(monkeypatch, capsys):
     """A function that runs a command as `__main__` in this process, of which nothing stays behind."""
     monkeypatch.setattr(cli, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(cli, "kept_programs", contextlib.nullcontext)
     log = logging.getLogger("minigpt_jax")
     for attribute, value in {"handlers": [], "propagate": log.propagate, "level": log.level}.items():
         monkeypatch.setattr(log, attribute, value)  # to be set back after the script has changed it

@@ -29,6 +29,7 @@ from pathlib import Path
 
 from minigpt_jax.data.texts import Text, find_text, progress
 from minigpt_jax.errors import DataError, did_you_mean
+from minigpt_jax.runtime import cache_dir
 
 log = logging.getLogger(__name__)
 
@@ -39,29 +40,20 @@ def open_text(dataset: str, data_dir: str | Path | None = None, encoding: str = 
     Args:
       dataset: "shakespeare", "tiny_shakespeare", or a file, a folder or a pattern that `texts.find_text` takes. A name wins
         over a file that is called the same; write ./shakespeare to mean the file.
-      data_dir: where the named corpora are cached, by default `default_data_dir()`.
+      data_dir: where the named corpora are cached, by default the user's cache folder.
       encoding: of your own files.
 
     Raises:
       DataError: there is no such corpus or file, it could not be fetched, or the cache not written.
     """
     if dataset in _CORPORA:
-        return Text(dataset, (_load_corpus(dataset, default_data_dir() if data_dir is None else Path(data_dir)),))
+        return Text(dataset, (_load_corpus(dataset, cache_dir() if data_dir is None else Path(data_dir)),))
     if not re.search(r"[./\\*?\[]", dataset) and not os.path.exists(dataset):
         raise DataError(
             f"unknown dataset {dataset!r}{did_you_mean(dataset, _CORPORA)}; "
             f"allowed: {', '.join(_CORPORA)} or the path of a UTF-8 text file, a folder or a pattern"
         )
     return find_text(dataset, encoding)
-
-
-def default_data_dir() -> Path:
-    """$XDG_CACHE_HOME/minigpt_jax, else ~/.cache/minigpt_jax.
-
-    Source: XDG Base Directory Specification, by which a value that is empty or relative is to be ignored.
-    """
-    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (cache if cache.is_absolute() else Path.home() / ".cache") / "minigpt_jax"
 
 
 # ---- The cache of named corpora -------------------------------------------------------------------------------------------

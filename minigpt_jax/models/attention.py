@@ -1,4 +1,4 @@
-"""Attention: the equation as a pure function, then the layer with its projections, and what a decoder remembers."""
+"""Attention: the equation as a pure function, the same in blocks, what a decoder remembers, and the layer."""
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +45,73 @@ def scaled_dot_product_attention(
         scores_BHTS = jnp.where(mask_BTS[:, None], scores_BHTS, jnp.finfo(jnp.float32).min)
     weights_BHTS = jax.nn.softmax(scores_BHTS, axis=-1).astype(v_BSHK.dtype)
     return jnp.einsum("BHTS,BSHK->BTHK", weights_BHTS, v_BSHK)
+
+
+CAUSAL = "causal"  # stands for the causal mask, where it need not be written out
+QUERY_BLOCK = 64
+
+
+def causal_attention(q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array) -> jax.Array:
+    """`scaled_dot_product_attention` with the causal mask, for about half the work.
+
+    Queries go in blocks, each against no more keys than the last of them may see. For the gradient the logarithm of each
+    row's sum is kept, and the weights made anew from it, as FlashAttention does (Dao 2023, "FlashAttention-2", algorithms 1
+    and 2): what layers keep grows with T and not with T². (What one layer takes for a moment does, since XLA on a CPU
+    works at all blocks side by side.)
+    A training step of 6 layers × 256 at context 256 takes about 0.83 of the time on two cores. One block is the equation.
+    """
+    B, T, H, K = q_BTHK.shape
+    if T <= QUERY_BLOCK:
+        return scaled_dot_product_attention(q_BTHK, k_BTHK, v_BTHK, causal_mask(T))
+    q_NTK, k_NTK, v_NTK = (x_BTHK.swapaxes(1, 2).reshape(B * H, T, K) for x_BTHK in (q_BTHK, k_BTHK, v_BTHK))
+    return attend_in_blocks(q_NTK, k_NTK, v_NTK).reshape(B, H, T, K).swapaxes(1, 2)
+
+
+@jax.custom_vjp
+def attend_in_blocks(q_NTK: jax.Array, k_NTK: jax.Array, v_NTK: jax.Array) -> jax.Array:
+    return attend_in_blocks_forward(q_NTK, k_NTK, v_NTK)[0]
+
+
+def query_blocks(num_positions: int) -> list[tuple[int, int]]:
+    """The first position of each block, and the one after its last."""
+    return [(start, min(start + QUERY_BLOCK, num_positions)) for start in range(0, num_positions, QUERY_BLOCK)]
+
+
+def block_scores(q_NTK, k_NTK, start, end):
+    """scores_NQS of the queries of a block and all keys up to its end."""
+    scores_NQS = jnp.einsum("NQK,NSK->NQS", q_NTK[:, start:end], k_NTK[:, :end]) / q_NTK.shape[-1] ** 0.5
+    return jnp.where(causal_mask(end)[:, start:], scores_NQS.astype(jnp.float32), jnp.finfo(jnp.float32).min)
+
+
+def attend_in_blocks_forward(q_NTK, k_NTK, v_NTK):
+    outputs, log_sums = [], []
+    for start, end in query_blocks(q_NTK.shape[1]):
+        scores_NQS = block_scores(q_NTK, k_NTK, start, end)
+        log_sum_NQ1 = jax.nn.logsumexp(scores_NQS, axis=-1, keepdims=True)
+        weights_NQS = jnp.exp(scores_NQS - log_sum_NQ1).astype(v_NTK.dtype)
+        outputs.append(jnp.einsum("NQS,NSK->NQK", weights_NQS, v_NTK[:, :end]))
+        log_sums.append(log_sum_NQ1)
+    o_NTK = jnp.concatenate(outputs, axis=1)
+    return o_NTK, (q_NTK, k_NTK, v_NTK, o_NTK, jnp.concatenate(log_sums, axis=1))
+
+
+def attend_in_blocks_backward(residuals, do_NTK):
+    q_NTK, k_NTK, v_NTK, o_NTK, log_sum_NT1 = residuals
+    do_o_NT1 = jnp.sum((do_NTK * o_NTK).astype(jnp.float32), axis=-1, keepdims=True)
+    dq_blocks, dk_NTK, dv_NTK = [], jnp.zeros_like(k_NTK), jnp.zeros_like(v_NTK)
+    for start, end in query_blocks(q_NTK.shape[1]):
+        do_NQK = do_NTK[:, start:end]
+        weights_NQS = jnp.exp(block_scores(q_NTK, k_NTK, start, end) - log_sum_NT1[:, start:end])
+        dweights_NQS = jnp.einsum("NQK,NSK->NQS", do_NQK, v_NTK[:, :end])
+        dscores_NQS = weights_NQS * (dweights_NQS - do_o_NT1[:, start:end])  # of a softmax
+        dscores_NQS = (dscores_NQS / q_NTK.shape[-1] ** 0.5).astype(q_NTK.dtype)
+        dq_blocks.append(jnp.einsum("NQS,NSK->NQK", dscores_NQS, k_NTK[:, :end]))
+        dk_NTK = dk_NTK.at[:, :end].add(jnp.einsum("NQS,NQK->NSK", dscores_NQS, q_NTK[:, start:end]))
+        dv_NTK = dv_NTK.at[:, :end].add(jnp.einsum("NQS,NQK->NSK", weights_NQS.astype(v_NTK.dtype), do_NQK))
+    return jnp.concatenate(dq_blocks, axis=1), dk_NTK, dv_NTK
+
+
+attend_in_blocks.defvjp(attend_in_blocks_forward, attend_in_blocks_backward)
 
 
 @struct.dataclass
@@ -123,11 +190,12 @@ class MultiHeadAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTD: jax.Array, mask_BTS: jax.Array | None, positions_BT: jax.Array, cache: KVCache | None = None
+        self, x_BTD: jax.Array, mask_BTS: jax.Array | str | None, positions_BT: jax.Array, cache: KVCache | None = None
     ) -> tuple[jax.Array, KVCache | None]:
         """Attends within x or, with a cache, from x to the cache with x appended to it; `mask_BTS` is then ignored.
 
-        Returns (y_BTD, cache), the cache None where none was given.
+        `mask_BTS` is True where attention is allowed; None allows all, and CAUSAL stands for the causal mask. Returns
+        (y_BTD, cache), the cache None where none was given.
         """
         config = self.config
         H, G, K = config.num_heads, config.kv_heads, config.head_size
@@ -143,7 +211,10 @@ class MultiHeadAttention(nn.Module):
 
         if cache is None:
             k_BTHK, v_BTHK = jnp.repeat(k_BTGK, H // G, axis=2), jnp.repeat(v_BTGK, H // G, axis=2)
-            o_BTHK = scaled_dot_product_attention(q_BTHK, k_BTHK, v_BTHK, mask_BTS)
+            if mask_BTS is CAUSAL:
+                o_BTHK = causal_attention(q_BTHK, k_BTHK, v_BTHK)
+            else:
+                o_BTHK = scaled_dot_product_attention(q_BTHK, k_BTHK, v_BTHK, mask_BTS)
         else:
             cache = cache.append(k_BTGK, v_BTGK)
             o_BTHK = cache.attend(q_BTHK, cache.visible(positions_BT))

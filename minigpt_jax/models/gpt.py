@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from minigpt_jax.config import ModelConfig
-from minigpt_jax.models.attention import KVCache, causal_mask
+from minigpt_jax.models.attention import CAUSAL, KVCache, causal_mask
 from minigpt_jax.models.layers import Dense, TokenAndPosition, embedding_init
 from minigpt_jax.models.transformer import Transformer
 
@@ -33,7 +33,7 @@ class GPT(nn.Module):
         B, T = tokens_BT.shape
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
-        mask_BTS = causal_mask(T, window=config.context_length) if cache is None else None
+        mask_BTS = causal_mask(T, config.context_length) if config.context_length < T else CAUSAL
 
         embedding = TokenAndPosition(config, name="embedding")
         x_BTD = embedding(tokens_BT, positions_BT)

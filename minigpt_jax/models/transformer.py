@@ -45,14 +45,14 @@ class Transformer(nn.Module):
     def __call__(
         self,
         x_BTD: jax.Array,
-        mask_BTS: jax.Array | None,
+        mask_BTS: jax.Array | str | None,
         positions_BT: jax.Array,
         cache: tuple[KVCache, ...] | None = None,
         deterministic: bool = True,
     ) -> tuple[jax.Array, tuple[KVCache, ...] | None]:
         """Returns (x_BTD, cache), the cache with one KVCache a layer, or None where none was given.
 
-        `mask_BTS` is True where attention is allowed: causal for GPT, padding for BERT, None for ViT. `positions_BT` are
+        `mask_BTS` is True where attention is allowed: CAUSAL for GPT, padding for BERT, None for ViT. `positions_BT` are
         read by rotary attention and by the cache. With `cache` given, x is appended to it and attends to what it then holds.
         `deterministic=False` drops out, with the rng named "dropout".
         """

@@ -18,6 +18,7 @@ from minigpt_jax.data.tokenizers import Tokenizer, make_tokenizer
 from minigpt_jax.data.tokens import Tokens, tokenize
 from minigpt_jax.errors import DataError
 from minigpt_jax.models.gpt import GPT
+from minigpt_jax.runtime import cache_dir
 from minigpt_jax.training.optimizer import make_optimizer
 from minigpt_jax.training.step import TrainState, eval_step, init_state
 
@@ -112,7 +113,7 @@ def read_texts(config: Config) -> Texts:
 
     Of the characters and not of the tokens, so that whatever the tokenizer the same text is predicted. Raises DataError.
     """
-    data_dir = Path(config.data.data_dir or corpora.default_data_dir())
+    data_dir = Path(config.data.data_dir or cache_dir())
 
     def read(dataset: str) -> tuple[Text, Scan]:
         text = corpora.open_text(dataset, data_dir, config.data.encoding)

@@ -1,0 +1,108 @@
+"""What concerns the whole process: the user's cache folder, and which compiled programs are taken from it."""
+
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from minigpt_jax import runtime
+
+
+@pytest.mark.parametrize("value", ["", "relative/cache", None])
+def test_cache_folder_ignores_what_xdg_forbids(tmp_path, monkeypatch, value):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert runtime.cache_dir() == tmp_path / "cache" / "minigpt_jax"
+    if value is None:
+        monkeypatch.delenv("XDG_CACHE_HOME")
+    else:
+        monkeypatch.setenv("XDG_CACHE_HOME", value)
+    assert runtime.cache_dir() == tmp_path / "home" / ".cache" / "minigpt_jax"
+
+
+@pytest.fixture
+def folder(monkeypatch):
+    """Where programs are kept; all of them are, however quickly they were compiled. Afterwards JAX is as before."""
+    cache = jax.experimental.compilation_cache.compilation_cache
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    update = jax.config.update
+    monkeypatch.setattr(jax.config, "update", lambda name, value: update(name, 0 if name == names[1] else value))
+    yield runtime.cache_dir() / f"programs-{runtime.processor()}"
+    for name, value in before.items():
+        update(name, value)
+    cache.reset_cache()
+
+
+def compile_and_run(number):
+    """A program that is compiled anew, and what it gives."""
+    jax.clear_caches()
+    jax.experimental.compilation_cache.compilation_cache.reset_cache()
+    with runtime.kept_programs():
+        return jax.jit(lambda x: x * number + 1)(jnp.arange(3.0)).tolist()
+
+
+def stamps(folder):
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*-cache")}
+
+
+def test_programs_are_found_again(folder):
+    first = compile_and_run(3.5)
+    kept = stamps(folder)
+    assert kept
+    assert {path.stem for path in folder.glob("*-cache.sha256")} == set(kept)
+    jax.config.update("jax_compilation_cache_dir", None)
+    events = []
+    jax.monitoring.register_event_listener(lambda event, **_: events.append(event))
+    try:
+        assert compile_and_run(3.5) == first == [1.0, 4.5, 8.0]
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert "/jax/compilation_cache/cache_hits" in events
+    assert "/jax/compilation_cache/cache_misses" not in events
+    assert stamps(folder) == kept
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "unchecked", "another's"])
+def test_a_program_that_is_not_as_it_was_written_is_compiled_again(folder, damage):
+    first = compile_and_run(4.5)
+    for path in list(folder.glob("*-cache")):
+        content, checksum = path.read_bytes(), runtime.checksum_of(path)
+        if damage == "flipped":
+            path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+        elif damage == "cut":
+            path.write_bytes(content[: len(content) // 2])
+        elif damage == "unchecked":
+            checksum.unlink()
+        else:
+            checksum.write_text("0" * 64)
+        os.utime(path, ns=(1, 1))
+    jax.config.update("jax_compilation_cache_dir", None)
+    assert compile_and_run(4.5) == first
+    assert 1 not in stamps(folder).values()
+    assert {path.stem for path in folder.glob("*-cache.sha256")} == set(stamps(folder))
+
+
+def test_the_oldest_programs_go_first(tmp_path):
+    for age in range(4):
+        path = tmp_path / f"{age}-cache"
+        path.write_bytes(bytes([age]) * 10)
+        os.utime(path, (1000 - age, 1000 - age))
+        runtime.checksum_of(path).write_text(runtime.sha256(path))
+    runtime.delete_unchecked(tmp_path, most=25)
+    assert {path.name for path in tmp_path.iterdir()} == {"0-cache", "0-cache.sha256", "1-cache", "1-cache.sha256"}
+
+
+def test_without_a_folder_to_write_nothing_is_kept(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with runtime.kept_programs():
+        assert not jax.config.jax_compilation_cache_dir
+
+
+def test_the_folder_that_a_user_has_chosen_for_jax_stays(monkeypatch, tmp_path):
+    monkeypatch.setattr(type(jax.config), "jax_compilation_cache_dir", str(tmp_path / "mine"), raising=False)
+    with runtime.kept_programs():
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mine")
+    assert not Path(runtime.cache_dir()).exists()
