@@ -311,7 +311,10 @@ def test_a_llama_of_another_kind_is_refused(tmp_path, changes, message):
 def test_files_of_the_older_kind_that_say_the_same_are_read(tmp_path):
     written = model("Llama with grouped queries")
     huggingface.write(written, tmp_path / "model")
-    edit_json(tmp_path / "model" / "config.json", rope_parameters=..., rope_theta=10000.0, rope_scaling=None, head_dim=4)
+    path = tmp_path / "model" / "config.json"
+    edit_json(path, rope_parameters=..., rope_theta=10000.0, rope_scaling=None, head_dim=4)
+    assert huggingface.read(tmp_path / "model").config == written.config
+    edit_json(path, rope_scaling={"type": "default", "hidden_size": 32})  # which is no matter of the positions
     assert huggingface.read(tmp_path / "model").config == written.config
 
 

@@ -447,3 +447,8 @@ def test_json_gives_an_equal_tokenizer(text):
 def test_json_that_is_no_tokenizer_is_a_data_error(text):
     with pytest.raises(DataError, match=r"^not a tokenizer of this version: "):
         from_json(text)
+
+
+def test_half_a_surrogate_pair_is_nothing_for_hugging_face():
+    with pytest.raises(DataError, match=r"half of a surrogate pair \(U\+D800 at position 1\)"):
+        CharTokenizer("a\ud800").to_huggingface()
