@@ -9,6 +9,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from minigpt_jax import huggingface
@@ -29,7 +30,7 @@ CASES = {
     "Llama with grouped queries": (LLAMA | {"num_kv_heads": 2}, "word"),
     "Llama with biases, tied": (LLAMA | {"bias": True, "tie_embeddings": True}, "bpe"),
 }
-PROSE = "To be, or not to be:\r\n\tdon't  suffer é½ — 漢字 the\u0301 end. "
+PROSE = "To be, or not to be:\r\n\tdon't  suffer é½ — 漢字 the\u0301 end . "
 
 
 def model(case):
@@ -76,6 +77,8 @@ def test_what_is_written_is_read_again_with_the_same_bits(tmp_path, case):
     assert read.config == written.config
     assert read.tokenizer.encode(PROSE).tolist() == written.tokenizer.encode(PROSE).tolist()
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["model"]
+    with safe_open(tmp_path / "new" / "model" / "model.safetensors", "numpy") as file:
+        assert file.metadata() == {"format": "pt"}  # without which transformers has refused files
     assert len({path.stat().st_mode for path in (tmp_path / "new" / "model").iterdir()}) == 1
 
 
@@ -315,6 +318,13 @@ def test_files_of_the_older_kind_that_say_the_same_are_read(tmp_path):
     edit_json(path, rope_parameters=..., rope_theta=10000.0, rope_scaling=None, head_dim=4)
     assert huggingface.read(tmp_path / "model").config == written.config
     edit_json(path, rope_scaling={"type": "default", "hidden_size": 32})  # which is no matter of the positions
+    assert huggingface.read(tmp_path / "model").config == written.config
+
+
+def test_as_many_key_heads_as_heads_are_none_in_particular(tmp_path):
+    written = model("Llama with biases, tied")
+    huggingface.write(written, tmp_path / "model")
+    edit_json(tmp_path / "model" / "config.json", num_key_value_heads=4)
     assert huggingface.read(tmp_path / "model").config == written.config
 
 
