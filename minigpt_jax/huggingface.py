@@ -26,7 +26,7 @@ from minigpt_jax.config import ModelConfig
 from minigpt_jax.data import tokenizers
 from minigpt_jax.errors import DataError, UsageError
 from minigpt_jax.generation.language_model import LanguageModel
-from minigpt_jax.models.gpt import GPT
+from minigpt_jax.models.gpt import GPT, init_params
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -136,7 +136,7 @@ ARCHITECTURES = {
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of the model's parameters by path: `transformer/block_0/attention/query/kernel`."""
     model = GPT(config)
-    tree = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"])
+    tree = jax.eval_shape(lambda: init_params(jax.random.key(0), model))
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree, sep="/").items()}
 
 

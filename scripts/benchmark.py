@@ -49,8 +49,7 @@ class MiniGPT:
         from minigpt_jax.config import ModelConfig
         from minigpt_jax.generation import sampler
         from minigpt_jax.generation.logits import processors
-        from minigpt_jax.models.gpt import GPT
-        from minigpt_jax.training.step import init_params
+        from minigpt_jax.models.gpt import GPT, init_params
 
         keep_freed_memory()
         config = ModelConfig(

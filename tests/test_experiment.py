@@ -12,8 +12,8 @@ import pytest
 from minigpt_jax.config import Config, DataConfig, ModelConfig, TrainingConfig
 from minigpt_jax.data.tokenizers import CharTokenizer, WordTokenizer
 from minigpt_jax.errors import DataError
+from minigpt_jax.models.gpt import init_params
 from minigpt_jax.training.experiment import Origin, evaluate, measures, prepare
-from minigpt_jax.training.step import init_params
 
 TEXT = "".join(np.random.default_rng(0).choice(["to ", "be ", "naïve ", "漢字 ", "not\n"], 60)) + "zz of the end only"
 

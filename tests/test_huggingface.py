@@ -17,9 +17,8 @@ from minigpt_jax.config import ModelConfig
 from minigpt_jax.data.tokenizers import make_tokenizer
 from minigpt_jax.errors import DataError, UsageError
 from minigpt_jax.generation.language_model import LanguageModel
-from minigpt_jax.models.gpt import GPT
+from minigpt_jax.models.gpt import GPT, init_params
 from minigpt_jax.training.pretrained import load
-from minigpt_jax.training.step import init_params
 
 SHAPE = {"num_layers": 2, "num_heads": 4, "embed_dim": 16, "ff_dim": 24, "context_length": 32}
 GPT2 = SHAPE | {"positions": "learned", "norm": "layernorm", "activation": "gelu", "qk_norm": False, "init": "gpt2"}

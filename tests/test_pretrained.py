@@ -11,12 +11,11 @@ from minigpt_jax.config import Config, DataConfig, ModelConfig, TrainingConfig
 from minigpt_jax.data.tokenizers import CharTokenizer
 from minigpt_jax.errors import DataError, UsageError
 from minigpt_jax.generation.language_model import LanguageModel
-from minigpt_jax.models.gpt import GPT
+from minigpt_jax.models.gpt import GPT, init_params
 from minigpt_jax.training import checkpoint
 from minigpt_jax.training.experiment import prepare
 from minigpt_jax.training.loop import Run, train
 from minigpt_jax.training.pretrained import initial_params, load, read_model_config, settings_from
-from minigpt_jax.training.step import init_params
 
 GPT2 = ModelConfig(
     num_layers=1, num_heads=2, embed_dim=8, ff_dim=12, context_length=8, vocab_size=4, positions="learned", norm="layernorm",

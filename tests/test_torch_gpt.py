@@ -11,8 +11,7 @@ torch = pytest.importorskip("torch")
 
 from minigpt_jax.compare import agreement, torch_gpt
 from minigpt_jax.config import Config, ModelConfig, TrainingConfig
-from minigpt_jax.models.gpt import GPT
-from minigpt_jax.training.step import init_params
+from minigpt_jax.models.gpt import GPT, init_params
 
 SHAPE = {"num_layers": 1, "num_heads": 4, "embed_dim": 16, "ff_dim": 24, "context_length": 8, "vocab_size": 11}
 TRAINING = TrainingConfig(batch_size=3, steps=7, learning_rate=1e-2, min_learning_rate=1e-3, warmup_steps=3, grad_clip=0.2)

@@ -10,9 +10,9 @@ import torch
 
 from minigpt_jax.compare import torch_gpt
 from minigpt_jax.config import Config
-from minigpt_jax.models.gpt import GPT
+from minigpt_jax.models.gpt import GPT, init_params
 from minigpt_jax.training.optimizer import make_optimizer, warmup_cosine
-from minigpt_jax.training.step import TrainState, init_params, loss_and_count, train_step
+from minigpt_jax.training.step import TrainState, loss_and_count, train_step
 
 LOGITS_LIMIT = 1e-5  # absolute, in float32
 GRADIENT_LIMIT = 1e-5  # of an element, relative to the norm of its parameter's gradient

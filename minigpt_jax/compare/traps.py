@@ -9,6 +9,7 @@ import inspect
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,18 +27,9 @@ class Trap:
     why: str
     error: type[Exception] | None = None  # what the wrong one raises; None: it is silently wrong
 
-    @staticmethod
-    def wrong() -> Any:
-        raise NotImplementedError
-
-    @staticmethod
-    def right() -> Any:
-        raise NotImplementedError
-
-    @staticmethod
-    def holds(result: Any) -> bool:
-        """Whether a result is what one expects."""
-        raise NotImplementedError
+    wrong: Callable[[], Any]
+    right: Callable[[], Any]
+    holds: Callable[[Any], bool]  # whether a result is what one expects
 
 
 class KeyUsedTwice(Trap):

@@ -1,5 +1,7 @@
 """GPT: token embeddings in, the causal transformer, next-token logits out."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -43,3 +45,8 @@ class GPT(nn.Module):
         else:
             logits_BTV = Dense(config.vocab_size, config, "head", init=embedding_init, bias=False)(x_BTD)
         return logits_BTV.astype(jnp.float32), cache
+
+
+def init_params(key: jax.Array, model: GPT) -> Any:
+    """Freshly drawn parameters: a nested dictionary of float32 arrays."""
+    return model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]

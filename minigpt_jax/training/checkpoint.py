@@ -38,9 +38,9 @@ from minigpt_jax.config import Config
 from minigpt_jax.data import tokenizers
 from minigpt_jax.errors import DataError
 from minigpt_jax.generation.language_model import LanguageModel
-from minigpt_jax.models.gpt import GPT
+from minigpt_jax.models.gpt import GPT, init_params
 from minigpt_jax.training.experiment import Origin
-from minigpt_jax.training.step import TrainState, init_params
+from minigpt_jax.training.step import TrainState
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt_jax import huggingface
-from minigpt_jax.config import ModelConfig
+from minigpt_jax.config import ModelConfig, differences
 from minigpt_jax.errors import DataError
 from minigpt_jax.generation.language_model import LanguageModel
 from minigpt_jax.training import checkpoint
@@ -27,6 +27,7 @@ def load(folder: str | Path) -> LanguageModel:
 
 
 def is_foreign(path: Path) -> bool:
+    """Whether it is for huggingface.py to read, or to refuse."""
     return os.path.isfile(path) or huggingface.is_one(path)  # a file of weights, perhaps
 
 
@@ -53,11 +54,9 @@ def initial_params(experiment: Experiment) -> Any:
     if folder is None:
         return None
     model = load(folder)
-    changed = [
-        f"{field.name}={getattr(config, field.name)} (there {getattr(model.config, field.name)})"
-        for field in dataclasses.fields(config)
-        if field.name not in FREE and getattr(config, field.name) != getattr(model.config, field.name)
-    ]
+    there = dataclasses.replace(experiment.config, model=model.config)
+    changes = differences(experiment.config, there).items()
+    changed = [f"{name}={here} (there {was})" for name, (here, was) in changes if name not in FREE]
     if model.tokenizer.sha256 != experiment.tokenizer.sha256:
         changed.append("another tokenizer")
     if config.context_length > model.config.context_length:

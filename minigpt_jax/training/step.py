@@ -9,6 +9,7 @@ import optax
 from flax import linen as nn
 from flax import struct
 
+from minigpt_jax.models.gpt import init_params
 from minigpt_jax.training.losses import next_token_loss
 
 Batch = dict[str, jax.Array]  # inputs_BT, targets_BT: token ids; mask_BT: True where the target counts
@@ -27,11 +28,6 @@ class TrainState:
     def eval_params(self) -> Any:
         """What evaluation and generation take: the average where there is one."""
         return self.params if self.average is None else self.average
-
-
-def init_params(key: jax.Array, model: nn.Module) -> Any:
-    """Freshly drawn parameters: a nested dictionary of float32 arrays."""
-    return model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
 
 @functools.partial(jax.jit, static_argnames=("model", "optimizer", "ema"), donate_argnames="params")
