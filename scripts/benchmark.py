@@ -1,5 +1,6 @@
 """Measures this project, and others beside it, on this machine, in turn, in one run.
 
+python scripts/benchmark.py train             a training step; needs the extra torch for the others
 python scripts/benchmark.py generate          tokens per second of decoding; needs the extras torch and hf for the others
 python scripts/benchmark.py data              tokenizing, and what training waits for batches, also from a file above memory
 
@@ -22,6 +23,7 @@ from pathlib import Path
 from absl import flags
 
 from minigpt_jax import cli
+from minigpt_jax.config import Config, load_preset
 from minigpt_jax.data.batches import batch_at
 from minigpt_jax.data.texts import find_text, scan
 from minigpt_jax.data.tokenizers import KINDS, make_tokenizer
@@ -140,9 +142,9 @@ class HuggingFace:
 CONTESTANTS = (MiniGPT, TorchRecompute, HuggingFace)
 
 
-def serve(contestant: type, batch_size: int, connection) -> None:
+def serve(contestant: type, setup: int | str, connection) -> None:
     """A contestant's process: gets ready, then runs once for each request and answers with seconds and megabytes."""
-    runner = contestant(batch_size)
+    runner = contestant(setup)
     began = time.perf_counter()
     runner.run()  # compiles, and warms what there is to warm
     connection.send({"first": time.perf_counter() - began, "bytes_per_step": getattr(runner, "bytes_per_step", None)})
@@ -172,13 +174,21 @@ def copy_bandwidth() -> float:
     return 2 * source.nbytes / min(seconds)
 
 
-def race(contestants: list[type], batch_size: int, rounds: int) -> dict[str, dict]:
-    """Seconds of each contestant's runs, taken in turn, and what else it tells."""
+def present(contestants: tuple[type, ...]) -> list[type]:
+    """Those of them whose packages are installed; says which are left out."""
+    for contestant in contestants:
+        if not importlib.util.find_spec(contestant.needs):
+            print(f"{contestant.name} is left out: {contestant.needs} is not installed")
+    return [contestant for contestant in contestants if importlib.util.find_spec(contestant.needs)]
+
+
+def race(contestants: list[type], setup: int | str, rounds: int) -> dict[str, dict]:
+    """Seconds of each contestant's runs, taken in turn, and what else it tells. All are made with the same `setup`."""
     spawn = multiprocessing.get_context("spawn")
     lanes = {}
     for contestant in contestants:
         here, there = spawn.Pipe()
-        process = spawn.Process(target=serve, args=(contestant, batch_size, there), daemon=True)
+        process = spawn.Process(target=serve, args=(contestant, setup, there), daemon=True)
         process.start()
         there.close()  # so that a contestant that dies ends the wait for it
         lanes[contestant.name] = (here, process, here.recv())
@@ -196,9 +206,7 @@ def race(contestants: list[type], batch_size: int, rounds: int) -> dict[str, dic
 
 def generate() -> dict:
     """Prints a table for batches of 1 and 16, and returns its figures."""
-    contestants = [contestant for contestant in CONTESTANTS if importlib.util.find_spec(contestant.needs)]
-    for contestant in set(CONTESTANTS) - set(contestants):
-        print(f"{contestant.name} is left out: {contestant.needs} is not installed")
+    contestants = present(CONTESTANTS)
     bandwidth = copy_bandwidth()
     print(f"{NUM_LAYERS} layers, {EMBED_DIM} wide, {NUM_TOKENS} tokens, top-k {TOP_K}, float32, {os.cpu_count()} CPUs; "
           f"copying goes at {bandwidth / 1e9:.1f} GB/s")  # fmt: skip
@@ -220,6 +228,151 @@ def generate() -> dict:
             f"reading weights and cache alone would take {1000 * bound:.2f} ms/token: {share:.0%} of that bound is reached"
         )
         figures[f"batch_{batch_size}"] = {"results": results, "share_of_bandwidth_bound": share}
+    return figures
+
+
+# ---- Training -------------------------------------------------------------------------------------------------------------
+
+TRAINED = {"nanogpt_cpu": (12, 20), "mini_gpt": (8, 2)}  # preset: sequences in a batch, steps in a run
+
+
+def training_setup(preset: str) -> tuple[Config, int, dict]:
+    """The preset without dropout, the number of steps in a run, and a random batch."""
+    import numpy as np
+
+    batch_size, num_steps = TRAINED[preset]
+    config = load_preset(preset).override({"vocab_size": VOCAB_SIZE, "batch_size": batch_size, "dropout": 0.0})
+    tokens = np.random.default_rng(0).integers(VOCAB_SIZE, size=(batch_size, config.model.context_length + 1))
+    batch = {"inputs_BT": tokens[:, :-1], "targets_BT": tokens[:, 1:], "mask_BT": np.ones_like(tokens[:, 1:], bool)}
+    return config, num_steps, batch
+
+
+class Step:
+    """This project's training step."""
+
+    name, needs = "minigpt_jax", "jax"
+
+    def __init__(self, preset: str):
+        import jax
+
+        from minigpt_jax.models.gpt import GPT
+        from minigpt_jax.training.optimizer import make_optimizer
+        from minigpt_jax.training.step import init_state, train_step
+
+        self.choose_means()
+        config, num_steps, batch = training_setup(preset)
+        model, optimizer, key = GPT(config.model), make_optimizer(config.training, 1000), jax.random.key(0)
+        self.state = init_state(key, model=model, optimizer=optimizer)
+
+        def run():
+            for _ in range(num_steps):
+                self.state, _ = train_step(self.state, batch, key, model=model, optimizer=optimizer)
+            jax.block_until_ready(self.state)
+
+        self.run = run
+
+    def choose_means(self) -> None:
+        keep_freed_memory()
+
+
+class PlainStep(Step):
+    """The same without what makes it fast: memory goes back to the system, gradients of dense layers are JAX's own, and
+    attention computes the scores of the future too."""
+
+    name = "plain Linen step"
+
+    def choose_means(self) -> None:
+        from minigpt_jax.models import attention, layers
+
+        layers.matmul = lambda x, kernel_DF: x @ kernel_DF
+        attention.QUERY_BLOCK = 10**9  # positions: no text is as long, so the equation as it stands computes all
+
+
+class TorchStep:
+    """The PyTorch twin's training step."""
+
+    name, needs = "PyTorch eager", "torch"
+
+    def __init__(self, preset: str):
+        import torch
+
+        from minigpt_jax.compare import torch_gpt
+
+        config, num_steps, batch = training_setup(preset)
+        model = torch_gpt.GPT(config.model)
+        optimizer, schedule = torch_gpt.make_optimizer(config.training, model, 1000)
+        inputs_BT, targets_BT = (torch.tensor(batch[name]) for name in ("inputs_BT", "targets_BT"))
+        called = self.prepare(model)
+
+        def run():
+            for _ in range(num_steps):
+                torch_gpt.train_step(called, optimizer, schedule, inputs_BT, targets_BT, config.training.grad_clip)
+
+        self.run = run
+
+    def prepare(self, model):
+        return model
+
+
+class TorchCompiledStep(TorchStep):
+    """The PyTorch twin's training step with its model compiled."""
+
+    name = "PyTorch compiled"
+
+    def prepare(self, model):
+        import torch
+
+        return torch.compile(model)
+
+
+def model_flops(config: Config) -> float:
+    """Floating-point operations that a training step cannot do without: those of the products with the weights and of
+    causal attention, forward and twice that backward. (6 N D of Kaplan et al. 2020, and half of the scores.)"""
+    model, num_tokens = config.model, config.training.batch_size * config.model.context_length
+    D, F, kv = model.embed_dim, model.ff_dim, model.kv_heads * model.head_size
+    dense = model.num_layers * (2 * D * D + 2 * D * kv + (3 if model.activation == "swiglu" else 2) * D * F)
+    dense += D * model.vocab_size
+    return 6.0 * num_tokens * (dense + model.num_layers * D * model.context_length)
+
+
+def product_rate() -> float:
+    """Floating-point operations per second of a product of two 2048 × 2048 matrices in JAX: the best of ten."""
+    import jax
+    import jax.numpy as jnp
+
+    matrix = jnp.ones((2048, 2048))
+    multiply = jax.jit(jnp.matmul)
+    multiply(matrix, matrix).block_until_ready()
+    seconds = []
+    for _ in range(10):
+        began = time.perf_counter()
+        multiply(matrix, matrix).block_until_ready()
+        seconds.append(time.perf_counter() - began)
+    return 2 * 2048**3 / min(seconds)
+
+
+def train() -> dict:
+    """Prints a table for each preset, and returns its figures."""
+    contestants = present((Step, PlainStep, TorchStep, TorchCompiledStep))
+    rate, _ = in_own_process(product_rate)
+    print(f"float32, no dropout, {os.cpu_count()} CPUs; a large product of matrices goes at {rate / 1e9:.0f} GFLOP/s")
+    figures = {"product_rate": rate}
+    for preset, (batch_size, num_steps) in TRAINED.items():
+        config, _, batch = training_setup(preset)
+        flops, num_tokens = model_flops(config), batch["inputs_BT"].size
+        results = race(contestants, preset, ROUNDS.value)
+        ours = statistics.median(results[Step.name]["seconds"])
+        print(f"\n{preset}, batch {batch_size:<5} ms/step     (min to max)   times ours   tokens/s   of the rate"
+              f"   first run   peak memory")  # fmt: skip
+        for name, result in results.items():
+            milliseconds = [1000 * seconds / num_steps for seconds in result["seconds"]]
+            median = statistics.median(milliseconds)
+            print(
+                f"{name:<20}{median:9.1f}   ({min(milliseconds):.1f} to {max(milliseconds):.1f})"
+                f"{median / (1000 * ours / num_steps):10.2f}{1000 * num_tokens / median:12.0f}"
+                f"{1000 * flops / median / rate:13.0%}{result['first']:12.1f} s{result['peak_mb']:10.0f} MB"
+            )
+        figures[preset] = {"results": results, "model_flops": flops}
     return figures
 
 
@@ -263,7 +416,6 @@ def feed(path: Path, rounds: int) -> dict[str, float]:
     import jax
     import numpy as np
 
-    from minigpt_jax.config import load_preset
     from minigpt_jax.models.gpt import GPT
     from minigpt_jax.training.optimizer import make_optimizer
     from minigpt_jax.training.step import init_state, train_step
@@ -321,7 +473,7 @@ def data() -> dict:
     return figures
 
 
-BENCHMARKS = {"generate": generate, "data": data}
+BENCHMARKS = {"train": train, "generate": generate, "data": data}
 
 
 def main(names: list[str]) -> None:
