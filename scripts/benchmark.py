@@ -285,7 +285,7 @@ class PlainStep(Step):
         from minigpt_jax.models import attention, layers
 
         layers.matmul = lambda x, kernel_DF: x @ kernel_DF
-        attention.QUERY_BLOCK = 10**9  # positions: no text is as long, so the equation as it stands computes all
+        attention.BLOCK = 10**9  # positions: no text is as long, so the equation as it stands computes all
 
 
 class TorchStep:

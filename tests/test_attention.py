@@ -65,9 +65,18 @@ def test_attention_in_blocks_survives_large_scores_and_keeps_the_type():
 
 
 def test_what_attention_in_blocks_keeps_for_the_gradient_does_not_grow_with_the_square_of_the_context():
-    qkv_BTHK = [normal(2, 200, 2, 4, seed=seed) for seed in range(3)]
+    qkv_BTHK = [normal(2, 256, 2, 4, seed=seed) for seed in range(3)]
     _, gradient = jax.vjp(causal_attention, *qkv_BTHK)
     assert 0 < max(leaf.size for leaf in jax.tree.leaves(gradient)) <= qkv_BTHK[0].size
+
+
+def test_what_attention_in_blocks_takes_for_a_moment_does_not_grow_with_the_square_of_the_context():
+    def temporary_bytes(num_positions):
+        qkv = [jax.ShapeDtypeStruct((2, num_positions, 2, 4), jnp.float32)] * 3
+        gradient = jax.grad(lambda *qkv: causal_attention(*qkv).sum(), (0, 1, 2))
+        return jax.jit(gradient).lower(*qkv).compile().memory_analysis().temp_size_in_bytes
+
+    assert 0 < temporary_bytes(2048) < 2.2 * temporary_bytes(1024)
 
 
 # ---- The equation ---------------------------------------------------------------------------------------------------------

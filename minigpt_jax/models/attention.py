@@ -48,67 +48,86 @@ def scaled_dot_product_attention(
 
 
 CAUSAL = "causal"  # stands for the causal mask, where it need not be written out
-QUERY_BLOCK = 64
+BLOCK = 64  # positions
 
 
 def causal_attention(q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array) -> jax.Array:
-    """`scaled_dot_product_attention` with the causal mask, for about half the work.
+    """`scaled_dot_product_attention` with the causal mask, for about half the work, in memory that grows with T and not T².
 
-    Queries go in blocks, each against no more keys than the last of them may see. For the gradient the logarithm of each
-    row's sum is kept, and the weights made anew from it, as FlashAttention does (Dao 2023, "FlashAttention-2", algorithms 1
-    and 2): what layers keep grows with T and not with T². (What one layer takes for a moment does, since XLA on a CPU
-    works at all blocks side by side.)
-    A training step of 6 layers × 256 at context 256 takes about 0.83 of the time on two cores. One block is the equation.
+    Positions go in blocks, and no block of queries looks at blocks of keys that lie after it; one block is the equation.
     """
     B, T, H, K = q_BTHK.shape
-    if T <= QUERY_BLOCK:
+    if T <= BLOCK:
         return scaled_dot_product_attention(q_BTHK, k_BTHK, v_BTHK, causal_mask(T))
-    q_NTK, k_NTK, v_NTK = (x_BTHK.swapaxes(1, 2).reshape(B * H, T, K) for x_BTHK in (q_BTHK, k_BTHK, v_BTHK))
-    return attend_in_blocks(q_NTK, k_NTK, v_NTK).reshape(B, H, T, K).swapaxes(1, 2)
+
+    def to_blocks(x_BTHK):  # what fills up the last block lies in the future of all
+        x_BTHK = jnp.pad(x_BTHK, ((0, 0), (0, -T % BLOCK), (0, 0), (0, 0)))
+        return x_BTHK.reshape(B, -1, BLOCK, H, K).transpose(1, 0, 3, 2, 4).reshape(-1, B * H, BLOCK, K)
+
+    o_blocks = attend_in_blocks(to_blocks(q_BTHK), to_blocks(k_BTHK), to_blocks(v_BTHK))
+    return o_blocks.reshape(-1, B, H, BLOCK, K).transpose(1, 0, 3, 2, 4).reshape(B, -1, H, K)[:, :T]
 
 
 @jax.custom_vjp
-def attend_in_blocks(q_NTK: jax.Array, k_NTK: jax.Array, v_NTK: jax.Array) -> jax.Array:
-    return attend_in_blocks_forward(q_NTK, k_NTK, v_NTK)[0]
+def attend_in_blocks(q, k, v):
+    """Causal attention among blocks, each of shape NQK or NSK: FlashAttention (Dao 2023, "FlashAttention-2", algorithm 1).
+
+    A block of queries meets the blocks of keys one after another. It carries the sum of weighted values so far, the largest
+    score and the sum of weights relative to that, and scales them anew when a larger score comes.
+    """
+    return attend_in_blocks_forward(q, k, v)[0]
 
 
-def query_blocks(num_positions: int) -> list[tuple[int, int]]:
-    """The first position of each block, and the one after its last."""
-    return [(start, min(start + QUERY_BLOCK, num_positions)) for start in range(0, num_positions, QUERY_BLOCK)]
+def block_scores(q_NQK, k_NSK, i, j):
+    """scores_NQS of block i of the queries and block j ≤ i of the keys, in float32."""
+    scores_NQS = (jnp.einsum("NQK,NSK->NQS", q_NQK, k_NSK) / q_NQK.shape[-1] ** 0.5).astype(jnp.float32)
+    return jnp.where(causal_mask(BLOCK) | (j < i), scores_NQS, jnp.finfo(jnp.float32).min)
 
 
-def block_scores(q_NTK, k_NTK, start, end):
-    """scores_NQS of the queries of a block and all keys up to its end."""
-    scores_NQS = jnp.einsum("NQK,NSK->NQS", q_NTK[:, start:end], k_NTK[:, :end]) / q_NTK.shape[-1] ** 0.5
-    return jnp.where(causal_mask(end)[:, start:], scores_NQS.astype(jnp.float32), jnp.finfo(jnp.float32).min)
+def attend_in_blocks_forward(q, k, v):
+    def attend(i):
+        def meet(j, carry):
+            o_NQK, largest_NQ1, sum_NQ1 = carry
+            scores_NQS = block_scores(q[i], k[j], i, j)
+            new_largest_NQ1 = jnp.maximum(largest_NQ1, scores_NQS.max(axis=-1, keepdims=True))
+            weights_NQS = jnp.exp(scores_NQS - new_largest_NQ1)
+            shrink_NQ1 = jnp.exp(largest_NQ1 - new_largest_NQ1)
+            sum_NQ1 = sum_NQ1 * shrink_NQ1 + weights_NQS.sum(axis=-1, keepdims=True)
+            o_NQK = o_NQK * shrink_NQ1 + jnp.einsum("NQS,NSK->NQK", weights_NQS.astype(v.dtype), v[j])
+            return o_NQK, new_largest_NQ1, sum_NQ1
+
+        zeros_NQK = jnp.zeros(q.shape[1:], jnp.float32)
+        lowest_NQ1 = jnp.full_like(zeros_NQK[..., :1], jnp.finfo(jnp.float32).min)
+        carry = jax.lax.fori_loop(0, i + 1, meet, (zeros_NQK, lowest_NQ1, zeros_NQK[..., :1]))
+        o_NQK, largest_NQ1, sum_NQ1 = carry
+        return (o_NQK / sum_NQ1).astype(v.dtype), largest_NQ1 + jnp.log(sum_NQ1)
+
+    o, log_sum = jax.lax.map(attend, jnp.arange(len(q)))
+    return o, (q, k, v, o, log_sum)
 
 
-def attend_in_blocks_forward(q_NTK, k_NTK, v_NTK):
-    outputs, log_sums = [], []
-    for start, end in query_blocks(q_NTK.shape[1]):
-        scores_NQS = block_scores(q_NTK, k_NTK, start, end)
-        log_sum_NQ1 = jax.nn.logsumexp(scores_NQS, axis=-1, keepdims=True)
-        weights_NQS = jnp.exp(scores_NQS - log_sum_NQ1).astype(v_NTK.dtype)
-        outputs.append(jnp.einsum("NQS,NSK->NQK", weights_NQS, v_NTK[:, :end]))
-        log_sums.append(log_sum_NQ1)
-    o_NTK = jnp.concatenate(outputs, axis=1)
-    return o_NTK, (q_NTK, k_NTK, v_NTK, o_NTK, jnp.concatenate(log_sums, axis=1))
+def attend_in_blocks_backward(residuals, do):
+    """The gradient, with the weights made anew from the logarithms of their sums (algorithm 2 of the same)."""
+    q, k, v, o, log_sum = residuals
+    do_o = jnp.sum((do * o).astype(jnp.float32), axis=-1, keepdims=True)
 
+    def attended(dq, j):
+        def meet(i, carry):
+            dq, dk_NSK, dv_NSK = carry
+            weights_NQS = jnp.exp(block_scores(q[i], k[j], i, j) - log_sum[i])
+            dweights_NQS = jnp.einsum("NQK,NSK->NQS", do[i], v[j])
+            dscores_NQS = weights_NQS * (dweights_NQS - do_o[i])  # of a softmax
+            dscores_NQS = (dscores_NQS / q.shape[-1] ** 0.5).astype(q.dtype)
+            dk_NSK += jnp.einsum("NQS,NQK->NSK", dscores_NQS, q[i])
+            dv_NSK += jnp.einsum("NQS,NQK->NSK", weights_NQS.astype(v.dtype), do[i])
+            return dq.at[i].add(jnp.einsum("NQS,NSK->NQK", dscores_NQS, k[j])), dk_NSK, dv_NSK
 
-def attend_in_blocks_backward(residuals, do_NTK):
-    q_NTK, k_NTK, v_NTK, o_NTK, log_sum_NT1 = residuals
-    do_o_NT1 = jnp.sum((do_NTK * o_NTK).astype(jnp.float32), axis=-1, keepdims=True)
-    dq_blocks, dk_NTK, dv_NTK = [], jnp.zeros_like(k_NTK), jnp.zeros_like(v_NTK)
-    for start, end in query_blocks(q_NTK.shape[1]):
-        do_NQK = do_NTK[:, start:end]
-        weights_NQS = jnp.exp(block_scores(q_NTK, k_NTK, start, end) - log_sum_NT1[:, start:end])
-        dweights_NQS = jnp.einsum("NQK,NSK->NQS", do_NQK, v_NTK[:, :end])
-        dscores_NQS = weights_NQS * (dweights_NQS - do_o_NT1[:, start:end])  # of a softmax
-        dscores_NQS = (dscores_NQS / q_NTK.shape[-1] ** 0.5).astype(q_NTK.dtype)
-        dq_blocks.append(jnp.einsum("NQS,NSK->NQK", dscores_NQS, k_NTK[:, :end]))
-        dk_NTK = dk_NTK.at[:, :end].add(jnp.einsum("NQS,NQK->NSK", dscores_NQS, q_NTK[:, start:end]))
-        dv_NTK = dv_NTK.at[:, :end].add(jnp.einsum("NQS,NQK->NSK", weights_NQS.astype(v_NTK.dtype), do_NQK))
-    return jnp.concatenate(dq_blocks, axis=1), dk_NTK, dv_NTK
+        zeros_NSK = jnp.zeros(k.shape[1:], jnp.float32)
+        dq, dk_NSK, dv_NSK = jax.lax.fori_loop(j, len(q), meet, (dq, zeros_NSK, zeros_NSK))
+        return dq, (dk_NSK, dv_NSK)
+
+    dq, (dk, dv) = jax.lax.scan(attended, jnp.zeros(q.shape, jnp.float32), jnp.arange(len(k)))
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
 
 
 attend_in_blocks.defvjp(attend_in_blocks_forward, attend_in_blocks_backward)
