@@ -98,6 +98,7 @@ class ModelConfig(Section):
     dtype: str = setting(
         "float32", "type of the computation; parameters are always float32", choices=("float32", "bfloat16")
     )
+    remat: bool = setting(False, "run each block anew for its gradient, which takes less memory and more time")
 
     def __post_init__(self):
         super().__post_init__()

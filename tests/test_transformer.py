@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 from minigpt_jax.config import ModelConfig
 from minigpt_jax.models.attention import MultiHeadAttention, causal_mask
@@ -173,3 +174,48 @@ def test_dropout_follows_its_key_and_is_off_when_deterministic():
         return [m.apply({"params": params}, X_BTD, None, POSITIONS_BT)[0] for m in (model, Transformer(plain))]
 
     np.testing.assert_array_equal(*run_without(params))
+
+
+# ---- Running blocks anew --------------------------------------------------------------------------------------------------
+
+
+def compiled_gradient(config, num_positions=64):
+    """The compiled gradient by parameters and input of a sum over what comes out, and parameters to try it with."""
+    x_BTD, positions_BT = normal(B, num_positions, D), np.broadcast_to(np.arange(num_positions), (B, num_positions))
+    model = Transformer(config)
+
+    def loss(params, x_BTD, key):
+        rngs = {"dropout": key}
+        y_BTD, _ = model.apply({"params": params}, x_BTD, "causal", positions_BT, None, not config.dropout, rngs=rngs)
+        return jnp.sum(y_BTD**3)
+
+    inputs = random_params(Transformer(config)), x_BTD, jax.random.key(0)
+    return jax.jit(jax.grad(loss, (0, 1))).lower(*inputs).compile(), inputs
+
+
+def test_blocks_that_run_anew_give_the_same_gradients():
+    (kept, inputs), (anew, _) = (compiled_gradient(configured(remat=remat)) for remat in (False, True))
+    for ours, theirs in zip(jax.tree.leaves(anew(*inputs)), jax.tree.leaves(kept(*inputs)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_blocks_that_run_anew_keep_little():
+    kept, anew = (
+        compiled_gradient(configured(remat=remat, num_layers=8))[0].memory_analysis().temp_size_in_bytes
+        for remat in (False, True)
+    )
+    assert 0 < anew < 0.6 * kept
+
+
+def test_blocks_that_run_anew_drop_the_same_out_again():
+    """Otherwise the gradient would be that of another function: it is compared with differences of the function's values."""
+    config = configured(remat=True, dropout=0.5)
+    params, key = random_params(Transformer(config)), jax.random.key(0)
+
+    def value(x_BTD):
+        y_BTD, _ = Transformer(config).apply(
+            {"params": params}, x_BTD, "causal", POSITIONS_BT, None, False, rngs={"dropout": key}
+        )
+        return jnp.sum(y_BTD * normal(B, T, D, seed=1))
+
+    check_grads(jax.jit(value), (X_BTD,), order=1, modes=["rev"], rtol=1e-2, atol=1e-2)

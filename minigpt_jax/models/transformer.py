@@ -4,7 +4,7 @@ import jax
 from flax import linen as nn
 
 from minigpt_jax.config import ModelConfig
-from minigpt_jax.models.attention import KVCache, MultiHeadAttention
+from minigpt_jax.models.attention import CAUSAL, KVCache, MultiHeadAttention
 from minigpt_jax.models.layers import FeedForward, Norm
 
 
@@ -36,6 +36,37 @@ class Block(nn.Module):
         return x_BTD, cache
 
 
+def run_anew(block: Block, x_BTD, mask_BTS, positions_BT, deterministic: bool) -> jax.Array:
+    """The block's output, keeping for its gradient what goes in alone: the block runs anew for it (Chen et al. 2016).
+
+    What nn.remat promises. On a CPU, XLA takes out the barriers that it relies on and keeps everything all the same.
+    """
+    unbound, variables = block.unbind()
+    is_causal = mask_BTS is CAUSAL
+    rngs = None if deterministic else {"dropout": block.make_rng("dropout")}
+    others = (None if is_causal else mask_BTS, positions_BT, rngs)  # what has no gradient
+
+    def run(variables, x_BTD, others):
+        mask_BTS, positions_BT, rngs = others
+        mask_BTS = CAUSAL if is_causal else mask_BTS
+        return unbound.apply(variables, x_BTD, mask_BTS, positions_BT, None, deterministic, rngs=rngs)[0]
+
+    def forward(*inputs):
+        return run(*inputs), inputs
+
+    def backward(inputs, dy_BTD):
+        variables, x_BTD, others = inputs
+        # The zero makes the second run wait for dy, and so for the blocks after this one. (Where dy is not finite it is NaN;
+        # so are the gradients then anyway.)
+        x_BTD = x_BTD + 0 * dy_BTD[:, :1, :1]
+        _, gradient = jax.vjp(lambda variables, x_BTD: run(variables, x_BTD, others), variables, x_BTD)
+        return *gradient(dy_BTD), None
+
+    anew = jax.custom_vjp(run)
+    anew.defvjp(forward, backward)
+    return anew(variables, x_BTD, others)
+
+
 class Transformer(nn.Module):
     """L blocks and, where the blocks leave the residual stream without one (`pre`), a last norm."""
 
@@ -62,7 +93,10 @@ class Transformer(nn.Module):
         for layer in range(config.num_layers):
             layer_cache = None if cache is None else cache[layer]
             block = Block(config, name=f"block_{layer}")
-            x_BTD, layer_cache = block(x_BTD, mask_BTS, positions_BT, layer_cache, deterministic)
+            if config.remat and cache is None and not self.is_initializing():
+                x_BTD = run_anew(block, x_BTD, mask_BTS, positions_BT, deterministic)
+            else:
+                x_BTD, layer_cache = block(x_BTD, mask_BTS, positions_BT, layer_cache, deterministic)
             new_cache.append(layer_cache)
         if config.norm_placement == "pre":
             x_BTD = Norm(config, "final_norm")(x_BTD)

@@ -13,7 +13,7 @@ from minigpt_jax.training import checkpoint
 from minigpt_jax.training.experiment import Experiment
 
 # What may be another than in the model from which training begins. The context may only become shorter.
-FREE = ("dropout", "dtype", "init", "context_length")
+FREE = ("dropout", "dtype", "remat", "init", "context_length")
 
 
 def load(folder: str | Path) -> LanguageModel:
