@@ -22,7 +22,7 @@ from pathlib import Path
 
 from absl import flags
 
-from minigpt_jax import cli
+from minigpt_jax import cli, machine
 from minigpt_jax.config import Config, load_preset
 from minigpt_jax.data.batches import batch_at
 from minigpt_jax.data.texts import find_text, scan
@@ -30,6 +30,7 @@ from minigpt_jax.data.tokenizers import KINDS, make_tokenizer
 from minigpt_jax.data.tokens import map_ids, tokenize
 from minigpt_jax.errors import UsageError, did_you_mean
 from minigpt_jax.runtime import keep_freed_memory
+from minigpt_jax.training.report import flops_per_token
 
 ROUNDS = flags.DEFINE_integer("rounds", 7, "how often each contestant is asked")
 MEGABYTES = flags.DEFINE_integer("megabytes", 50, "data: size of the text that is tokenized")
@@ -152,26 +153,7 @@ def serve(contestant: type, setup: int | str, connection) -> None:
         began = time.perf_counter()
         runner.run()
         seconds = time.perf_counter() - began
-        connection.send((seconds, peak_megabytes()))
-
-
-def peak_megabytes() -> float:
-    """The most memory that this process has held. (`getrusage` would count what its parent held when it was started.)"""
-    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
-    return int(line.split()[1]) / 1000
-
-
-def copy_bandwidth() -> float:
-    """Bytes per second, read and written, of copying 256 MB: the best of ten."""
-    import numpy as np
-
-    source, target = np.ones(2**25), np.empty(2**25)
-    seconds = []
-    for _ in range(10):
-        began = time.perf_counter()
-        np.copyto(target, source)
-        seconds.append(time.perf_counter() - began)
-    return 2 * source.nbytes / min(seconds)
+        connection.send((seconds, machine.peak_megabytes()))
 
 
 def present(contestants: tuple[type, ...]) -> list[type]:
@@ -207,7 +189,7 @@ def race(contestants: list[type], setup: int | str, rounds: int) -> dict[str, di
 def generate() -> dict:
     """Prints a table for batches of 1 and 16, and returns its figures."""
     contestants = present(CONTESTANTS)
-    bandwidth = copy_bandwidth()
+    bandwidth = machine.copy_bandwidth()
     print(f"{NUM_LAYERS} layers, {EMBED_DIM} wide, {NUM_TOKENS} tokens, top-k {TOP_K}, float32, {os.cpu_count()} CPUs; "
           f"copying goes at {bandwidth / 1e9:.1f} GB/s")  # fmt: skip
     figures = {"bandwidth": bandwidth}
@@ -325,41 +307,16 @@ class TorchCompiledStep(TorchStep):
         return torch.compile(model)
 
 
-def model_flops(config: Config) -> float:
-    """Floating-point operations that a training step cannot do without: those of the products with the weights and of
-    causal attention, forward and twice that backward. (6 N D of Kaplan et al. 2020, and half of the scores.)"""
-    model, num_tokens = config.model, config.training.batch_size * config.model.context_length
-    D, F, kv = model.embed_dim, model.ff_dim, model.kv_heads * model.head_size
-    dense = model.num_layers * (2 * D * D + 2 * D * kv + (3 if model.activation == "swiglu" else 2) * D * F)
-    dense += D * model.vocab_size
-    return 6.0 * num_tokens * (dense + model.num_layers * D * model.context_length)
-
-
-def product_rate() -> float:
-    """Floating-point operations per second of a product of two 2048 × 2048 matrices in JAX: the best of ten."""
-    import jax
-    import jax.numpy as jnp
-
-    matrix = jnp.ones((2048, 2048))
-    multiply = jax.jit(jnp.matmul)
-    multiply(matrix, matrix).block_until_ready()
-    seconds = []
-    for _ in range(10):
-        began = time.perf_counter()
-        multiply(matrix, matrix).block_until_ready()
-        seconds.append(time.perf_counter() - began)
-    return 2 * 2048**3 / min(seconds)
-
-
 def train() -> dict:
     """Prints a table for each preset, and returns its figures."""
     contestants = present((Step, PlainStep, TorchStep, TorchCompiledStep))
-    rate, _ = in_own_process(product_rate)
+    rate, _ = in_own_process(machine.product_rate)
     print(f"float32, no dropout, {os.cpu_count()} CPUs; a large product of matrices goes at {rate / 1e9:.0f} GFLOP/s")
     figures = {"product_rate": rate}
     for preset, (batch_size, num_steps) in TRAINED.items():
         config, _, batch = training_setup(preset)
-        flops, num_tokens = model_flops(config), batch["inputs_BT"].size
+        num_tokens = batch["inputs_BT"].size
+        flops = num_tokens * flops_per_token(config.model)
         results = race(contestants, preset, ROUNDS.value)
         ours = statistics.median(results[Step.name]["seconds"])
         print(f"\n{preset}, batch {batch_size:<5} ms/step     (min to max)   times ours   tokens/s   of the rate"
@@ -384,7 +341,7 @@ NUM_STEPS = 200
 def in_own_process(function, *arguments):
     """What the function returns, and the peak of its memory in MB."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result(), pool.submit(peak_megabytes).result()
+        return pool.submit(function, *arguments).result(), pool.submit(machine.peak_megabytes).result()
 
 
 def write_sources(path: Path, megabytes: int) -> None:

@@ -26,6 +26,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default runs/
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "begin anew in a folder that has a run")
 MAX_MINUTES = flags.DEFINE_float("max_minutes", None, "stop after this time, with a checkpoint from which to go on")
 TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "also write the metrics for TensorBoard, into the run's folder")
+PROFILE = flags.DEFINE_bool("profile", False, "trace some steps into the run's folder, and tell what took longest")
 cli.define_setting_flags()
 
 
@@ -47,6 +48,7 @@ def main() -> None:
         OVERWRITE.value,
         max_minutes=MAX_MINUTES.value,
         tensorboard=TENSORBOARD.value,
+        profile=PROFILE.value,
     )
 
 

@@ -11,7 +11,7 @@ PACKAGE = "minigpt_jax"
 
 # From the bottom upwards: a room imports from itself and from the floors below.
 FLOORS = [
-    {"errors", "runtime"},
+    {"errors", "machine", "runtime"},
     {"config"},
     {"data", "models"},
     {"generation"},
@@ -44,6 +44,7 @@ UNSAFE_NAMES = {"eval", "exec", "__import__", "exec_module", "allow_pickle"}
 # A preset is the user's own program, named on the command line, and never part of a run or a download.
 MAY_RUN_PROGRAMS = {("config.py", "exec_module")}
 MAY_JIT = {
+    "machine.py",
     "training/step.py",
     "generation/sampler.py",
     "generation/beam.py",

@@ -535,3 +535,33 @@ def test_without_tensorboardx_the_extra_is_named(config, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(UsageError, match="tensorboard"):
         train(config, tmp_path, tensorboard=True)
+
+
+def test_a_step_that_is_compiled_anew_is_warned_of(config, tmp_path, monkeypatch, caplog):
+    batch_at = batches.batch_at
+
+    def narrow_later(*arguments):
+        batch = batch_at(*arguments)
+        return batch | {"inputs_BT": batch["inputs_BT"].astype(np.int8)} if arguments[-1] >= 5 else batch
+
+    monkeypatch.setattr(batches, "batch_at", narrow_later)
+    with caplog.at_level("INFO"):
+        train(config, tmp_path)
+    [warning] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning == "train_step was compiled anew: [1]['inputs_BT'] was int32[4,8] and is int8[4,8]."
+
+
+def test_at_the_end_it_is_told_where_time_and_memory_went(config, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(loop.machine, "product_rate", lambda *_: 1e15)
+    with caplog.at_level("INFO"):
+        train(config, tmp_path, profile=True)
+    for what in (" programs (", " of them for batches.", " tokens/s, ", " 0% of the 1e+06 of", "Memory at its peak"):
+        assert what in caplog.text
+    heading = [record.getMessage() for record in caplog.records].index(
+        "The ten operations that took longest, those of all layers together:\n    ms/step   share"
+    )
+    longest = [record.getMessage().split(maxsplit=2) for record in caplog.records[heading + 1 : heading + 11]]
+    milliseconds = [float(row[0]) for row in longest]
+    assert milliseconds == sorted(milliseconds, reverse=True)
+    assert any(name.startswith("transformer/block/") for _, _, name in longest)
+    assert list((tmp_path / "profile").rglob("*.trace.json.gz"))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import errno
-import functools
 import logging
 import math
 import os
@@ -15,6 +14,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from minigpt_jax import machine
 from minigpt_jax.config import SETTINGS, Config, differences
 from minigpt_jax.data import batches
 from minigpt_jax.errors import DataError, StoppedError, UsageError
@@ -26,6 +26,7 @@ from minigpt_jax.training.experiment import Experiment, evaluate, measures, prep
 from minigpt_jax.training.metrics import Clock, MetricsFile, import_tensorboard_writer
 from minigpt_jax.training.optimizer import warmup_cosine
 from minigpt_jax.training.pretrained import initial_params
+from minigpt_jax.training.report import Compilations, Trace, flops_per_token
 from minigpt_jax.training.step import TrainState, train_step
 
 log = logging.getLogger(__name__)
@@ -40,10 +41,12 @@ def train(
     *,
     max_minutes: float | None = None,
     tensorboard: bool = False,
+    profile: bool = False,
 ) -> None:
     """Trains in a run's folder, going on from its newest checkpoint where there is one, and reports on the way.
 
     After `max_minutes` it stops with a checkpoint; so it does at Ctrl-C and SIGTERM, and then raises StoppedError.
+    With `profile` it traces some steps into the run's folder, and tells which operations took longest.
     Raises DataError where the text does not fit, the folder cannot be written, another process trains in it, or it holds a
     run of another config; FloatingPointError after `max_bad_steps` steps in a row that were not finite.
     """
@@ -61,16 +64,16 @@ def train(
         if not overwrite:
             checkpoint.check_owned(workdir)
         begun = begin(config) if is_new() else None  # what does not fit is told before a folder is made
-        with checkpoint.locked(workdir):
+        with checkpoint.locked(workdir), Compilations() as compilations:
             if is_new():
                 experiment, params = begun or begin(config)
-                Run(experiment, workdir, None, make_writer, params).go(deadline)
+                Run(experiment, workdir, None, make_writer, params).go(compilations, deadline, profile)
                 return
             experiment, newest = resume(config, workdir)
             if ended := has_ended(experiment, workdir, newest):
                 log.info("%s %s", workdir, ended)
             else:
-                Run(experiment, workdir, newest, make_writer).go(deadline)
+                Run(experiment, workdir, newest, make_writer).go(compilations, deadline, profile)
     except BrokenPipeError:
         raise  # that is standard output, which the samples go to
     except OSError as error:
@@ -160,24 +163,27 @@ class Run:
         checkpoint.write_text(workdir / "tokenizer.json", experiment.tokenizer.to_json())
         self.metrics = MetricsFile(workdir, last_step=self.info.step, make_writer=make_writer)
         self.clock = Clock(self.info.seconds, self.info.step)
+        self.seconds_waiting = 0.0  # for batches
 
-    def go(self, deadline: float | None = None) -> None:
+    def go(self, compilations: Compilations, deadline: float | None = None, profile: bool = False) -> None:
         """All steps that are left, then a report on the whole; or those until the `deadline` on the monotonic clock."""
         experiment, settings = self.experiment, self.settings
         self.announce()
-        step_once = functools.partial(
-            train_step,
-            model=experiment.model,
-            optimizer=experiment.optimizer,
-            grad_accumulation=settings.grad_accumulation,
-            ema=settings.ema,
-        )
+        means = {
+            "model": experiment.model,
+            "optimizer": experiment.optimizer,
+            "grad_accumulation": settings.grad_accumulation,
+            "ema": settings.ema,
+        }
+        step_once = compilations.expect_one(train_step)
         start = self.info.step
+        trace = Trace(self.workdir / "profile", start, self.num_steps) if profile else None
         with (
             noted_signals() as received,
             tqdm(total=self.num_steps, initial=start, unit="step", disable=not sys.stderr.isatty(), leave=False) as progress,
         ):
             for step in range(start + 1, self.num_steps + 1):
+                began = time.perf_counter()
                 batch = batches.batch_at(
                     experiment.splits["train"].ids,
                     experiment.model.config.context_length,
@@ -185,11 +191,15 @@ class Run:
                     settings.seed,
                     step - 1,
                 )
-                self.state, step_metrics = step_once(self.state, batch, experiment.root_key)
+                self.seconds_waiting += time.perf_counter() - began
+                if trace:
+                    trace.begin_or_end(step, self.state)
+                self.state, step_metrics = step_once(self.state, batch, experiment.root_key, **means)
                 self.unread.append(step_metrics)
                 progress.update()
                 if step == start + 1:
                     log.info("The first step, with its compilation, took %.1f s.", self.clock.lap(step, self.state))
+                    self.clock.forget_laps()
                 self.after_step(step)
                 is_late = deadline is not None and time.monotonic() > deadline
                 if received or (is_late and step < self.num_steps):
@@ -203,6 +213,10 @@ class Run:
                     log.info("No lower validation loss in %d evaluations: ending early.", settings.patience)
                     break
         self.conclude()
+        self.report(compilations)
+        if trace and trace.end(self.state):
+            compiled = train_step.lower(self.state, batch, experiment.root_key, **means).compile()
+            trace.report(compiled.as_text())
 
     @property
     def is_out_of_patience(self) -> bool:
@@ -337,3 +351,22 @@ class Run:
             verdict = "as expected" if abs(val_loss - known.val_loss) <= 2 * known.spread else "NOT as expected"
             log.info("That is %s: %d seeds gave %.3f ± %.3f.", verdict, known.seeds, known.val_loss, known.spread)
         log.info("Sample from it: python scripts/generate.py --workdir %s --prompt TEXT --length 200", self.workdir)
+
+    def report(self, compilations: Compilations) -> None:
+        """Where the time and the memory of this process went."""
+        clock, model = self.clock, self.experiment.config.model
+        log.info(
+            "Time: %.1f s for compiling %d programs (%d were found), %.1f s in training steps, %.2f of them for batches.",
+            compilations.seconds, len(compilations.programs), compilations.num_found, clock.training_seconds,
+            self.seconds_waiting,
+        )  # fmt: skip
+        if clock.training_steps:
+            tokens_per_second = self.tokens_per_step * clock.training_steps / clock.training_seconds
+            rate, most = tokens_per_second * flops_per_token(model), machine.product_rate(1024, 1024, 1024, model.dtype)
+            log.info(
+                "Rate: %.0f tokens/s, %.4g GFLOP/s in the model: %.0f%% of the %.4g of a large product of matrices in %s.",
+                tokens_per_second, rate / 1e9, 100 * rate / most, most / 1e9, model.dtype,
+            )  # fmt: skip
+        on_device = machine.device_peak_megabytes()
+        log.info("Memory at its peak: %.0f MB%s.", machine.peak_megabytes(),
+                 "" if on_device is None else f", and {on_device:.0f} MB on the device")  # fmt: skip

@@ -72,6 +72,7 @@ class Clock:
         now = time.perf_counter()
         self.began = now - seconds_before
         self.lap_began, self.lap_step = now, step
+        self.forget_laps()
 
     @property
     def seconds(self) -> float:
@@ -81,9 +82,15 @@ class Clock:
         """Seconds per training step since the last call, without the time in which the clock was stopped."""
         jax.block_until_ready(state)
         now = time.perf_counter()
-        seconds_per_step = (now - self.lap_began) / max(1, step - self.lap_step)
+        seconds, num_steps = now - self.lap_began, step - self.lap_step
         self.lap_began, self.lap_step = now, step
-        return seconds_per_step
+        self.training_seconds += seconds
+        self.training_steps += num_steps
+        return seconds / max(1, num_steps)
+
+    def forget_laps(self) -> None:
+        """Counts seconds in training steps from here on: after the first, which compiles."""
+        self.training_seconds, self.training_steps = 0.0, 0
 
     @contextlib.contextmanager
     def stopped(self, state: TrainState) -> Iterator[None]:

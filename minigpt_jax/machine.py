@@ -1,0 +1,52 @@
+"""What this machine can do at most, and how much memory a process has taken: measured, to compare with."""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def best_seconds(run: Callable[[], object], times: int = 10) -> float:
+    """The shortest of several runs, after one that compiles or fills caches."""
+    run()
+    seconds = []
+    for _ in range(times):
+        began = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+def product_rate(rows: int = 2048, inner: int = 2048, columns: int = 2048, dtype: str = "float32") -> float:
+    """Floating-point operations per second of a product of two matrices, of rows × inner and inner × columns, in JAX."""
+    left, right = jnp.ones((rows, inner), dtype), jnp.ones((inner, columns), dtype)
+    multiply = jax.jit(jnp.matmul)
+    return 2 * rows * inner * columns / best_seconds(lambda: multiply(left, right).block_until_ready())
+
+
+def copy_bandwidth() -> float:
+    """Bytes per second, read and written, of copying 256 MB in main memory."""
+    source, target = np.ones(2**25), np.empty(2**25)
+    return 2 * source.nbytes / best_seconds(lambda: np.copyto(target, source))
+
+
+def peak_megabytes() -> float:
+    """The most memory that this process has held."""
+    status = Path("/proc/self/status")
+    if status.exists():  # `getrusage` would count what the parent held when it started this process
+        [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
+        return int(line.split()[1]) * 1024 / 1e6
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+def device_peak_megabytes() -> float | None:
+    """The most memory of its own that the accelerator has held; None on a CPU, which has none of its own."""
+    statistics = jax.local_devices()[0].memory_stats()
+    return statistics["peak_bytes_in_use"] / 1e6 if statistics else None

@@ -1,0 +1,99 @@
+"""Where a run's time went: what is counted, what is warned of, and how operations are called."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from minigpt_jax.config import ModelConfig
+from minigpt_jax.models.gpt import GPT, init_params
+from minigpt_jax.training.report import Compilations, Trace, flops_per_token, operation_names, readable, what_changed
+
+
+@pytest.mark.parametrize("choices", [{}, {"activation": "swiglu"}, {"num_kv_heads": 1}, {"num_layers": 3, "ff_dim": 96}])
+def test_flops_are_six_for_each_weight_in_a_product_and_half_of_the_attention(choices):
+    sizes = {"num_layers": 2, "embed_dim": 16, "ff_dim": 64, "vocab_size": 11, "context_length": 32}
+    config = ModelConfig(**sizes | choices)
+    params = jax.eval_shape(lambda: init_params(jax.random.key(0), GPT(config)))
+    kernels = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params) if "kernel" in jax.tree_util.keystr(path)]
+    weights = sum(leaf.size for leaf in kernels)
+    # Two products of T x T x D, each two operations for every pair; half of the pairs; three times for forward and backward.
+    attention = config.num_layers * 2 * 2 * 32 * 32 * 16 / 2 * 3 / 32
+    assert flops_per_token(config) == 6 * weights + attention
+
+
+@pytest.fixture
+def double():
+    """A function of its own for each test, since JAX remembers what it compiled for a function."""
+
+    def double(x):
+        return 2 * x
+
+    return double
+
+
+def test_compilations_are_counted_by_name_while_they_are_watched(double):
+    with Compilations() as compilations:
+        jax.jit(double)(jnp.ones(3)).block_until_ready()
+    names = [name for name, _ in compilations.programs]
+    assert names.count("double") == 1
+    assert 0 < compilations.seconds == sum(seconds for _, seconds in compilations.programs)
+    num_programs = len(names)
+    jax.jit(double)(jnp.ones(4))
+    assert len(compilations.programs) == num_programs
+
+
+def test_a_second_compilation_is_warned_of_with_its_reason(double, caplog):
+    with Compilations() as compilations:
+        watched = compilations.expect_one(jax.jit(double))
+        with caplog.at_level(logging.WARNING):
+            assert watched(jnp.ones(3)).tolist() == [2, 2, 2]
+            watched(jnp.zeros(3))
+            assert not caplog.records
+            watched(jnp.ones(5))
+    [record] = caplog.records
+    assert record.getMessage() == "double was compiled anew: [0] was float32[3] and is float32[5]."
+
+
+def test_reasons_for_a_second_compilation():
+    def types(tree):
+        return jax.tree.map(jax.typeof, tree)
+
+    before = types({"a": jnp.ones(3), "b": jnp.ones(2)})
+    assert what_changed(before, types({"a": jnp.ones(3), "b": jnp.exp(1.0)})) == "['b'] was float32[2] and is ~float32[]"
+    both = types({"a": jnp.ones(4), "b": jnp.ones(3)})
+    assert what_changed(before, both) == "['a'] was float32[3] and is float32[4], and 1 more"
+    assert "other parts" in what_changed(before, types({"a": jnp.ones(3)}))
+    assert "no type has changed" in what_changed(before, before)
+
+
+def test_operations_are_called_by_their_place_in_the_model():
+    inner = "transformer/block_11/feed_forward/up/dot_general"
+    assert readable(f"jit(train_step)/jvp(GPT)/{inner}") == "transformer/block/feed_forward/up/dot_general"
+    assert readable(f"jit(train_step)/while/body/closed_call/transpose(jvp(GPT))/{inner}").endswith("dot_general, backward")
+    text = f"""
+HloModule jit_train_step
+  %dot.4 = f32[2,3]{{1,0}} dot(%a, %b), metadata={{op_name="jit(train_step)/jvp(GPT)/{inner}" source_line=3}}
+  ROOT add_fusion.1 = (f32[]) fusion(%c), metadata={{op_name="jit(train_step)/add"}}
+  while.2 = (s32[], f32[2,3]{{1,0}}) while(%tuple), body=%b, metadata={{op_name="jit(train_step)/while"}}
+  copy.1 = f32[2] copy(%a)
+"""
+    assert operation_names(text) == {"dot.4": "transformer/block/feed_forward/up/dot_general", "add_fusion.1": "add"}
+
+
+@pytest.mark.parametrize(
+    ("step_before", "last_step", "ended_at", "traced"),
+    [(0, 100, 100, (6, 10)), (40, 43, 43, (43, 43)), (0, 8, 8, (6, 8)), (0, 100, 7, (6, 7)), (0, 100, 5, None)],
+)
+def test_five_steps_are_traced_or_those_that_are_left(monkeypatch, tmp_path, step_before, last_step, ended_at, traced):
+    events = []
+    trace = Trace(tmp_path, step_before, last_step)
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: events.append(step))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: events.append(step - 1))
+    for step in range(step_before + 1, ended_at + 1):
+        trace.begin_or_end(step, None)
+    step = ended_at + 1
+    assert trace.end(None) == trace.end(None) == bool(traced)
+    assert events == ([] if traced is None else [*traced])
+    assert trace.num_steps == (0 if traced is None else traced[1] - traced[0] + 1)
