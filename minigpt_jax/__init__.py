@@ -7,22 +7,32 @@ Read in this order: config.py, data/, models/, training/, generation/. From Pyth
     print(lm.generate("To be or not to be", length=200, temperature=0.8, top_k=40, seed=0))
 """
 
-from minigpt_jax.config import Config, DataConfig, Expectation, ModelConfig, TrainingConfig, load_preset
-from minigpt_jax.errors import DataError, UsageError
-from minigpt_jax.generation.language_model import LanguageModel
-from minigpt_jax.training.loop import train
-from minigpt_jax.training.pretrained import load
+import importlib
+from typing import Any
 
-__all__ = [
-    "Config",
-    "DataConfig",
-    "DataError",
-    "Expectation",
-    "LanguageModel",
-    "ModelConfig",
-    "TrainingConfig",
-    "UsageError",
-    "load",
-    "load_preset",
-    "train",
-]
+# Public names and the modules that they live in, which are imported when a name is asked for and not before: who takes a
+# part that needs no JAX, such as the twin in PyTorch, does not get JAX into the process.
+_HOMES = {
+    "Config": "config",
+    "DataConfig": "config",
+    "DataError": "errors",
+    "Expectation": "config",
+    "LanguageModel": "generation.language_model",
+    "ModelConfig": "config",
+    "TrainingConfig": "config",
+    "UsageError": "errors",
+    "load": "training.pretrained",
+    "load_preset": "config",
+    "train": "training.loop",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

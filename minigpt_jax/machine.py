@@ -1,12 +1,13 @@
-"""What this machine can do at most, and how much memory a process has taken: measured, to compare with."""
+"""What this machine can do at most, and how much memory a process has taken: measured, to compare with.
+
+JAX is imported where it is needed, so that the memory of processes without it can be measured as well.
+"""
 
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 
@@ -23,6 +24,9 @@ def best_seconds(run: Callable[[], object], times: int = 10) -> float:
 
 def product_rate(rows: int = 2048, inner: int = 2048, columns: int = 2048, dtype: str = "float32") -> float:
     """Floating-point operations per second of a product of two matrices, of rows × inner and inner × columns, in JAX."""
+    import jax
+    import jax.numpy as jnp
+
     left, right = jnp.ones((rows, inner), dtype), jnp.ones((inner, columns), dtype)
     multiply = jax.jit(jnp.matmul)
     return 2 * rows * inner * columns / best_seconds(lambda: multiply(left, right).block_until_ready())
@@ -48,5 +52,7 @@ def peak_megabytes() -> float:
 
 def device_peak_megabytes() -> float | None:
     """The most memory of its own that the accelerator has held; None on a CPU, which has none of its own."""
+    import jax
+
     statistics = jax.local_devices()[0].memory_stats()
     return statistics["peak_bytes_in_use"] / 1e6 if statistics else None

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from minigpt_jax.config import ModelConfig
+from minigpt_jax.models import attention
 from minigpt_jax.models.attention import (
     KVCache,
     MultiHeadAttention,
     causal_attention,
     causal_mask,
     scaled_dot_product_attention,
+    suited_attention,
 )
 
 CONFIG = ModelConfig(num_layers=1, num_heads=4, embed_dim=16, ff_dim=16, context_length=8, vocab_size=5)
@@ -77,6 +79,50 @@ def test_what_attention_in_blocks_takes_for_a_moment_does_not_grow_with_the_squa
         return jax.jit(gradient).lower(*qkv).compile().memory_analysis().temp_size_in_bytes
 
     assert 0 < temporary_bytes(2048) < 2.2 * temporary_bytes(1024)
+
+
+@pytest.mark.parametrize(
+    "platform, changes, way",
+    [
+        ("cpu", {}, "blocks"),
+        ("cpu", {"dtype": "bfloat16", "embed_dim": 32}, "blocks"),
+        ("gpu", {"dtype": "bfloat16", "embed_dim": 32}, "cudnn"),
+        ("gpu", {"dtype": "bfloat16", "embed_dim": 512}, "cudnn"),
+        ("gpu", {"dtype": "bfloat16", "embed_dim": 544}, "whole"),  # heads of 136
+        ("gpu", {"dtype": "bfloat16", "embed_dim": 16}, "whole"),  # heads of 4
+        ("gpu", {"dtype": "float32", "embed_dim": 32}, "whole"),
+        ("tpu", {"dtype": "bfloat16", "embed_dim": 32}, "whole"),
+    ],
+)
+def test_the_way_that_suits_a_platform(platform, changes, way):
+    assert suited_attention(dataclasses.replace(CONFIG, **changes), platform) == way
+
+
+@pytest.mark.parametrize("way", ["whole", "cudnn"])
+def test_every_way_is_attention_with_the_causal_mask(monkeypatch, way):
+    """Of cuDNN's what can be known without a GPU: which function it is asked of, and that this one means the same by it."""
+    asked = []
+
+    def on_a_cpu(*qkv, implementation, **options):
+        asked.append(implementation)
+        return plain(*qkv, implementation="xla", **options)
+
+    plain = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", on_a_cpu)
+    qkv_BTHK = [normal(2, 100, 2, 8, seed=seed) for seed in range(3)]
+    expected_BTHK = scaled_dot_product_attention(*qkv_BTHK, causal_mask(100))
+    np.testing.assert_allclose(causal_attention(*qkv_BTHK, way), expected_BTHK, rtol=1e-5, atol=1e-5)
+    assert asked == ["cudnn"] * (way == "cudnn")
+
+
+def test_the_layer_takes_the_way_that_suits_the_platform(monkeypatch):
+    ways = []
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(attention, "causal_attention", lambda q, k, v, way: ways.append(way) or v)
+    config = dataclasses.replace(CONFIG, dtype="bfloat16", embed_dim=32)
+    inputs = normal(1, 8, 32), attention.CAUSAL, jnp.arange(8)[None]
+    MultiHeadAttention(config).init_with_output(jax.random.key(0), *inputs)
+    assert ways == ["cudnn"]
 
 
 # ---- The equation ---------------------------------------------------------------------------------------------------------

@@ -176,6 +176,24 @@ def test_layernorm_is_accurate_far_from_zero():
     np.testing.assert_allclose(far_BTD, near_BTD, atol=1e-2)
 
 
+@pytest.mark.parametrize("size", [1.0, 3e-3])
+def test_the_gradient_of_unit_rms_is_that_of_its_equation(size):
+    x_BTD, weights_BTD = size * normal(2, 3, 8) + size, normal(2, 3, 8, seed=1)
+
+    def gradient(function):
+        return jax.jit(jax.grad(lambda x_BTD: jnp.sum(function(x_BTD) * weights_BTD)))(x_BTD)
+
+    plain = gradient(lambda x: x / jnp.sqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-5))
+    np.testing.assert_allclose(gradient(lambda x: layers.unit_rms(x, 1e-5)), plain, rtol=1e-4, atol=1e-5 / size)
+
+
+def test_unit_rms_keeps_the_type_and_its_result_for_the_gradient():
+    y_BTD, gradient = jax.vjp(lambda x: layers.unit_rms(x, 1e-5), jnp.asarray(normal(2, 3, 8), jnp.bfloat16))
+    assert y_BTD.dtype == gradient(y_BTD)[0].dtype == jnp.bfloat16
+    kept = sorted((leaf.size, leaf.dtype) for leaf in jax.tree.leaves(gradient))
+    assert kept == [(2 * 3, jnp.float32), (2 * 3 * 8, jnp.bfloat16)]
+
+
 # ---- Parameters -----------------------------------------------------------------------------------------------------------
 
 
@@ -191,7 +209,7 @@ def test_layernorm_is_accurate_far_from_zero():
 def test_bias_is_there_when_it_is_asked_for(make, with_bias, without):
     for bias, expected in ((True, with_bias), (False, without)):
         module = make(dataclasses.replace(CONFIG, bias=bias))
-        shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((2, 8)))
+        shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((2, 3, 8)))
         assert set(shapes["params"]) == expected
 
 

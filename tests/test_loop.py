@@ -21,6 +21,7 @@ from minigpt_jax.training import checkpoint, experiment, loop
 from minigpt_jax.training.experiment import prepare
 from minigpt_jax.training.loop import Run, train
 from minigpt_jax.training.optimizer import make_optimizer, warmup_cosine
+from minigpt_jax.training.report import Compilations
 from minigpt_jax.training.step import train_step
 
 TEXT = "".join(np.random.default_rng(0).choice(list("abcd \n"), 160)) + "abcd \n"
@@ -481,6 +482,7 @@ def broken_steps(monkeypatch, bad):
             return kept.replace(step=state.step), {"loss": nan, "grad_norm": nan, "is_finite": jax.numpy.asarray(False)}
         return state, metrics
 
+    patched.lower = original.lower
     monkeypatch.setattr(loop, "train_step", patched)
 
 
@@ -565,3 +567,9 @@ def test_at_the_end_it_is_told_where_time_and_memory_went(config, tmp_path, monk
     assert milliseconds == sorted(milliseconds, reverse=True)
     assert any(name.startswith("transformer/block/") for _, _, name in longest)
     assert list((tmp_path / "profile").rglob("*.trace.json.gz"))
+
+
+def test_the_step_is_compiled_once(config, tmp_path):
+    with Compilations() as compilations:
+        train(config.override({"weight_decay": 0.123}), tmp_path)  # with which nothing else here trains
+    assert [name for name, _ in compilations.programs].count("train_step") == 1

@@ -38,6 +38,11 @@ def Dense(inputs: int, features: int, config: ModelConfig, scale: float = 1.0) -
     return layer
 
 
+def unit_rms(x: Tensor, epsilon: float) -> Tensor:
+    """x / √(mean x² + ε) over the last axis."""
+    return F.rms_norm(x, x.shape[-1:], eps=epsilon)
+
+
 def Norm(config: ModelConfig) -> nn.Module:  # noqa: N802
     """LayerNorm (Ba et al. 2016), or RMSNorm (Zhang & Sennrich 2019), which leaves the mean alone."""
     if config.norm == "rmsnorm":
@@ -146,17 +151,12 @@ class MultiHeadAttention(nn.Module):
         k_BGTK = self.key(x_BTD).view(B, T, G, K).transpose(1, 2)
         v_BGTK = self.value(x_BTD).view(B, T, G, K).transpose(1, 2)
         if config.qk_norm:  # bounds the scores by √K, which keeps high learning rates stable (Henry et al. 2020)
-            q_BHTK, k_BGTK = unit_rms(q_BHTK), unit_rms(k_BGTK)
+            q_BHTK, k_BGTK = unit_rms(q_BHTK, 1e-6), unit_rms(k_BGTK, 1e-6)
         if config.positions == "rotary":
             q_BHTK, k_BGTK = rotate(q_BHTK), rotate(k_BGTK)
 
         o_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BGTK, v_BGTK, is_causal=True, enable_gqa=G < H)
         return self.output(o_BHTK.transpose(1, 2).reshape(B, T, D))
-
-
-def unit_rms(x: Tensor) -> Tensor:
-    """x scaled to a root mean square of 1 over its last axis."""
-    return F.rms_norm(x, x.shape[-1:], eps=1e-6)
 
 
 # ---- transformer.py -------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from flax import linen as nn
 from flax import struct
 
 from minigpt_jax.config import ModelConfig
-from minigpt_jax.models.layers import Dense, residual_init, rotate
+from minigpt_jax.models.layers import Dense, residual_init, rotate, unit_rms
 
 
 def causal_mask(num_positions: int, window: int | None = None) -> jax.Array:
@@ -51,13 +51,28 @@ CAUSAL = "causal"  # stands for the causal mask, where it need not be written ou
 BLOCK = 64  # positions
 
 
-def causal_attention(q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array) -> jax.Array:
-    """`scaled_dot_product_attention` with the causal mask, for about half the work, in memory that grows with T and not T².
+def suited_attention(config: ModelConfig, platform: str) -> str:
+    """The way in which `causal_attention` suits a platform: the one choice here that depends on the machine.
 
-    Positions go in blocks, and no block of queries looks at blocks of keys that lie after it; one block is the equation.
+    `blocks` on a CPU. `cudnn` on a GPU, within the limits of that library: 16 bits, and heads whose size is a multiple of 8
+    and at most 128. `whole` elsewhere: accelerators wait for the host at each turn of a loop whose length is not fixed.
+    """
+    if platform == "cpu":
+        return "blocks"
+    is_within_limits = config.dtype == "bfloat16" and config.head_size <= 128 and config.head_size % 8 == 0
+    return "cudnn" if platform == "gpu" and is_within_limits else "whole"
+
+
+def causal_attention(q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, way: str = "blocks") -> jax.Array:
+    """`scaled_dot_product_attention` with the causal mask, `whole`, or for about half the work, in memory that grows with T.
+
+    In `blocks` of positions, no block of queries looks at blocks of keys that lie after it; one block is the equation.
+    `cudnn` is NVIDIA's library, which does the same on its GPUs.
     """
     B, T, H, K = q_BTHK.shape
-    if T <= BLOCK:
+    if way == "cudnn":
+        return jax.nn.dot_product_attention(q_BTHK, k_BTHK, v_BTHK, is_causal=True, implementation="cudnn")
+    if way == "whole" or T <= BLOCK:
         return scaled_dot_product_attention(q_BTHK, k_BTHK, v_BTHK, causal_mask(T))
 
     def to_blocks(x_BTHK):  # what fills up the last block lies in the future of all
@@ -224,14 +239,15 @@ class MultiHeadAttention(nn.Module):
         k_BTGK = Dense(G * K, config, "key")(x_BTD).reshape(B, T, G, K)
         v_BTGK = Dense(G * K, config, "value")(x_BTD).reshape(B, T, G, K)
         if config.qk_norm:  # bounds the scores by √K, which keeps high learning rates stable (Henry et al. 2020)
-            q_BTHK, k_BTGK = unit_rms(q_BTHK), unit_rms(k_BTGK)
+            q_BTHK, k_BTGK = unit_rms(q_BTHK, 1e-6), unit_rms(k_BTGK, 1e-6)
         if config.positions == "rotary":
             q_BTHK, k_BTGK = rotate(q_BTHK, positions_BT), rotate(k_BTGK, positions_BT)
 
         if cache is None:
             k_BTHK, v_BTHK = jnp.repeat(k_BTGK, H // G, axis=2), jnp.repeat(v_BTGK, H // G, axis=2)
             if mask_BTS is CAUSAL:
-                o_BTHK = causal_attention(q_BTHK, k_BTHK, v_BTHK)
+                way = suited_attention(config, jax.default_backend())
+                o_BTHK = causal_attention(q_BTHK, k_BTHK, v_BTHK, way)
             else:
                 o_BTHK = scaled_dot_product_attention(q_BTHK, k_BTHK, v_BTHK, mask_BTS)
         else:
@@ -239,8 +255,3 @@ class MultiHeadAttention(nn.Module):
             o_BTHK = cache.attend(q_BTHK, cache.visible(positions_BT))
         y_BTD = Dense(D, config, "output", init=residual_init(config))(o_BTHK.reshape(B, T, H * K))
         return y_BTD, cache
-
-
-def unit_rms(x: jax.Array) -> jax.Array:
-    """x scaled to a root mean square of 1 over its last axis."""
-    return nn.RMSNorm(use_scale=False)(x)

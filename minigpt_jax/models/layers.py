@@ -1,5 +1,6 @@
 """The parts that blocks are made of: dense layers, norms, the feed-forward network, and the three ways to mark positions."""
 
+import functools
 import math
 
 import jax
@@ -62,15 +63,52 @@ def Dense(features: int, config: ModelConfig, name: str, init=None, bias: bool =
     )
 
 
-def Norm(config: ModelConfig, name: str) -> nn.Module:  # noqa: N802
-    """LayerNorm (Ba et al. 2016), or RMSNorm (Zhang & Sennrich 2019), which leaves the mean alone.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def unit_rms(x: jax.Array, epsilon: float) -> jax.Array:
+    """x / √(mean x² + ε) over the last axis, computed in float32, in the type of x.
+
+    With a gradient of its own, which needs the result and one number a row. What JAX derives keeps that number as often as
+    there are features, and Linen's norms are derived.
+    """
+    return unit_rms_forward(x, epsilon)[0]
+
+
+def unit_rms_forward(x, epsilon):
+    x_float = x.astype(jnp.float32)
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x_float), axis=-1, keepdims=True) + epsilon)
+    y = (x_float * inverse).astype(x.dtype)
+    return y, (y, inverse)
+
+
+def unit_rms_backward(epsilon, residuals, dy):
+    y, inverse = residuals
+    y_float, dy_float = y.astype(jnp.float32), dy.astype(jnp.float32)
+    dx = inverse * (dy_float - y_float * jnp.mean(dy_float * y_float, axis=-1, keepdims=True))
+    return (dx.astype(y.dtype),)
+
+
+unit_rms.defvjp(unit_rms_forward, unit_rms_backward)
+
+
+class Norm(nn.Module):
+    """LayerNorm (Ba et al. 2016), or RMSNorm (Zhang & Sennrich 2019), which leaves the mean alone; each feature then scaled.
 
     Epsilon 1e-5 as in GPT-2, Llama and PyTorch, where Linen's default is 1e-6; and the variance as the mean of squared
     deviations, where Linen's default is the less accurate E[x²] - E[x]².
     """
-    if config.norm == "rmsnorm":
-        return nn.RMSNorm(epsilon=1e-5, dtype=config.dtype, name=name)
-    return nn.LayerNorm(epsilon=1e-5, use_bias=config.bias, use_fast_variance=False, dtype=config.dtype, name=name)
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        config, shape = self.config, x_BTD.shape[-1:]
+        if config.norm == "layernorm":
+            x_BTD = x_BTD.astype(jnp.float32)
+            x_BTD -= jnp.mean(x_BTD, axis=-1, keepdims=True)
+        y_BTD = unit_rms(x_BTD, 1e-5) * self.param("scale", nn.initializers.ones, shape)[None, None]
+        if config.norm == "layernorm" and config.bias:
+            y_BTD += self.param("bias", nn.initializers.zeros, shape)[None, None]
+        return y_BTD.astype(config.dtype)
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -102,8 +140,8 @@ class FeedForward(nn.Module):
         h_BTF = Dense(config.ff_dim, config, "up")(x_BTD)
         if config.activation == "swiglu":
             h_BTF = jax.nn.silu(Dense(config.ff_dim, config, "gate")(x_BTD)) * h_BTF
-        else:
-            h_BTF = ACTIVATIONS[config.activation](h_BTF)
+        else:  # computed anew for its gradient, which saves memory and no time
+            h_BTF = jax.checkpoint(ACTIVATIONS[config.activation])(h_BTF)
         return Dense(config.embed_dim, config, "down", init=residual_init(config))(h_BTF)
 
 

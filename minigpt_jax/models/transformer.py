@@ -22,7 +22,7 @@ class Block(nn.Module):
         config = self.config
         attention = MultiHeadAttention(config, name="attention")
         feed_forward = FeedForward(config, name="feed_forward")
-        attention_norm, feed_forward_norm = Norm(config, "attention_norm"), Norm(config, "feed_forward_norm")
+        attention_norm, feed_forward_norm = Norm(config, name="attention_norm"), Norm(config, name="feed_forward_norm")
         dropout = nn.Dropout(config.dropout, deterministic=deterministic)
 
         if config.norm_placement == "pre":
@@ -99,5 +99,5 @@ class Transformer(nn.Module):
                 x_BTD, layer_cache = block(x_BTD, mask_BTS, positions_BT, layer_cache, deterministic)
             new_cache.append(layer_cache)
         if config.norm_placement == "pre":
-            x_BTD = Norm(config, "final_norm")(x_BTD)
+            x_BTD = Norm(config, name="final_norm")(x_BTD)
         return x_BTD, None if cache is None else tuple(new_cache)

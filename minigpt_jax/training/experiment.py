@@ -41,6 +41,11 @@ class Experiment:
     def root_key(self) -> jax.Array:
         return jax.random.key(self.config.training.seed)
 
+    def batch(self, step: int) -> batches.Batch:
+        """What the step trains on, by the number of the steps before it."""
+        settings, ids = self.config.training, self.splits["train"].ids
+        return batches.batch_at(ids, self.config.model.context_length, settings.batch_size, settings.seed, step)
+
     def new_state(self, params: Any = None) -> TrainState:
         """The state before the first step, with these parameters or freshly drawn ones.
 

@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from minigpt_jax import machine
 from minigpt_jax.config import SETTINGS, Config, differences
-from minigpt_jax.data import batches
 from minigpt_jax.errors import DataError, StoppedError, UsageError
 from minigpt_jax.generation.language_model import LanguageModel
-from minigpt_jax.runtime import noted_signals
+from minigpt_jax.models.attention import suited_attention
+from minigpt_jax.runtime import give_back_freed_memory, noted_signals
 from minigpt_jax.training import checkpoint
 from minigpt_jax.training.checkpoint import CheckpointInfo
 from minigpt_jax.training.experiment import Experiment, evaluate, measures, prepare
@@ -184,14 +184,11 @@ class Run:
         ):
             for step in range(start + 1, self.num_steps + 1):
                 began = time.perf_counter()
-                batch = batches.batch_at(
-                    experiment.splits["train"].ids,
-                    experiment.model.config.context_length,
-                    settings.batch_size,
-                    settings.seed,
-                    step - 1,
-                )
+                batch = experiment.batch(step - 1)
                 self.seconds_waiting += time.perf_counter() - began
+                if step == start + 1:
+                    compiled = train_step.lower(self.state, batch, experiment.root_key, **means).compile()
+                    give_back_freed_memory()
                 if trace:
                     trace.begin_or_end(step, self.state)
                 self.state, step_metrics = step_once(self.state, batch, experiment.root_key, **means)
@@ -215,7 +212,6 @@ class Run:
         self.conclude()
         self.report(compilations)
         if trace and trace.end(self.state):
-            compiled = train_step.lower(self.state, batch, experiment.root_key, **means).compile()
             trace.report(compiled.as_text())
 
     @property
@@ -330,12 +326,13 @@ class Run:
     def announce(self) -> None:
         data = self.experiment.config.data
         log.info(
-            "%s in %s%s: %.2f M parameters; %s, %.2f M training tokens%s; %d steps of %d tokens; on %s.",
+            "%s in %s%s: %.2f M parameters; %s, %.2f M training tokens%s; %d steps of %d tokens; on %s, attention: %s.",
             f"Resuming at step {self.info.step}" if self.info.step else "New run",
             self.workdir, f", begun from {self.settings.init_from}" if self.settings.init_from else "",
             sum(leaf.size for leaf in jax.tree.leaves(self.state.params)) / 1e6,
             data.dataset, len(self.experiment.splits["train"].ids) / 1e6, self.unknown_tokens("train"),
             self.num_steps, self.tokens_per_step, jax.devices()[0].device_kind,
+            suited_attention(self.experiment.config.model, jax.default_backend()),
         )  # fmt: skip
 
     def conclude(self) -> None:
