@@ -8,18 +8,13 @@ where something differs by more than its limit.
 """
 
 import importlib.util
-import statistics
-import time
 
-import jax
 from absl import flags
 
 from minigpt_jax import cli
-from minigpt_jax.config import load_preset
-from minigpt_jax.data import batches
+from minigpt_jax.config import Config, load_preset
 from minigpt_jax.errors import DataError, UsageError
-from minigpt_jax.training.experiment import Experiment, prepare
-from minigpt_jax.training.step import train_step
+from minigpt_jax.training.experiment import prepare
 
 CONFIG = flags.DEFINE_string("config", "shakespeare_char", "a preset in configs/, or the path of a .py file")
 cli.define_setting_flags()
@@ -34,13 +29,13 @@ def main() -> None:
 
     config = load_preset(CONFIG.value).override({"steps": 20} | cli.given_settings())
     experiment = prepare(config.override({"dropout": 0.0, "dtype": "float32", "grad_accumulation": 1}))
-    found = compare(experiment.config, [batch_of(experiment, step) for step in range(experiment.num_steps)])
+    found = compare(experiment.config, [experiment.batch(step) for step in range(experiment.num_steps)])
     print(f"{'':<58}{'absolute':>10}{'relative':>10}{'limit':>14}")
     for difference in found:
         limit = f"{difference.limit:.0e} {'rel.' if difference.is_relative else 'abs.'}"
         line = f"{difference.place:<58}{difference.absolute:10.1e}{difference.relative:10.1e}{limit:>14}"
         print(line + ("" if difference.is_within else "   DIFFERS"))
-    race(experiment)
+    race(experiment.config)
     if beyond := [difference for difference in found if not difference.is_within]:
         first = beyond[0]
         raise DataError(
@@ -49,42 +44,18 @@ def main() -> None:
     print(f"all {len(found)} comparisons are within their limits")
 
 
-def batch_of(experiment: Experiment, step: int) -> batches.Batch:
-    T, training = experiment.model.config.context_length, experiment.config.training
-    return batches.batch_at(experiment.splits["train"].ids, T, training.batch_size, training.seed, step)
-
-
-def race(experiment: Experiment) -> None:
+def race(config: Config) -> None:
     """Prints the tokens per second of both, taken in turn."""
-    from minigpt_jax.compare import torch_gpt
-    from minigpt_jax.compare.agreement import make_twin, to_tensors
+    from minigpt_jax.benchmarks import turns
+    from minigpt_jax.benchmarks.peers import TorchStep
+    from minigpt_jax.benchmarks.train import Step
 
-    batch, settings = batch_of(experiment, 0), experiment.config.training
-    state = experiment.new_state()
-    twin = make_twin(experiment.config, state.params)
-    twin_optimizer, twin_schedule = torch_gpt.make_optimizer(settings, twin, experiment.num_steps)
-    tensors = to_tensors(batch)
-
-    def ours() -> None:
-        nonlocal state
-        for _ in range(STEPS_PER_ROUND):
-            state, _ = train_step(state, batch, experiment.root_key, model=experiment.model, optimizer=experiment.optimizer)
-        jax.block_until_ready(state)
-
-    def theirs() -> None:
-        for _ in range(STEPS_PER_ROUND):
-            torch_gpt.train_step(twin, twin_optimizer, twin_schedule, *tensors, settings.grad_clip)
-
-    rates = {"JAX": [], "PyTorch": []}
-    for round in range(ROUNDS + 1):
-        for name, run in (("JAX", ours), ("PyTorch", theirs)):
-            began = time.perf_counter()
-            run()
-            if round:  # the first compiles
-                rates[name].append(STEPS_PER_ROUND * batch["inputs_BT"].size / (time.perf_counter() - began))
-    print("\ntokens/s, in turn    median      min      max")
-    for name, values in rates.items():
-        print(f"{name:<18}{statistics.median(values):9.0f}{min(values):9.0f}{max(values):9.0f}")
+    answers = turns.race((Step, TorchStep), (config, STEPS_PER_ROUND), ROUNDS)
+    num_tokens = config.training.batch_size * config.model.context_length
+    print(f"\n{'tokens/s, in turn':<20}median (least to most)")
+    for name, told in answers.items():
+        rates = [1000 * num_tokens / milliseconds for milliseconds in turns.milliseconds(told, STEPS_PER_ROUND)]
+        print(f"{name:<20}{turns.with_spread(rates)}")
 
 
 if __name__ == "__main__":

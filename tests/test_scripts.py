@@ -527,7 +527,7 @@ def test_the_twins_are_compared_in_a_table(trained, call):
     assert any(line.startswith("step 2: transformer.final_norm.weight") for line in lines)
     assert not any("DIFFERS" in line for line in lines)
     assert re.fullmatch(r"all \d+ comparisons are within their limits", lines[-1])
-    assert [line.split()[0] for line in lines[-3:-1]] == ["JAX", "PyTorch"]
+    assert [line.split()[0] for line in lines[-3:-1]] == ["minigpt_jax", "PyTorch"]
 
 
 def test_without_pytorch_it_is_said_what_to_install(trained, call, monkeypatch):

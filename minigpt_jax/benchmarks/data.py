@@ -1,0 +1,111 @@
+"""Tokenizing, and what training waits for its batches, also from a file larger than memory."""
+
+import itertools
+import os
+import statistics
+import sysconfig
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from minigpt_jax import machine
+from minigpt_jax.benchmarks.turns import in_own_process, with_spread
+from minigpt_jax.config import load_preset
+from minigpt_jax.data.batches import batch_at
+from minigpt_jax.data.texts import find_text, scan
+from minigpt_jax.data.tokenizers import KINDS, make_tokenizer
+from minigpt_jax.data.tokens import map_ids, tokenize
+from minigpt_jax.models.gpt import GPT
+from minigpt_jax.runtime import keep_freed_memory
+from minigpt_jax.training.optimizer import make_optimizer
+from minigpt_jax.training.step import init_state, train_step
+
+ROUNDS = 3
+NUM_STEPS = 200
+
+
+def write_sources(path: Path, megabytes: int) -> None:
+    """A text with many different words: the Python sources on this machine, from the beginning again if they are too few."""
+    left = megabytes * 1_000_000
+    sources = sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py"))
+    with path.open("w", encoding="utf-8") as file:
+        while left > 0:
+            for source in sources:
+                text = source.read_text(encoding="utf-8", errors="ignore").replace("\0", "")[: max(left, 0)]
+                left -= file.write(text)
+
+
+def time_passes(kind: str, path: Path) -> dict[str, float]:
+    """Seconds that each pass over a text takes, and the peak of memory."""
+    text, times = find_text(str(path)), [time.perf_counter()]
+    seen = scan(text)
+    times.append(time.perf_counter())
+    tokenizer = make_tokenizer(kind, (piece for _, piece in text.pieces()))
+    times.append(time.perf_counter())
+    with tempfile.TemporaryDirectory() as folder:
+        tokenize(text, seen, tokenizer, Path(folder))
+        times.append(time.perf_counter())
+    seconds = dict(zip(("reading", "learning", "tokenizing"), (b - a for a, b in itertools.pairwise(times)), strict=True))
+    return seconds | {"peak_mb": machine.peak_megabytes()}
+
+
+def feed(path: Path, rounds: int) -> dict[str, float]:
+    """Median seconds of a step of the default preset and of reading its batch from a token file, those of the first batch,
+    and the peak of memory."""
+    keep_freed_memory()
+    config = load_preset("shakespeare_char").override({"vocab_size": 65})
+    model, optimizer = GPT(config.model), make_optimizer(config.training, NUM_STEPS)
+    key = jax.random.key(0)
+    state = init_state(key, model=model, optimizer=optimizer)
+    tokens = map_ids(path, np.dtype("<u2"))
+    reading, training = [], []
+    for step in range(rounds * NUM_STEPS):
+        began = time.perf_counter()
+        batch = batch_at(tokens, config.model.context_length, config.training.batch_size, 0, step)
+        read = time.perf_counter()
+        state, _ = jax.block_until_ready(train_step(state, batch, key, model=model, optimizer=optimizer))
+        reading.append(read - began)
+        training.append(time.perf_counter() - read)
+    seconds = {name: statistics.median(values[1:]) for name, values in (("reading", reading), ("training", training))}
+    return seconds | {"first": reading[0], "peak_mb": machine.peak_megabytes()}
+
+
+def measure(rounds: int, megabytes: int) -> dict:
+    """Prints the rates of every tokenizer, then what a step waits for its batch; returns the figures."""
+    figures = {}
+    with tempfile.TemporaryDirectory() as folder:
+        text = Path(folder, "text.txt")
+        write_sources(text, megabytes)
+        size = text.stat().st_size / 1e6
+        runs = [{kind: in_own_process(time_passes, kind, text) for kind in KINDS} for _ in range(rounds)]
+    print(f"{size:.0f} MB of Python sources, MB/s: median (least to most)\n"
+          f"{'tokenizer':<12}{'reading':<26}{'learning':<26}{'tokenizing':<26}peak memory")  # fmt: skip
+    for kind in KINDS:
+        rates = {name: [size / run[kind][name] for run in runs] for name in ("reading", "learning", "tokenizing")}
+        peak = max(run[kind]["peak_mb"] for run in runs)
+        shown = {name: with_spread(values) for name, values in rates.items()}
+        if kind == "byte":  # has nothing to learn
+            shown["learning"] = "-"
+        print(f"{kind:<12}{''.join(f'{text:<26}' for text in shown.values())}{peak:8.0f} MB")
+        figures[kind] = {"megabytes_per_second": rates, "peak_mb": peak}
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    print("\ntoken file        first batch      a batch       a step     share   peak memory")
+    for name, num_bytes in (("10 MB", 10_000_000), (f"{2 * memory / 1e9:.0f} GB, sparse", 2 * memory)):
+        with tempfile.NamedTemporaryFile() as file:
+            file.truncate(num_bytes)
+            times = in_own_process(feed, Path(file.name), rounds)
+        share = times["reading"] / (times["reading"] + times["training"])
+        print(f"{name:<16}{times['first']:11.3f} s{1e3 * times['reading']:10.3f} ms{1e3 * times['training']:10.2f} ms"
+              f"{share:10.2%}{times['peak_mb']:11.0f} MB")  # fmt: skip
+        figures[f"feeding from {name}"] = times
+    return figures
+
+
+def draw(figures: dict, axes_of: Any) -> None:
+    from minigpt_jax.benchmarks.pictures import bars
+
+    bars(axes_of("Tokenizing, MB/s"), {kind: figures[kind]["megabytes_per_second"]["tokenizing"] for kind in KINDS})

@@ -1,0 +1,82 @@
+"""Decoding: this project's loop, the PyTorch twin that computes everything anew, and Hugging Face with its cache."""
+
+import statistics
+from typing import Any
+
+import jax
+import numpy as np
+
+from minigpt_jax import machine
+from minigpt_jax.benchmarks.peers import PROMPT_LENGTH, TOP_K, HuggingFace, TorchRecompute
+from minigpt_jax.benchmarks.turns import in_own_process, milliseconds, present, race, with_spread
+from minigpt_jax.config import ModelConfig
+from minigpt_jax.generation import sampler
+from minigpt_jax.generation.logits import processors
+from minigpt_jax.models.gpt import GPT, init_params
+from minigpt_jax.runtime import keep_freed_memory
+
+# The shape of GPT-2, so that all three compute the same.
+MODEL = ModelConfig(
+    num_layers=6, num_heads=8, embed_dim=256, ff_dim=1024, context_length=256, vocab_size=65, positions="learned",
+    norm="layernorm", activation="gelu", qk_norm=False, tie_embeddings=True, bias=True, init="gpt2",
+)  # fmt: skip
+ROUNDS = 7
+NUM_TOKENS = 200
+BATCH_SIZES = 1, 16
+
+
+class MiniGPT:
+    """This project's sampling loop."""
+
+    name, needs = "minigpt_jax", "jax"
+
+    def __init__(self, config: ModelConfig, batch_size: int, num_tokens: int):
+        keep_freed_memory()
+        model = GPT(config)
+        params = drawn_params(config)
+        prompts = [np.arange(PROMPT_LENGTH, dtype=np.int32)] * batch_size
+        keys = sampler.row_keys(jax.random.key(0), range(batch_size))
+        self.run = lambda: list(sampler.stream(params, prompts, num_tokens, keys, processors(top_k=TOP_K), model=model))
+
+
+def drawn_params(config: ModelConfig) -> Any:
+    return jax.jit(init_params, static_argnames="model")(jax.random.key(0), model=GPT(config))
+
+
+def bytes_per_step(config: ModelConfig, batch_size: int, num_positions: float) -> float:
+    """What a decoding step cannot do without reading: all weights once, and what the cache holds, in float32."""
+    params = jax.eval_shape(lambda: init_params(jax.random.key(0), GPT(config)))
+    cached = 2 * config.num_layers * batch_size * num_positions * config.kv_heads * config.head_size
+    return 4 * (sum(leaf.size for leaf in jax.tree.leaves(params)) + cached)
+
+
+def measure(rounds: int) -> dict:
+    """Prints a table for batches of 1 and 16, and returns the figures."""
+    contestants = present((MiniGPT, TorchRecompute, HuggingFace))
+    bandwidth = in_own_process(machine.copy_bandwidth)
+    print(f"{MODEL.num_layers} layers, {MODEL.embed_dim} wide, {NUM_TOKENS} tokens, top-k {TOP_K}, float32; "
+          f"copying goes at {bandwidth / 1e9:.0f} GB/s")  # fmt: skip
+    figures = {"copy_bandwidth": bandwidth}
+    for batch_size in BATCH_SIZES:
+        answers = race(contestants, (MODEL, batch_size, NUM_TOKENS), rounds)
+        print(f"\n{f'batch {batch_size}':<20}{'ms a step':<28}of ours   tokens/s   first run   peak memory")
+        ours = statistics.median(milliseconds(answers[MiniGPT.name], NUM_TOKENS))
+        for name, told in answers.items():
+            values = milliseconds(told, NUM_TOKENS)
+            median = statistics.median(values)
+            print(f"{name:<20}{with_spread(values):<28}{median / ours:7.1f}{1000 * batch_size / median:11.0f}"
+                  f"{told[0]['seconds']:10.1f} s{told[-1]['peak_mb']:11.0f} MB")  # fmt: skip
+        bound = 1000 * bytes_per_step(MODEL, batch_size, PROMPT_LENGTH + NUM_TOKENS / 2) / bandwidth
+        print(f"reading weights and cache alone would take {bound:.2f} ms: {bound / ours:.0%} of that bound is reached")
+        figures[f"batch_{batch_size}"] = {"answers": answers, "bound_ms": bound}
+    return figures
+
+
+def draw(figures: dict, axes_of: Any) -> None:
+    from minigpt_jax.benchmarks.pictures import bars
+
+    for batch_size in BATCH_SIZES:
+        found = figures[f"batch_{batch_size}"]
+        values = {name: milliseconds(told, NUM_TOKENS) for name, told in found["answers"].items()}
+        label = "reading weights and cache, at the bandwidth of a copy"
+        bars(axes_of(f"A decoding step, batch {batch_size}, ms"), values, found["bound_ms"], label)

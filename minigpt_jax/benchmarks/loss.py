@@ -1,0 +1,119 @@
+"""How long it takes to learn: our default preset and nanoGPT's setting, to the same validation loss on tiny Shakespeare."""
+
+import itertools
+from typing import Any
+
+import jax
+
+from minigpt_jax.benchmarks.turns import present, race
+from minigpt_jax.config import load_preset
+from minigpt_jax.data import batches
+from minigpt_jax.runtime import keep_freed_memory
+from minigpt_jax.training.experiment import Experiment, evaluate, prepare
+from minigpt_jax.training.step import train_step
+
+ROUNDS = 1
+TARGETS = 2.5, 2.0, 1.9, 1.88  # nats per character; the last is what nanoGPT states for this setting
+STEPS_PER_TURN = 50
+
+
+def prepared(preset: str, dataset: str) -> Experiment:
+    return prepare(load_preset(preset).override({"dataset": dataset}))
+
+
+class OurRun:
+    """Our default preset."""
+
+    name, needs, preset = "minigpt_jax, shakespeare_char", "jax", "shakespeare_char"
+
+    def __init__(self, dataset: str):
+        keep_freed_memory()
+        self.experiment = experiment = prepared(self.preset, dataset)
+        self.state, self.step = experiment.new_state(), 0
+
+    def run(self) -> None:
+        experiment = self.experiment
+        for _ in range(STEPS_PER_TURN):
+            batch = experiment.batch(self.step)
+            self.state, _ = train_step(
+                self.state, batch, experiment.root_key, model=experiment.model, optimizer=experiment.optimizer
+            )
+            self.step += 1
+        jax.block_until_ready(self.state)
+
+    def tell(self) -> dict[str, float]:
+        return {"val_loss": evaluate(self.experiment, self.state.params)}
+
+
+class TorchRun:
+    """nanoGPT's setting in the PyTorch twin."""
+
+    name, needs, preset = "PyTorch eager, nanogpt_cpu", "torch", "nanogpt_cpu"
+
+    def __init__(self, dataset: str):
+        import torch
+
+        from minigpt_jax.compare import torch_gpt
+
+        torch.manual_seed(0)
+        self.experiment, self.step = prepared(self.preset, dataset), 0
+        settings = self.experiment.config.training
+        self.model = torch_gpt.GPT(self.experiment.config.model)
+        optimizer, schedule = torch_gpt.make_optimizer(settings, self.model, self.experiment.num_steps)
+
+        def run():
+            for _ in range(STEPS_PER_TURN):
+                batch = self.experiment.batch(self.step)
+                inputs_BT, targets_BT = (torch.from_numpy(batch[name]).long() for name in ("inputs_BT", "targets_BT"))
+                torch_gpt.train_step(self.model, optimizer, schedule, inputs_BT, targets_BT, settings.grad_clip)
+                self.step += 1
+
+        self.run = run
+
+    def tell(self) -> dict[str, float]:
+        import torch
+        from torch.nn import functional as F  # noqa: N812
+
+        ids, T = self.experiment.splits["val"].ids, self.experiment.config.model.context_length
+        total = count = 0
+        with torch.no_grad():
+            for batch in batches.evaluation_batches(ids, T, 64):
+                logits = self.model(torch.from_numpy(batch["inputs_BT"]).long())[torch.from_numpy(batch["mask_BT"])]
+                targets = torch.from_numpy(batch["targets_BT"][batch["mask_BT"]]).long()
+                total, count = total + float(F.cross_entropy(logits, targets, reduction="sum")), count + len(targets)
+        return {"val_loss": total / count}
+
+
+def seconds_to(target: float, answers: list[dict]) -> float | None:
+    """Seconds of training until the loss was first at most the target, the first run with its compilation included."""
+    seconds = list(itertools.accumulate(answer["seconds"] for answer in answers))
+    reached = [spent for spent, answer in zip(seconds, answers, strict=True) if answer["val_loss"] <= target]
+    return reached[0] if reached else None
+
+
+def measure(rounds: int, dataset: str) -> dict:
+    """Prints a table of the seconds to each loss, and returns the figures."""
+    contestants = present((OurRun, TorchRun))
+    num_turns = prepared(OurRun.preset, dataset).num_steps // STEPS_PER_TURN
+    print(f"{dataset}, whole validation split, seconds of training to a loss of at most\n"
+          f"{'':<32}{''.join(f'{target:10.2f}' for target in TARGETS)}   all steps   last loss")  # fmt: skip
+    figures = {"races": []}
+    for _ in range(rounds):
+        answers = race(contestants, (dataset,), num_turns - 1)
+        for name, told in answers.items():
+            reached = [seconds_to(target, told) for target in TARGETS]
+            shown = "".join(f"{'never' if seconds is None else f'{seconds:.1f}':>10}" for seconds in reached)
+            print(f"{name:<32}{shown}{sum(answer['seconds'] for answer in told):12.1f}{told[-1]['val_loss']:12.4f}")
+        figures["races"].append(answers)
+    return figures
+
+
+def draw(figures: dict, axes_of: Any) -> None:
+    """Validation loss over seconds of training."""
+    axes = axes_of("Validation loss over seconds of training, nats per character")
+    for answers in figures["races"]:
+        for number, (name, told) in enumerate(answers.items()):
+            seconds = list(itertools.accumulate(answer["seconds"] for answer in told))
+            axes.plot(seconds, [answer["val_loss"] for answer in told], color=f"C{number}", label=name)
+    axes.axhline(TARGETS[-1], color="0.3", linestyle=":", label=f"{TARGETS[-1]}, which nanoGPT states")
+    axes.legend(frameon=False, fontsize=8)

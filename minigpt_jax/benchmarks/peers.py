@@ -1,0 +1,120 @@
+"""The others: what they train and decode with. Nothing here imports JAX, so that their memory is theirs alone."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from minigpt_jax.config import Config, ModelConfig
+
+PROMPT_LENGTH, TOP_K = 10, 40
+
+
+def use_gpu() -> Callable[[], None]:
+    """Makes PyTorch put what it creates on the GPU, if there is one; returns what waits for that."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return lambda: None
+    torch.set_default_device("cuda")
+    return torch.cuda.synchronize
+
+
+def random_batch(config: Config) -> dict[str, np.ndarray]:
+    shape = (config.training.batch_size, config.model.context_length + 1)
+    tokens = np.random.default_rng(0).integers(config.model.vocab_size, size=shape, dtype=np.int32)
+    return {"inputs_BT": tokens[:, :-1], "targets_BT": tokens[:, 1:], "mask_BT": np.ones_like(tokens[:, 1:], bool)}
+
+
+class TorchStep:
+    """The PyTorch twin's training step."""
+
+    name, needs = "PyTorch eager", "torch"
+
+    def __init__(self, config: Config, num_steps: int):
+        import torch
+
+        from minigpt_jax.compare import torch_gpt
+
+        wait = use_gpu()
+        model, batch = torch_gpt.GPT(config.model), random_batch(config)
+        optimizer, schedule = torch_gpt.make_optimizer(config.training, model, 1000)
+        inputs_BT, targets_BT = (torch.tensor(batch[name], dtype=torch.long) for name in ("inputs_BT", "targets_BT"))
+        called = self.prepare(model)
+
+        def run():
+            for _ in range(num_steps):
+                torch_gpt.train_step(called, optimizer, schedule, inputs_BT, targets_BT, config.training.grad_clip)
+            wait()
+
+        self.run = run
+
+    def prepare(self, model: Any) -> Any:
+        return model
+
+
+class TorchCompiledStep(TorchStep):
+    """The PyTorch twin's training step with its model compiled."""
+
+    name = "PyTorch compiled"
+
+    def prepare(self, model: Any) -> Any:
+        import torch
+
+        return torch.compile(model)
+
+
+class TorchRecompute:
+    """The PyTorch twin, which runs over the whole text anew for each token."""
+
+    name, needs = "PyTorch, all anew", "torch"
+
+    def __init__(self, config: ModelConfig, batch_size: int, num_tokens: int):
+        import torch
+
+        from minigpt_jax.compare import torch_gpt
+
+        wait = use_gpu()
+        model = torch_gpt.GPT(config).train(False)
+
+        @torch.no_grad()
+        def run():
+            tokens_BT = torch.arange(PROMPT_LENGTH).repeat(batch_size, 1)
+            for _ in range(num_tokens):
+                logits_BV = model(tokens_BT[:, -config.context_length :])[:, -1]
+                logits_BV[logits_BV < torch.topk(logits_BV, TOP_K).values[:, -1:]] = -torch.inf
+                next_B1 = torch.multinomial(torch.softmax(logits_BV, dim=-1), 1)
+                tokens_BT = torch.cat([tokens_BT, next_B1], dim=1)
+            wait()
+
+        self.run = run
+
+
+class HuggingFace:
+    """Hugging Face's GPT-2 and its `generate`, with its cache."""
+
+    name, needs = "Hugging Face, cache", "transformers"
+
+    def __init__(self, config: ModelConfig, batch_size: int, num_tokens: int):
+        import torch
+        import transformers
+
+        use_gpu()
+        transformers.logging.set_verbosity_error()
+        model = transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(
+                n_layer=config.num_layers, n_head=config.num_heads, n_embd=config.embed_dim,
+                n_positions=config.context_length, vocab_size=config.vocab_size, bos_token_id=None, eos_token_id=None,
+            )
+        ).train(False)  # fmt: skip
+        prompt = torch.arange(PROMPT_LENGTH).repeat(batch_size, 1)
+        self.run = functools.partial(
+            model.generate,
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=num_tokens,
+            do_sample=True,
+            top_k=TOP_K,
+            use_cache=True,
+        )

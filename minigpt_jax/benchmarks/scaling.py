@@ -1,0 +1,141 @@
+"""How time and memory grow: in training with width, depth, context and batch, in decoding with context, batch and length.
+
+Each point is measured in a process of its own. Beside it stands what would be ideal: the model's products at the machine's
+rate, or weights and cache at the bandwidth of a copy; and memory that grows as the first point does.
+"""
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+
+from minigpt_jax import machine
+from minigpt_jax.benchmarks.generate import MiniGPT, bytes_per_step
+from minigpt_jax.benchmarks.peers import random_batch
+from minigpt_jax.benchmarks.turns import in_own_process
+from minigpt_jax.config import Config, ModelConfig, TrainingConfig
+from minigpt_jax.models.gpt import GPT
+from minigpt_jax.runtime import keep_freed_memory
+from minigpt_jax.training.optimizer import make_optimizer
+from minigpt_jax.training.report import flops_per_token
+from minigpt_jax.training.step import init_state, train_step
+
+BASE = Config(model=ModelConfig(vocab_size=65), training=TrainingConfig(batch_size=12))  # 4 × 128, context 64
+ROUNDS = 1
+SECONDS = 2.0  # of steps at a point, and at least three
+
+
+def train_config(name: str, value: int) -> Config:
+    """The base, with one of its sizes changed. Feed-forward networks grow with the width, heads stay 32 wide."""
+    if name == "width":
+        changes = {"embed_dim": value, "ff_dim": 4 * value, "num_heads": value // 32}
+    elif name in ("context", "context, --remat"):  # as many tokens in a batch
+        tokens = {"context_length": value, "batch_size": max(1, 2048 // value)}
+        changes = tokens | {"remat": name != "context"}
+    else:
+        changes = {{"depth": "num_layers", "batch": "batch_size"}[name]: value}
+    return BASE.override(changes)
+
+
+TRAINING = {
+    "width": (64, 128, 256, 512),
+    "depth": (1, 2, 4, 8, 16),
+    "context": (64, 128, 256, 512, 1024, 2048),
+    "context, --remat": (64, 128, 256, 512, 1024, 2048),
+    "batch": (1, 4, 16, 64),
+}
+DECODING = {"context": (64, 256, 1024, 2048), "batch": (1, 4, 16, 64), "length": (256, 1024, 4096)}
+
+
+def train_point(config: Config) -> dict[str, float]:
+    """Seconds of a step, and its memory in MB: what the compiler plans for it, parameters and optimizer included."""
+    keep_freed_memory()
+    model, optimizer = GPT(config.model), make_optimizer(config.training, 1000)
+    batch, key = random_batch(config), jax.random.key(0)
+    state = init_state(key, model=model, optimizer=optimizer)
+    step = train_step.lower(state, batch, key, model=model, optimizer=optimizer).compile()
+    planned = step.memory_analysis()
+    seconds = []
+    while sum(seconds) < SECONDS or len(seconds) < 4:
+        began = time.perf_counter()
+        state, _ = jax.block_until_ready(step(state, batch, key))
+        seconds.append(time.perf_counter() - began)
+    return {
+        "seconds": sorted(seconds[1:])[len(seconds[1:]) // 2],
+        "megabytes": (planned.argument_size_in_bytes + planned.temp_size_in_bytes) / 1e6,
+        "flops": flops_per_token(config.model) * batch["inputs_BT"].size,
+    }
+
+
+def decode_point(name: str, value: int) -> dict[str, float]:
+    """Seconds of a decoding step, and the peak of the process's memory in MB."""
+    model = dataclasses.replace(BASE.model, context_length=value if name == "context" else 256)
+    batch_size, num_tokens = value if name == "batch" else 1, value if name == "length" else model.context_length
+    runner = MiniGPT(model, batch_size, num_tokens)
+    seconds = machine.best_seconds(runner.run, times=3)
+    positions = min(num_tokens / 2, model.context_length)
+    return {
+        "seconds": seconds / num_tokens,
+        "megabytes": machine.peak_megabytes(),
+        "bytes": bytes_per_step(model, batch_size, positions),
+    }
+
+
+def measure(rounds: int) -> dict:
+    """Prints a table for each size that grows, and returns the figures: medians over `rounds` processes for each point."""
+    rate, bandwidth = in_own_process(machine.product_rate), in_own_process(machine.copy_bandwidth)
+    print(f"A training step of 4 layers, 128 wide, context 64, batch 12, where one of these is changed; along the context, "
+          f"batches of 2048 tokens.\nIdeal: the model's products at {rate / 1e9:.0f} GFLOP/s, "
+          f"weights and cache at {bandwidth / 1e9:.0f} GB/s.")  # fmt: skip
+    figures = {"product_rate": rate, "copy_bandwidth": bandwidth, "training": {}, "decoding": {}}
+    for kind, sizes in (("training", TRAINING), ("decoding", DECODING)):
+        for name, values in sizes.items():
+            print(f"\n{kind}: {name:<20}{'ms':>10}{'ideal ms':>12}{'MB':>10}")
+            points = []
+            for value in values:
+                point = middle([measure_point(kind, name, value) for _ in range(rounds)])
+                point["ideal"] = point["flops"] / rate if kind == "training" else point["bytes"] / bandwidth
+                points.append({"value": value} | point)
+                print(f"{value:<30}{1000 * point['seconds']:10.2f}{1000 * point['ideal']:12.2f}{point['megabytes']:10.0f}")
+            figures[kind][name] = points
+    return figures
+
+
+def measure_point(kind: str, name: str, value: int) -> dict[str, float]:
+    if kind == "training":
+        return in_own_process(train_point, train_config(name, value))
+    return in_own_process(decode_point, name, value)
+
+
+def middle(points: list[dict[str, float]]) -> dict[str, float]:
+    """Of several measurements of a point the one with the median of seconds."""
+    return sorted(points, key=lambda point: point["seconds"])[len(points) // 2]
+
+
+def ideal_megabytes(kind: str, name: str, points: list[dict[str, float]]) -> list[float]:
+    """Memory that grows from the first point as what must be kept: activations in proportion, a cache by its size."""
+    first = points[0]
+    if kind == "decoding":
+        grown = [point["bytes"] - first["bytes"] if name != "length" else 0 for point in points]
+        return [first["megabytes"] + more / 1e6 for more in grown]
+    return [first["megabytes"] * (1 if name.startswith("context") else point["value"] / first["value"]) for point in points]
+
+
+def draw(figures: dict, axes_of: Any) -> None:
+    """A panel of time and one of memory for each size that grows, with the ideal dotted beside."""
+    for kind in ("training", "decoding"):
+        for name, points in figures[kind].items():
+            size, _, variant = name.partition(", ")
+            values = [point["value"] for point in points]
+            panels = {
+                "ms a step": ([1000 * point["seconds"] for point in points], [1000 * point["ideal"] for point in points]),
+                "MB": ([point["megabytes"] for point in points], ideal_megabytes(kind, name, points)),
+            }
+            for unit, (measured, ideal) in panels.items():
+                axes = axes_of(f"{kind.capitalize()} over {size}: {unit}")
+                axes.loglog(values, measured, "o-", label=variant or "measured")
+                axes.loglog(values, ideal, ":", color="0.3", label="" if variant else "ideal")
+                axes.set_xticks(values, [str(value) for value in values])
+                axes.minorticks_off()
+                axes.legend(frameon=False, fontsize=8)

@@ -1,0 +1,96 @@
+"""A training step: this project's, the step as Flax alone has it, and the PyTorch twin's, eager and compiled."""
+
+import statistics
+from typing import Any
+
+import jax
+
+from minigpt_jax import machine
+from minigpt_jax.benchmarks.peers import TorchCompiledStep, TorchStep, random_batch
+from minigpt_jax.benchmarks.turns import in_own_process, milliseconds, present, race, with_spread
+from minigpt_jax.config import Config, load_preset
+from minigpt_jax.models import attention, layers
+from minigpt_jax.models.gpt import GPT
+from minigpt_jax.runtime import give_back_freed_memory, keep_freed_memory
+from minigpt_jax.training.optimizer import make_optimizer
+from minigpt_jax.training.report import flops_per_token
+from minigpt_jax.training.step import init_state, train_step
+
+ROUNDS = 7
+VOCAB_SIZE = 65  # characters of tiny Shakespeare
+SETTINGS = {"nanogpt_cpu": (12, 20), "mini_gpt": (8, 2)}  # preset: sequences in a batch, steps in a run
+
+
+class Step:
+    """This project's training step."""
+
+    name, needs = "minigpt_jax", "jax"
+
+    def __init__(self, config: Config, num_steps: int):
+        self.choose_means()
+        model, optimizer = GPT(config.model), make_optimizer(config.training, 1000)
+        batch, key = random_batch(config), jax.random.key(0)
+        state = init_state(key, model=model, optimizer=optimizer)
+        train_step.lower(state, batch, key, model=model, optimizer=optimizer).compile()
+        give_back_freed_memory()
+
+        def run():
+            nonlocal state
+            for _ in range(num_steps):
+                state, _ = train_step(state, batch, key, model=model, optimizer=optimizer)
+            jax.block_until_ready(state)
+
+        self.run = run
+
+    def choose_means(self) -> None:
+        keep_freed_memory()
+
+
+class PlainStep(Step):
+    """The same without what makes it fast: memory goes back to the system, gradients of dense layers are JAX's own, and
+    attention computes the scores of the future too."""
+
+    name = "plain Linen step"
+
+    def choose_means(self) -> None:
+        layers.matmul = lambda x, kernel_DF: x @ kernel_DF
+        attention.suited_attention = lambda config, platform: "whole"
+
+
+def measure(rounds: int) -> dict:
+    """Prints the machine's limits and a table for each preset, and returns the figures."""
+    contestants = present((Step, PlainStep, TorchStep, TorchCompiledStep))
+    rate, bandwidth = in_own_process(machine.product_rate), in_own_process(machine.copy_bandwidth)
+    print(f"float32, no dropout; a product of two 2048 × 2048 matrices goes at {rate / 1e9:.0f} GFLOP/s, "
+          f"copying at {bandwidth / 1e9:.0f} GB/s")  # fmt: skip
+    figures = {"product_rate": rate, "copy_bandwidth": bandwidth}
+    for preset, (batch_size, num_steps) in SETTINGS.items():
+        changes = {"vocab_size": VOCAB_SIZE, "batch_size": batch_size, "dropout": 0.0}
+        config = load_preset(preset).override(changes)
+        model, num_tokens = config.model, batch_size * config.model.context_length
+        shape = (num_tokens, model.embed_dim, model.ff_dim)
+        shaped_rate = in_own_process(machine.product_rate, *shape)
+        answers = race(contestants, (config, num_steps), rounds)
+        print(f"\n{preset}, {batch_size} sequences of {model.context_length}; "
+              f"its product of {shape[0]} × {shape[1]} by {shape[1]} × {shape[2]} goes at {shaped_rate / 1e9:.0f} GFLOP/s\n"
+              f"{'':<20}{'ms a step':<28}of ours   tokens/s   of the rate   first run   peak memory")  # fmt: skip
+        flops = num_tokens * flops_per_token(model)
+        ours = statistics.median(milliseconds(answers[Step.name], num_steps))
+        for name, told in answers.items():
+            values = milliseconds(told, num_steps)
+            median = statistics.median(values)
+            share = 1000 * flops / median / rate
+            print(f"{name:<20}{with_spread(values):<28}{median / ours:7.2f}{1000 * num_tokens / median:11.0f}{share:14.0%}"
+                  f"{told[0]['seconds']:10.1f} s{told[-1]['peak_mb']:11.0f} MB")  # fmt: skip
+        figures[preset] = {"answers": answers, "flops_per_step": flops, "num_steps": num_steps, "shaped_rate": shaped_rate}
+    return figures
+
+
+def draw(figures: dict, axes_of: Any) -> None:
+    from minigpt_jax.benchmarks.pictures import bars
+
+    for preset in SETTINGS:
+        found = figures[preset]
+        values = {name: milliseconds(told, found["num_steps"]) for name, told in found["answers"].items()}
+        bound = 1000 * found["flops_per_step"] / figures["product_rate"]
+        bars(axes_of(f"A training step of {preset}, ms"), values, bound, "its products alone, at the machine's rate")

@@ -1,0 +1,81 @@
+"""Taking turns: each contestant in a process of its own, asked A B C A B C …, so that all meet the same weather.
+
+A machine gets slower and faster as its other guests come and go. What is compared are therefore medians of runs that
+alternate; the spread is given beside. A contestant is a class with a `name`, the module that it `needs`, and `run()`.
+"""
+
+import importlib.util
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+from minigpt_jax import machine
+from minigpt_jax.runtime import keep_freed_memory
+
+
+def serve(contestant: type, setup: Any, connection) -> None:
+    """A contestant's process: gets ready, then runs once for each request and answers with what that took.
+
+    What the contestant can `tell()` of itself after a run is not timed, and goes with the answer.
+    """
+    began = time.perf_counter()
+    runner = contestant(*setup)
+    while True:
+        run_began = time.perf_counter()
+        runner.run()
+        now = time.perf_counter()
+        answer = {"seconds": now - run_began, "since_start": now - began, "peak_mb": machine.peak_megabytes()}
+        connection.send(answer | (runner.tell() if hasattr(runner, "tell") else {}))
+        if not connection.recv():
+            return
+
+
+def present(contestants: Sequence[type]) -> list[type]:
+    """Those of them whose packages are installed; says which are left out."""
+    for contestant in contestants:
+        if not importlib.util.find_spec(contestant.needs):
+            print(f"{contestant.name} is left out: {contestant.needs} is not installed")
+    return [contestant for contestant in contestants if importlib.util.find_spec(contestant.needs)]
+
+
+def race(contestants: Sequence[type], setup: tuple, rounds: int) -> dict[str, list[dict]]:
+    """By name, what each contestant answers to its runs, which are taken in turn. All are made with the same `setup`.
+
+    The first run, which compiles what there is to compile, comes before the `rounds`, of each contestant on its own.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    lanes, answers = [], {}
+    for contestant in contestants:
+        here, there = spawn.Pipe()
+        process = spawn.Process(target=serve, args=(contestant, setup, there), daemon=True)
+        process.start()
+        there.close()  # so that a contestant that dies ends the wait for it
+        answers[contestant.name] = [here.recv()]
+        lanes.append((contestant.name, here, process))
+    for _ in range(rounds):
+        for name, here, _ in lanes:
+            here.send(True)
+            answers[name].append(here.recv())
+    for _, here, process in lanes:
+        here.send(False)
+        process.join()
+    return answers
+
+
+def in_own_process(function: Callable, *arguments) -> Any:
+    """What the function returns in a process that has done nothing else."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=keep_freed_memory) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def milliseconds(answers: list[dict], parts: int) -> list[float]:
+    """Of one of so many equal parts of each run, without the first run."""
+    return [1000 * answer["seconds"] / parts for answer in answers[1:]]
+
+
+def with_spread(values: Sequence[float]) -> str:
+    """Median, least and largest."""
+    return f"{statistics.median(values):.4g} ({min(values):.4g} to {max(values):.4g})"

@@ -1,0 +1,155 @@
+"""What benchmarks compare: turns that alternate, limits that are counted right, figures that are drawn."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from minigpt_jax.benchmarks import generate, loss, scaling, train, turns
+from minigpt_jax.config import ModelConfig
+from minigpt_jax.models.gpt import GPT, init_params
+
+
+class Toy:
+    """Writes its name and its letter into a file at each turn, and takes a while for the first one."""
+
+    needs, letter = "json", "a"
+
+    def __init__(self, path: Path):
+        self.path, self.num_runs = path, 0
+
+    def run(self):
+        with self.path.open("a") as file:
+            file.write(self.letter)
+        self.num_runs += 1
+
+    def tell(self):
+        return {"runs": self.num_runs}
+
+
+class FirstToy(Toy):
+    name = "first"
+
+
+class SecondToy(Toy):
+    name, letter = "second", "b"
+
+
+class MissingToy(Toy):
+    name, needs = "third", "no_such_package"
+
+
+def test_turns_alternate_and_every_answer_is_kept(tmp_path):
+    path = tmp_path / "turns"
+    answers = turns.race((FirstToy, SecondToy), (path,), rounds=3)
+    assert path.read_text() == "ab" + "ababab"
+    for told in answers.values():
+        assert [answer["runs"] for answer in told] == [1, 2, 3, 4]
+        assert all(answer["seconds"] > 0 and answer["peak_mb"] > 1 for answer in told)
+    assert list(answers) == ["first", "second"]
+
+
+def test_who_is_not_installed_is_left_out(capsys):
+    assert turns.present((FirstToy, MissingToy)) == [FirstToy]
+    assert capsys.readouterr().out == "third is left out: no_such_package is not installed\n"
+
+
+def test_the_first_run_does_not_count():
+    answers = [{"seconds": seconds} for seconds in (99, 4, 2, 8)]
+    assert turns.milliseconds(answers, parts=2) == [2000, 1000, 4000]
+    assert turns.with_spread(turns.milliseconds(answers, parts=2)) == "2000 (1000 to 4000)"
+
+
+@pytest.mark.parametrize("module", ["benchmarks.peers", "benchmarks.turns", "compare.torch_gpt"])
+def test_processes_of_the_peers_have_no_jax_in_their_memory(module):
+    if module == "compare.torch_gpt":
+        pytest.importorskip("torch")
+    program = f"import sys, minigpt_jax.{module}; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def test_bytes_of_a_decoding_step_are_weights_and_what_the_cache_holds():
+    config = ModelConfig(num_layers=3, num_heads=4, num_kv_heads=2, embed_dim=16, ff_dim=32, vocab_size=11, context_length=8)
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(init_params(jax.random.key(0), GPT(config))))
+    keys_and_values = 2 * 3 * 5 * 7 * 2 * 4  # 3 layers, 5 rows, 7 positions, 2 heads of 4
+    assert generate.bytes_per_step(config, batch_size=5, num_positions=7) == weights + 4 * keys_and_values
+
+
+def test_seconds_to_a_loss_count_the_first_run_and_end_when_it_is_reached_first():
+    answers = [{"seconds": 5, "val_loss": 3.0}, {"seconds": 1, "val_loss": 1.9}, {"seconds": 1, "val_loss": 2.1}]
+    assert loss.seconds_to(3.0, answers) == 5
+    assert loss.seconds_to(2.0, answers) == 6
+    assert loss.seconds_to(1.8, answers) is None
+
+
+@pytest.mark.parametrize("name", scaling.TRAINING)
+def test_points_of_growth_change_one_size_alone(name):
+    def sizes(config):
+        model = config.model
+        return {
+            "width": (model.embed_dim, model.ff_dim / 4, 32 * model.num_heads),
+            "depth": (model.num_layers,),
+            "context": (model.context_length,),
+            "batch": (config.training.batch_size,),
+        }
+
+    base = sizes(scaling.BASE)
+    for value in scaling.TRAINING[name]:
+        config = scaling.train_config(name, value)
+        changed = name.split(",")[0]
+        assert set(sizes(config).pop(changed)) == {value}
+        others = {other for other, size in sizes(config).items() if size != base[other]} - {changed}
+        assert others <= ({"batch"} if changed == "context" else set())
+        assert config.model.remat == ("remat" in name)
+        if changed == "context":
+            assert config.model.context_length * config.training.batch_size == 2048
+
+
+def test_ideal_memory_grows_with_what_must_be_kept():
+    points = [{"value": 64, "megabytes": 10, "bytes": 1e6}, {"value": 256, "megabytes": 99, "bytes": 5e6}]
+    assert scaling.ideal_megabytes("training", "depth", points) == [10, 40]
+    assert scaling.ideal_megabytes("training", "context, --remat", points) == [10, 10]
+    assert scaling.ideal_megabytes("decoding", "batch", points) == [10, 14]
+    assert scaling.ideal_megabytes("decoding", "length", points) == [10, 10]
+
+
+def test_a_point_of_growth_is_measured(monkeypatch):
+    monkeypatch.setattr(scaling, "SECONDS", 0.0)
+    config = scaling.train_config("width", 64)
+    point = scaling.train_point(config)
+    params = jax.eval_shape(lambda: init_params(jax.random.key(0), GPT(config.model)))
+    state_megabytes = 3 * 4 * sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6  # with both of AdamW's moments
+    assert state_megabytes < point["megabytes"] < 20 * state_megabytes
+    assert point["seconds"] > 0
+
+
+def test_figures_are_drawn_a_panel_for_each_title():
+    pytest.importorskip("matplotlib")
+    from minigpt_jax.benchmarks.pictures import draw
+
+    answers = {"ours": [{"seconds": 9.0}, {"seconds": 1.0}, {"seconds": 3.0}], "theirs": [{"seconds": 1.0}] * 3}
+    points = [{"value": value, "seconds": 1.0, "ideal": 0.5, "megabytes": 3.0, "bytes": 1.0} for value in (1, 2)]
+    figures = {
+        "train": {preset: {"answers": answers, "num_steps": 2, "flops_per_step": 1.0} for preset in train.SETTINGS}
+        | {"product_rate": 10.0},
+        "generate": {f"batch_{size}": {"answers": answers, "bound_ms": 0.1} for size in generate.BATCH_SIZES},
+        "loss": {"races": [{"ours": [{"seconds": 1.0, "val_loss": 2.0}, {"seconds": 1.0, "val_loss": 1.5}]}]},
+        "data": {kind: {"megabytes_per_second": {"tokenizing": [1.0]}} for kind in ("char", "byte", "word", "bpe")},
+        "startup": {"debug": {"first": [{"first_step": 4.0}], "later": [{"first_step": 2.0}]}},
+        "scaling": {
+            "training": {"context": points, "context, --remat": points},
+            "decoding": {"batch": points},
+        },
+    }
+    figure = draw(figures)
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert len(titles) == len(set(titles)) == 2 + 2 + 1 + 1 + 1 + 4
+    [steps] = [axes for axes in figure.axes if axes.get_title(loc="left") == "A training step of mini_gpt, ms"]
+    assert [bar.get_width() for bar in steps.patches] == [1000.0, 500.0]
+    [over_context] = [axes for axes in figure.axes if axes.get_title(loc="left") == "Training over context: ms a step"]
+    assert [text.get_text() for text in over_context.get_legend().get_texts()] == ["measured", "ideal", "--remat"]
+    places = {axes.get_subplotspec().num1 for axes in figure.axes}
+    assert len(places) == len(figure.axes) <= 4 * math.ceil(len(figure.axes) / 4)
