@@ -109,9 +109,12 @@ def test_points_of_growth_change_one_size_alone(name):
 
 
 def test_ideal_memory_grows_with_what_must_be_kept():
-    points = [{"value": 64, "megabytes": 10, "bytes": 1e6}, {"value": 256, "megabytes": 99, "bytes": 5e6}]
-    assert scaling.ideal_megabytes("training", "depth", points) == [10, 40]
-    assert scaling.ideal_megabytes("training", "context, --remat", points) == [10, 10]
+    points = [
+        {"value": 64, "megabytes": 10, "state_megabytes": 2, "bytes": 1e6},
+        {"value": 256, "megabytes": 99, "state_megabytes": 3, "bytes": 5e6},
+    ]
+    assert scaling.ideal_megabytes("training", "depth", points) == [10, 3 + 4 * 8]
+    assert scaling.ideal_megabytes("training", "context, --remat", points) == [10, 3 + 8]
     assert scaling.ideal_megabytes("decoding", "batch", points) == [10, 14]
     assert scaling.ideal_megabytes("decoding", "length", points) == [10, 10]
 
@@ -131,7 +134,10 @@ def test_figures_are_drawn_a_panel_for_each_title():
     from minigpt_jax.benchmarks.pictures import draw
 
     answers = {"ours": [{"seconds": 9.0}, {"seconds": 1.0}, {"seconds": 3.0}], "theirs": [{"seconds": 1.0}] * 3}
-    points = [{"value": value, "seconds": 1.0, "ideal": 0.5, "megabytes": 3.0, "bytes": 1.0} for value in (1, 2)]
+    points = [
+        {"value": value, "seconds": 1.0, "ideal": 0.5, "megabytes": 3.0, "state_megabytes": 1.0, "bytes": 1.0}
+        for value in (1, 2)
+    ]
     figures = {
         "train": {preset: {"answers": answers, "num_steps": 2, "flops_per_step": 1.0} for preset in train.SETTINGS}
         | {"product_rate": 10.0},

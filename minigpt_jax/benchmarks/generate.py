@@ -59,13 +59,13 @@ def measure(rounds: int) -> dict:
     figures = {"copy_bandwidth": bandwidth}
     for batch_size in BATCH_SIZES:
         answers = race(contestants, (MODEL, batch_size, NUM_TOKENS), rounds)
-        print(f"\n{f'batch {batch_size}':<20}{'ms a step':<28}of ours   tokens/s   first run   peak memory")
+        print(f"\n{f'batch {batch_size}':<20}{'ms a step':<28}of ours   tokens/s       start   peak memory")
         ours = statistics.median(milliseconds(answers[MiniGPT.name], NUM_TOKENS))
         for name, told in answers.items():
             values = milliseconds(told, NUM_TOKENS)
             median = statistics.median(values)
             print(f"{name:<20}{with_spread(values):<28}{median / ours:7.1f}{1000 * batch_size / median:11.0f}"
-                  f"{told[0]['seconds']:10.1f} s{told[-1]['peak_mb']:11.0f} MB")  # fmt: skip
+                  f"{told[0]['since_start']:10.1f} s{told[-1]['peak_mb']:11.0f} MB")  # fmt: skip
         bound = 1000 * bytes_per_step(MODEL, batch_size, PROMPT_LENGTH + NUM_TOKENS / 2) / bandwidth
         print(f"reading weights and cache alone would take {bound:.2f} ms: {bound / ours:.0%} of that bound is reached")
         figures[f"batch_{batch_size}"] = {"answers": answers, "bound_ms": bound}

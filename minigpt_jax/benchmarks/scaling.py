@@ -64,6 +64,7 @@ def train_point(config: Config) -> dict[str, float]:
     return {
         "seconds": sorted(seconds[1:])[len(seconds[1:]) // 2],
         "megabytes": (planned.argument_size_in_bytes + planned.temp_size_in_bytes) / 1e6,
+        "state_megabytes": planned.argument_size_in_bytes / 1e6,
         "flops": flops_per_token(config.model) * batch["inputs_BT"].size,
     }
 
@@ -114,16 +115,21 @@ def middle(points: list[dict[str, float]]) -> dict[str, float]:
 
 
 def ideal_megabytes(kind: str, name: str, points: list[dict[str, float]]) -> list[float]:
-    """Memory that grows from the first point as what must be kept: activations in proportion, a cache by its size."""
+    """Memory that grows from the first point as what must be kept: the state as it is, activations in proportion to the size
+    (along the context the tokens are as many), a cache by its bytes."""
     first = points[0]
     if kind == "decoding":
         grown = [point["bytes"] - first["bytes"] if name != "length" else 0 for point in points]
         return [first["megabytes"] + more / 1e6 for more in grown]
-    return [first["megabytes"] * (1 if name.startswith("context") else point["value"] / first["value"]) for point in points]
+    activations = first["megabytes"] - first["state_megabytes"]
+    ratios = [1 if name.startswith("context") else point["value"] / first["value"] for point in points]
+    return [point["state_megabytes"] + activations * ratio for point, ratio in zip(points, ratios, strict=True)]
 
 
 def draw(figures: dict, axes_of: Any) -> None:
     """A panel of time and one of memory for each size that grows, with the ideal dotted beside."""
+    from matplotlib.ticker import LogLocator
+
     for kind in ("training", "decoding"):
         for name, points in figures[kind].items():
             size, _, variant = name.partition(", ")
@@ -134,8 +140,16 @@ def draw(figures: dict, axes_of: Any) -> None:
             }
             for unit, (measured, ideal) in panels.items():
                 axes = axes_of(f"{kind.capitalize()} over {size}: {unit}")
-                axes.loglog(values, measured, "o-", label=variant or "measured")
-                axes.loglog(values, ideal, ":", color="0.3", label="" if variant else "ideal")
+                axes.plot(values, measured, "o-", label=variant or "measured")
+                axes.plot(values, ideal, ":", color="0.3", label="" if variant else "ideal")
+                axes.set_xscale("log")
                 axes.set_xticks(values, [str(value) for value in values])
-                axes.minorticks_off()
+                axes.set_xticks([], minor=True)
+                if unit == "MB":
+                    axes.set_ylim(0, max(axes.get_ylim()[1], 1.1 * max(measured + ideal)))
+                else:
+                    axes.set_yscale("log")
+                    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                    axes.yaxis.set_major_formatter("{x:g}")
+                    axes.set_yticks([], minor=True)
                 axes.legend(frameon=False, fontsize=8)

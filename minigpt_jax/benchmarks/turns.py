@@ -16,18 +16,18 @@ from minigpt_jax import machine
 from minigpt_jax.runtime import keep_freed_memory
 
 
-def serve(contestant: type, setup: Any, connection) -> None:
+def serve(contestant: type, setup: Any, began: float, connection) -> None:
     """A contestant's process: gets ready, then runs once for each request and answers with what that took.
 
-    What the contestant can `tell()` of itself after a run is not timed, and goes with the answer.
+    `since_start` of the first answer is what it took to import, to compile and to run once. What the contestant can `tell()`
+    of itself after a run is not timed, and goes with the answer.
     """
-    began = time.perf_counter()
     runner = contestant(*setup)
     while True:
         run_began = time.perf_counter()
         runner.run()
         now = time.perf_counter()
-        answer = {"seconds": now - run_began, "since_start": now - began, "peak_mb": machine.peak_megabytes()}
+        answer = {"seconds": now - run_began, "since_start": time.time() - began, "peak_mb": machine.peak_megabytes()}
         connection.send(answer | (runner.tell() if hasattr(runner, "tell") else {}))
         if not connection.recv():
             return
@@ -50,7 +50,7 @@ def race(contestants: Sequence[type], setup: tuple, rounds: int) -> dict[str, li
     lanes, answers = [], {}
     for contestant in contestants:
         here, there = spawn.Pipe()
-        process = spawn.Process(target=serve, args=(contestant, setup, there), daemon=True)
+        process = spawn.Process(target=serve, args=(contestant, setup, time.time(), there), daemon=True)
         process.start()
         there.close()  # so that a contestant that dies ends the wait for it
         answers[contestant.name] = [here.recv()]
