@@ -3,6 +3,8 @@
 JAX is imported where it is needed, so that the memory of processes without it can be measured as well.
 """
 
+import contextlib
+import resource
 import sys
 import time
 from collections.abc import Callable
@@ -40,12 +42,10 @@ def copy_bandwidth() -> float:
 
 def peak_megabytes() -> float:
     """The most memory that this process has held."""
-    status = Path("/proc/self/status")
-    if status.exists():  # `getrusage` would count what the parent held when it started this process
-        [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM")]
-        return int(line.split()[1]) * 1024 / 1e6
-    import resource  # not on Windows
-
+    with contextlib.suppress(OSError):  # `getrusage` would count what the parent held when it started this process
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) * 1024 / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
 
@@ -54,5 +54,5 @@ def device_peak_megabytes() -> float | None:
     """The most memory of its own that the accelerator has held; None on a CPU, which has none of its own."""
     import jax
 
-    statistics = jax.local_devices()[0].memory_stats()
-    return statistics["peak_bytes_in_use"] / 1e6 if statistics else None
+    peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return None if peak is None else peak / 1e6

@@ -36,10 +36,10 @@ def main(names: list[str]) -> None:
     for flag in (ROUNDS, MEGABYTES):
         if flag.value is not None and flag.value < 1:
             raise UsageError(f"{flag.name}={flag.value} must be at least 1")
-    check_can_be_written(JSON.value, ".json")
-    check_can_be_written(PLOT.value, ".png")
     if PLOT.value and importlib.util.find_spec("matplotlib") is None:
         raise UsageError("plotting needs matplotlib: python -m pip install -e '.[plot]'")
+    check_can_be_written(JSON.value, ".json")
+    check_can_be_written(PLOT.value, ".png")
     chosen = list(dict.fromkeys(BENCHMARKS if not names or "all" in names else names))
     only_for = {"data": {"megabytes": MEGABYTES.value}, "loss": {"dataset": DATASET.value}}
     figures = {}
@@ -53,8 +53,8 @@ def main(names: list[str]) -> None:
             if len(chosen) == 1:
                 raise
             print(f"left out: {error}")
-    if JSON.value:
-        Path(JSON.value).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        if JSON.value:
+            Path(JSON.value).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     if PLOT.value:
         from minigpt_jax.benchmarks.pictures import draw
 

@@ -41,7 +41,7 @@ def attention_by_loop(q_BTHK, k_BSHK, v_BSHK, mask_BTS):
 # ---- In blocks ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("num_positions", [64, 65, 150])
+@pytest.mark.parametrize("num_positions", [5, 64, 65, 150])
 def test_attention_in_blocks_is_attention_with_the_causal_mask(num_positions):
     shape = (2, num_positions, 3, 4)
     q_BTHK, k_BTHK, v_BTHK = 3 * normal(*shape), normal(*shape, seed=1), normal(*shape, seed=2)
@@ -84,8 +84,10 @@ def test_what_attention_in_blocks_takes_for_a_moment_does_not_grow_with_the_squa
 @pytest.mark.parametrize(
     "platform, changes, way",
     [
-        ("cpu", {}, "blocks"),
-        ("cpu", {"dtype": "bfloat16", "embed_dim": 32}, "blocks"),
+        ("cpu", {}, "whole"),
+        ("cpu", {"context_length": 64}, "whole"),
+        ("cpu", {"context_length": 65}, "blocks"),
+        ("cpu", {"context_length": 65, "dtype": "bfloat16", "embed_dim": 32}, "blocks"),
         ("gpu", {"dtype": "bfloat16", "embed_dim": 32}, "cudnn"),
         ("gpu", {"dtype": "bfloat16", "embed_dim": 512}, "cudnn"),
         ("gpu", {"dtype": "bfloat16", "embed_dim": 544}, "whole"),  # heads of 136

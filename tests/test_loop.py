@@ -6,9 +6,11 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import signal
 import sys
+import time
 
 import jax
 import numpy as np
@@ -173,9 +175,10 @@ def test_each_batch_is_trained_on_once_from_the_first_on(config, tmp_path, monke
 
 def test_a_longer_run_goes_on_where_a_finished_one_ended(config, workdir, caplog):
     before, compiled = rows(workdir), train_step._cache_size()
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO), Compilations() as compilations:
         train(config.override({"steps": STEPS + 2}), workdir)
     assert train_step._cache_size() == compiled + 1  # for its two steps together
+    assert [name for name, _ in compilations.programs].count("train_step") == 1
     assert f"Resuming at step {STEPS}" in caplog.text
     assert checkpoint.steps(workdir)[-1] == STEPS + 2
     assert rows(workdir)[: len(before)] == before
@@ -555,10 +558,13 @@ def test_a_step_that_is_compiled_anew_is_warned_of(config, tmp_path, monkeypatch
 
 def test_at_the_end_it_is_told_where_time_and_memory_went(config, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(loop.machine, "product_rate", lambda *_: 1e15)
+    batch = experiment.Experiment.batch
+    monkeypatch.setattr(experiment.Experiment, "batch", lambda self, step: time.sleep(0.01) or batch(self, step))
     with caplog.at_level("INFO"):
         train(config, tmp_path, profile=True)
     for what in (" programs (", " of them for batches.", " tokens/s, ", " 0% of the 1e+06 of", "Memory at its peak"):
         assert what in caplog.text
+    assert float(re.search(r"(\d+\.\d+) of them for batches", caplog.text)[1]) >= 0.01 * (STEPS - 1)
     heading = [record.getMessage() for record in caplog.records].index(
         "The ten operations that took longest, those of all layers together:\n    ms/step   share"
     )
@@ -567,9 +573,3 @@ def test_at_the_end_it_is_told_where_time_and_memory_went(config, tmp_path, monk
     assert milliseconds == sorted(milliseconds, reverse=True)
     assert any(name.startswith("transformer/block/") for _, _, name in longest)
     assert list((tmp_path / "profile").rglob("*.trace.json.gz"))
-
-
-def test_the_step_is_compiled_once(config, tmp_path):
-    with Compilations() as compilations:
-        train(config.override({"weight_decay": 0.123}), tmp_path)  # with which nothing else here trains
-    assert [name for name, _ in compilations.programs].count("train_step") == 1

@@ -1,6 +1,7 @@
 """Where a run's time went: what is counted, what is warned of, and how operations are called."""
 
 import logging
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,18 @@ import pytest
 
 from minigpt_jax.config import ModelConfig
 from minigpt_jax.models.gpt import GPT, init_params
-from minigpt_jax.training.report import Compilations, Trace, flops_per_token, operation_names, readable, what_changed
+from minigpt_jax.training import metrics
+from minigpt_jax.training.metrics import Clock
+from minigpt_jax.training.report import (
+    Compilations,
+    Operation,
+    Trace,
+    flops_per_token,
+    operation_names,
+    operations,
+    readable,
+    what_changed,
+)
 
 
 @pytest.mark.parametrize("choices", [{}, {"activation": "swiglu"}, {"num_kv_heads": 1}, {"num_layers": 3, "ff_dim": 96}])
@@ -87,13 +99,53 @@ HloModule jit_train_step
     [(0, 100, 100, (6, 10)), (40, 43, 43, (43, 43)), (0, 8, 8, (6, 8)), (0, 100, 7, (6, 7)), (0, 100, 5, None)],
 )
 def test_five_steps_are_traced_or_those_that_are_left(monkeypatch, tmp_path, step_before, last_step, ended_at, traced):
-    events = []
+    events, clock = [], Clock(0.0, step_before)
     trace = Trace(tmp_path, step_before, last_step)
     monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: events.append(step))
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: events.append(step - 1))
     for step in range(step_before + 1, ended_at + 1):
-        trace.begin_or_end(step, None)
+        trace.step_begins(step, clock, None)
     step = ended_at + 1
-    assert trace.end(None) == trace.end(None) == bool(traced)
+    trace.end()
+    trace.end()
     assert events == ([] if traced is None else [*traced])
     assert trace.num_steps == (0 if traced is None else traced[1] - traced[0] + 1)
+
+
+def test_the_clock_does_not_count_what_a_trace_takes(monkeypatch, tmp_path):
+    now = [0.0]
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: now.append(now.pop() + 100))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: now.append(now.pop() + 1000))
+    clock, trace = Clock(0.0, 0), Trace(tmp_path, 0, 20)
+    for step in range(1, 21):
+        trace.step_begins(step, clock, None)
+        now[0] += 1
+    assert clock.lap(20, None) == 1.0
+
+
+def test_a_profile_that_cannot_be_written_is_said_and_training_goes_on(tmp_path, caplog):
+    (tmp_path / "profile").write_text("")
+    trace = Trace(tmp_path / "profile", 0, 20)
+    for step in range(1, 21):
+        trace.step_begins(step, Clock(0.0, 0), None)
+    trace.report("")
+    [record] = caplog.records
+    assert record.getMessage().startswith(f"No profile could be written to {tmp_path}/profile: ")
+
+
+def test_operations_are_those_of_the_program_alone_for_a_step(monkeypatch, tmp_path):
+    def event(name, module, nanoseconds):
+        return SimpleNamespace(stats=[("hlo_op", name), ("hlo_module", module)], duration_ns=nanoseconds)
+
+    events = [event("dot.1", "jit_step", 3e6), event("dot.2", "jit_step", 3e6), event("add", "jit_step", 2e6)]
+    others = [event("dot.1", "jit_other", 9e9), SimpleNamespace(stats=[], duration_ns=9e9)]
+    planes = [SimpleNamespace(lines=[SimpleNamespace(events=events + others)])]
+    monkeypatch.setattr(jax.profiler.ProfileData, "from_file", lambda path: SimpleNamespace(planes=planes))
+    (tmp_path / "some.xplane.pb").write_text("")
+    text = """HloModule jit_step, entry
+  %dot.1 = f32[2] dot(%a, %b), metadata={op_name="jit(step)/block_0/dot"}
+  %dot.2 = f32[2] dot(%a, %b), metadata={op_name="jit(step)/block_1/dot"}
+  %add = f32[2] add(%a, %b), metadata={op_name="jit(step)/add"}
+"""
+    assert operations(tmp_path, text, num_steps=2) == [Operation("block/dot", 3.0, 0.75), Operation("add", 1.0, 0.25)]

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from minigpt_jax.benchmarks.peers import use_gpu
 from minigpt_jax.benchmarks.turns import present, race
 from minigpt_jax.config import load_preset
 from minigpt_jax.data import batches
@@ -55,6 +56,7 @@ class TorchRun:
 
         from minigpt_jax.compare import torch_gpt
 
+        wait = use_gpu()
         torch.manual_seed(0)
         self.experiment, self.step = prepared(self.preset, dataset), 0
         settings = self.experiment.config.training
@@ -64,9 +66,10 @@ class TorchRun:
         def run():
             for _ in range(STEPS_PER_TURN):
                 batch = self.experiment.batch(self.step)
-                inputs_BT, targets_BT = (torch.from_numpy(batch[name]).long() for name in ("inputs_BT", "targets_BT"))
+                inputs_BT, targets_BT = (torch.tensor(batch[name], dtype=torch.long) for name in ("inputs_BT", "targets_BT"))
                 torch_gpt.train_step(self.model, optimizer, schedule, inputs_BT, targets_BT, settings.grad_clip)
                 self.step += 1
+            wait()
 
         self.run = run
 
@@ -78,8 +81,9 @@ class TorchRun:
         total = count = 0
         with torch.no_grad():
             for batch in batches.evaluation_batches(ids, T, 64):
-                logits = self.model(torch.from_numpy(batch["inputs_BT"]).long())[torch.from_numpy(batch["mask_BT"])]
-                targets = torch.from_numpy(batch["targets_BT"][batch["mask_BT"]]).long()
+                inputs_BT, mask_BT = torch.tensor(batch["inputs_BT"], dtype=torch.long), torch.tensor(batch["mask_BT"])
+                targets = torch.tensor(batch["targets_BT"], dtype=torch.long)[mask_BT]
+                logits = self.model(inputs_BT)[mask_BT]
                 total, count = total + float(F.cross_entropy(logits, targets, reduction="sum")), count + len(targets)
         return {"val_loss": total / count}
 

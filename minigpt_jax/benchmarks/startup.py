@@ -24,9 +24,8 @@ def start(preset: str, folder: Path, cache: Path) -> dict[str, float]:
     command = [sys.executable, str(TRAIN), *shlex.split(settings), "--workdir", str(folder / "run")]
     seconds, lines = {}, []
     began = time.perf_counter()
-    with subprocess.Popen(
-        command, env=os.environ | {"XDG_CACHE_HOME": str(cache)}, stderr=subprocess.PIPE, text=True
-    ) as process:
+    environment = os.environ | {"XDG_CACHE_HOME": str(cache), "JAX_COMPILATION_CACHE_DIR": ""}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stderr:
             lines.append(line.strip())
             if line.startswith("New run"):

@@ -56,8 +56,8 @@ class RematStep(Step):
 
 
 class PlainStep(Step):
-    """The same without what makes it fast: memory goes back to the system, gradients of dense layers are JAX's own, and
-    attention computes the scores of the future too."""
+    """The same without the three means that gain most: memory goes back to the system, gradients of dense layers are JAX's
+    own, and attention computes the scores of the future too."""
 
     name = "plain Linen step"
 

@@ -6,6 +6,7 @@ alternate; the spread is given beside. A contestant is a class with a `name`, th
 
 import importlib.util
 import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 from minigpt_jax import machine
+from minigpt_jax.errors import DataError
 from minigpt_jax.runtime import keep_freed_memory
 
 
@@ -44,21 +46,30 @@ def present(contestants: Sequence[type]) -> list[type]:
 def race(contestants: Sequence[type], setup: tuple, rounds: int) -> dict[str, list[dict]]:
     """By name, what each contestant answers to its runs, which are taken in turn. All are made with the same `setup`.
 
-    The first run, which compiles what there is to compile, comes before the `rounds`, of each contestant on its own.
+    The first run, which compiles what there is to compile, comes before the `rounds`, of each contestant on its own. Raises
+    DataError where one ends by itself.
     """
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # where there is a GPU they share it
     spawn = multiprocessing.get_context("spawn")
+
+    def answer_of(name: str, here) -> dict:
+        try:
+            return here.recv()
+        except EOFError as error:
+            raise DataError(f"{name} ended without an answer; what it said stands above") from error
+
     lanes, answers = [], {}
     for contestant in contestants:
         here, there = spawn.Pipe()
         process = spawn.Process(target=serve, args=(contestant, setup, time.time(), there), daemon=True)
         process.start()
         there.close()  # so that a contestant that dies ends the wait for it
-        answers[contestant.name] = [here.recv()]
+        answers[contestant.name] = [answer_of(contestant.name, here)]
         lanes.append((contestant.name, here, process))
     for _ in range(rounds):
         for name, here, _ in lanes:
             here.send(True)
-            answers[name].append(here.recv())
+            answers[name].append(answer_of(name, here))
     for _, here, process in lanes:
         here.send(False)
         process.join()

@@ -54,11 +54,12 @@ BLOCK = 64  # positions
 def suited_attention(config: ModelConfig, platform: str) -> str:
     """The way in which `causal_attention` suits a platform: the one choice here that depends on the machine.
 
-    `blocks` on a CPU. `cudnn` on a GPU, within the limits of that library: 16 bits, and heads whose size is a multiple of 8
-    and at most 128. `whole` elsewhere: accelerators wait for the host at each turn of a loop whose length is not fixed.
+    `blocks` on a CPU, where there are several. `cudnn` on a GPU, within the limits of that library: 16 bits, and heads whose
+    size is a multiple of 8 and at most 128. `whole` elsewhere: accelerators wait for the host at each turn of a loop whose
+    length is not fixed.
     """
     if platform == "cpu":
-        return "blocks"
+        return "blocks" if config.context_length > BLOCK else "whole"
     is_within_limits = config.dtype == "bfloat16" and config.head_size <= 128 and config.head_size % 8 == 0
     return "cudnn" if platform == "gpu" and is_within_limits else "whole"
 
@@ -66,13 +67,13 @@ def suited_attention(config: ModelConfig, platform: str) -> str:
 def causal_attention(q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, way: str = "blocks") -> jax.Array:
     """`scaled_dot_product_attention` with the causal mask, `whole`, or for about half the work, in memory that grows with T.
 
-    In `blocks` of positions, no block of queries looks at blocks of keys that lie after it; one block is the equation.
+    In `blocks` of positions, no block of queries looks at blocks of keys that lie after it.
     `cudnn` is NVIDIA's library, which does the same on its GPUs.
     """
     B, T, H, K = q_BTHK.shape
     if way == "cudnn":
         return jax.nn.dot_product_attention(q_BTHK, k_BTHK, v_BTHK, is_causal=True, implementation="cudnn")
-    if way == "whole" or T <= BLOCK:
+    if way == "whole":
         return scaled_dot_product_attention(q_BTHK, k_BTHK, v_BTHK, causal_mask(T))
 
     def to_blocks(x_BTHK):  # what fills up the last block lies in the future of all

@@ -101,6 +101,7 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        """y_BTD in the config's type."""
         config, shape = self.config, x_BTD.shape[-1:]
         if config.norm == "layernorm":
             x_BTD = x_BTD.astype(jnp.float32)

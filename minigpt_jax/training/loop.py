@@ -1,5 +1,6 @@
 """The run: the only place in training that reads the clock, logs, evaluates, saves and prints."""
 
+import contextlib
 import dataclasses
 import errno
 import logging
@@ -163,7 +164,7 @@ class Run:
         checkpoint.write_text(workdir / "tokenizer.json", experiment.tokenizer.to_json())
         self.metrics = MetricsFile(workdir, last_step=self.info.step, make_writer=make_writer)
         self.clock = Clock(self.info.seconds, self.info.step)
-        self.seconds_waiting = 0.0  # for batches
+        self.seconds_waiting = 0.0  # for batches, after the first
 
     def go(self, compilations: Compilations, deadline: float | None = None, profile: bool = False) -> None:
         """All steps that are left, then a report on the whole; or those until the `deadline` on the monotonic clock."""
@@ -181,7 +182,10 @@ class Run:
         with (
             noted_signals() as received,
             tqdm(total=self.num_steps, initial=start, unit="step", disable=not sys.stderr.isatty(), leave=False) as progress,
+            contextlib.ExitStack() as at_the_end,
         ):
+            if trace:
+                at_the_end.callback(trace.end)
             for step in range(start + 1, self.num_steps + 1):
                 began = time.perf_counter()
                 batch = experiment.batch(step - 1)
@@ -190,13 +194,14 @@ class Run:
                     compiled = train_step.lower(self.state, batch, experiment.root_key, **means).compile()
                     give_back_freed_memory()
                 if trace:
-                    trace.begin_or_end(step, self.state)
+                    trace.step_begins(step, self.clock, self.state)
                 self.state, step_metrics = step_once(self.state, batch, experiment.root_key, **means)
                 self.unread.append(step_metrics)
                 progress.update()
                 if step == start + 1:
                     log.info("The first step, with its compilation, took %.1f s.", self.clock.lap(step, self.state))
                     self.clock.forget_laps()
+                    self.seconds_waiting = 0.0
                 self.after_step(step)
                 is_late = deadline is not None and time.monotonic() > deadline
                 if received or (is_late and step < self.num_steps):
@@ -205,13 +210,14 @@ class Run:
                              step, self.num_steps, self.workdir)  # fmt: skip
                     if received:
                         raise StoppedError(received[0])
+                    self.report(compilations)
                     return
                 if self.is_out_of_patience:
                     log.info("No lower validation loss in %d evaluations: ending early.", settings.patience)
                     break
         self.conclude()
         self.report(compilations)
-        if trace and trace.end(self.state):
+        if trace:
             trace.report(compiled.as_text())
 
     @property
@@ -352,6 +358,7 @@ class Run:
     def report(self, compilations: Compilations) -> None:
         """Where the time and the memory of this process went."""
         clock, model = self.clock, self.experiment.config.model
+        peak, on_device = machine.peak_megabytes(), machine.device_peak_megabytes()  # before any is taken here
         log.info(
             "Time: %.1f s for compiling %d programs (%d were found), %.1f s in training steps, %.2f of them for batches.",
             compilations.seconds, len(compilations.programs), compilations.num_found, clock.training_seconds,
@@ -364,6 +371,5 @@ class Run:
                 "Rate: %.0f tokens/s, %.4g GFLOP/s in the model: %.0f%% of the %.4g of a large product of matrices in %s.",
                 tokens_per_second, rate / 1e9, 100 * rate / most, most / 1e9, model.dtype,
             )  # fmt: skip
-        on_device = machine.device_peak_megabytes()
-        log.info("Memory at its peak: %.0f MB%s.", machine.peak_megabytes(),
+        log.info("Memory at its peak: %.0f MB%s.", peak,
                  "" if on_device is None else f", and {on_device:.0f} MB on the device")  # fmt: skip

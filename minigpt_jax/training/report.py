@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from minigpt_jax.config import ModelConfig
+from minigpt_jax.training.metrics import Clock
 
 log = logging.getLogger(__name__)
 
@@ -104,26 +105,31 @@ class Trace:
         self.num_steps = 0  # traced so far
         self.is_running = False
 
-    def begin_or_end(self, step: int, state: Any) -> None:
-        """To be called before each step, with the state that the steps before lead to."""
+    def step_begins(self, step: int, clock: Clock, state: Any) -> None:
+        """Begins or ends the trace before this step, once the steps up to `state` are done; not on the clock."""
         if step == self.planned.start:
-            jax.block_until_ready(state)
-            jax.profiler.start_trace(self.folder)
+            with clock.stopped(state):
+                jax.profiler.start_trace(self.folder)
             self.is_running = True
         elif step == self.planned.stop:
-            self.end(state)
+            with clock.stopped(state):
+                self.end()
         self.num_steps += self.is_running
 
-    def end(self, state: Any) -> bool:
-        """Writes the profile, unless that has been done; returns whether there is one."""
+    def end(self) -> None:
+        """Writes the profile, unless that has been done. Where it cannot be written that is logged, and the run goes on."""
         if self.is_running:
-            jax.block_until_ready(state)
-            jax.profiler.stop_trace()
             self.is_running = False
-        return self.num_steps > 0
+            try:
+                jax.profiler.stop_trace()
+            except (OSError, RuntimeError) as error:
+                self.num_steps = 0
+                log.warning("No profile could be written to %s: %s", self.folder, str(error).splitlines()[0])
 
     def report(self, compiled_text: str) -> None:
-        """Logs the ten operations that took longest, from the text of the compiled step."""
+        """Logs the ten operations that took longest, from the text of the compiled step, if any step was traced."""
+        if not self.num_steps:
+            return
         found = operations(self.folder, compiled_text, self.num_steps)
         log.info("The ten operations that took longest, those of all layers together:\n    ms/step   share")
         for operation in found[:10]:
@@ -147,12 +153,15 @@ def operations(trace_dir: Path, compiled_text: str, num_steps: int) -> list[Oper
     """
     [*_, path] = sorted(trace_dir.rglob("*.xplane.pb"))
     names = operation_names(compiled_text)
+    module = re.match(r"HloModule ([\w.-]+)", compiled_text)[1]  # other programs have instructions of the same names
     nanoseconds = collections.Counter()
     for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
         for line in plane.lines:
             for event in line.events:
-                if event.name in names and "hlo_op" in dict(event.stats):
-                    nanoseconds[names[event.name]] += event.duration_ns
+                stats = dict(event.stats)
+                name = names.get(stats.get("hlo_op"))
+                if name is not None and stats.get("hlo_module") == module:
+                    nanoseconds[name] += event.duration_ns
     total = sum(nanoseconds.values())
     return [Operation(name, spent / num_steps / 1e6, spent / total) for name, spent in nanoseconds.most_common()]
 
