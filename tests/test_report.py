@@ -83,7 +83,9 @@ def test_reasons_for_a_second_compilation():
 def test_operations_are_called_by_their_place_in_the_model():
     inner = "transformer/block_11/feed_forward/up/dot_general"
     assert readable(f"jit(train_step)/jvp(GPT)/{inner}") == "transformer/block/feed_forward/up/dot_general"
-    assert readable(f"jit(train_step)/while/body/closed_call/transpose(jvp(GPT))/{inner}").endswith("dot_general, backward")
+    assert readable(f"jit(train_step)/while/body/closed_call/checkpoint/transpose(jvp(GPT))/{inner}").endswith(
+        "dot_general, backward"
+    )
     text = f"""
 HloModule jit_train_step
   %dot.4 = f32[2,3]{{1,0}} dot(%a, %b), metadata={{op_name="jit(train_step)/jvp(GPT)/{inner}" source_line=3}}
@@ -101,7 +103,7 @@ HloModule jit_train_step
 def test_five_steps_are_traced_or_those_that_are_left(monkeypatch, tmp_path, step_before, last_step, ended_at, traced):
     events, clock = [], Clock(0.0, step_before)
     trace = Trace(tmp_path, step_before, last_step)
-    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: events.append(step))
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder, profiler_options: events.append(step))
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: events.append(step - 1))
     for step in range(step_before + 1, ended_at + 1):
         trace.step_begins(step, clock, None)
@@ -115,7 +117,7 @@ def test_five_steps_are_traced_or_those_that_are_left(monkeypatch, tmp_path, ste
 def test_the_clock_does_not_count_what_a_trace_takes(monkeypatch, tmp_path):
     now = [0.0]
     monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: now.append(now.pop() + 100))
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder, profiler_options: now.append(now.pop() + 100))
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: now.append(now.pop() + 1000))
     clock, trace = Clock(0.0, 0), Trace(tmp_path, 0, 20)
     for step in range(1, 21):
@@ -135,12 +137,16 @@ def test_a_profile_that_cannot_be_written_is_said_and_training_goes_on(tmp_path,
 
 
 def test_operations_are_those_of_the_program_alone_for_a_step(monkeypatch, tmp_path):
-    def event(name, module, nanoseconds):
-        return SimpleNamespace(stats=[("hlo_op", name), ("hlo_module", module)], duration_ns=nanoseconds)
+    def event(instruction, module, nanoseconds, name=None):
+        stats = [("hlo_op", instruction), ("hlo_module", module)]
+        return SimpleNamespace(name=name or instruction, stats=stats, duration_ns=nanoseconds)
 
-    events = [event("dot.1", "jit_step", 3e6), event("dot.2", "jit_step", 3e6), event("add", "jit_step", 2e6)]
-    others = [event("dot.1", "jit_other", 9e9), SimpleNamespace(stats=[], duration_ns=9e9)]
-    planes = [SimpleNamespace(lines=[SimpleNamespace(events=events + others)])]
+    def plane(name, *events):
+        return SimpleNamespace(name=name, lines=[SimpleNamespace(events=events)])
+
+    on_host = [event("dot.1", "jit_step", 3e6), event("add", "jit_step", 2e6), event("dot.1", "jit_other", 9e9)]
+    unreadable = SimpleNamespace(name="Python's")
+    planes = [plane("/host:CPU", *on_host, unreadable), plane("/device:GPU:0", event("dot.2", "jit_step", 3e6, "kernel"))]
     monkeypatch.setattr(jax.profiler.ProfileData, "from_file", lambda path: SimpleNamespace(planes=planes))
     (tmp_path / "some.xplane.pb").write_text("")
     text = """HloModule jit_step, entry

@@ -108,8 +108,10 @@ class Trace:
     def step_begins(self, step: int, clock: Clock, state: Any) -> None:
         """Begins or ends the trace before this step, once the steps up to `state` are done; not on the clock."""
         if step == self.planned.start:
+            options = jax.profiler.ProfileOptions()
+            options.python_tracer_level = 0  # a million calls of Python's would slow down the steps and the reading
             with clock.stopped(state):
-                jax.profiler.start_trace(self.folder)
+                jax.profiler.start_trace(self.folder, profiler_options=options)
             self.is_running = True
         elif step == self.planned.stop:
             with clock.stopped(state):
@@ -158,6 +160,9 @@ def operations(trace_dir: Path, compiled_text: str, num_steps: int) -> list[Oper
     for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
         for line in plane.lines:
             for event in line.events:
+                # On a CPU events are called as the instructions, on a device as its kernels.
+                if event.name not in names and not plane.name.startswith("/device:"):
+                    continue
                 stats = dict(event.stats)
                 name = names.get(stats.get("hlo_op"))
                 if name is not None and stats.get("hlo_module") == module:
@@ -176,9 +181,12 @@ def operation_names(compiled_text: str) -> dict[str, str]:
     return {name: readable(op_name) for name, opcode, op_name in found if opcode not in CONTAINERS}
 
 
+INSERTED = {"while", "body", "closed_call", "eval_jaxpr", "checkpoint"}  # by JAX, into the names
+
+
 def readable(op_name: str) -> str:
     """`jit(train_step)/…/transpose(jvp(GPT))/transformer/block_3/feed_forward/up/dot_general` as
     `transformer/block/feed_forward/up/dot_general, backward`."""
     parts = [re.sub(r"^block_\d+$", "block", part) for part in op_name.split("/")]
-    kept = [part for part in parts if "(" not in part and part not in {"while", "body", "closed_call"}]
+    kept = [part for part in parts if "(" not in part and part not in INSERTED]
     return "/".join(kept) + (", backward" if "transpose(" in op_name else "")
