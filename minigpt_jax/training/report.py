@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import logging
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,16 +158,19 @@ def operations(trace_dir: Path, compiled_text: str, num_steps: int) -> list[Oper
     names = operation_names(compiled_text)
     module = re.match(r"HloModule ([\w.-]+)", compiled_text)[1]  # other programs have instructions of the same names
     nanoseconds = collections.Counter()
-    for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
-        for line in plane.lines:
-            for event in line.events:
-                # On a CPU events are called as the instructions, on a device as its kernels.
-                if event.name not in names and not plane.name.startswith("/device:"):
-                    continue
-                stats = dict(event.stats)
-                name = names.get(stats.get("hlo_op"))
-                if name is not None and stats.get("hlo_module") == module:
-                    nanoseconds[name] += event.duration_ns
+    with warnings.catch_warnings():
+        # Python 3.13 warns of how the profile's types are made, which ends the process where warnings are errors.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
+            for line in plane.lines:
+                for event in line.events:
+                    # On a CPU events are called as the instructions, on a device as its kernels.
+                    if event.name not in names and not plane.name.startswith("/device:"):
+                        continue
+                    stats = dict(event.stats)
+                    name = names.get(stats.get("hlo_op"))
+                    if name is not None and stats.get("hlo_module") == module:
+                        nanoseconds[name] += event.duration_ns
     total = sum(nanoseconds.values())
     return [Operation(name, spent / num_steps / 1e6, spent / total) for name, spent in nanoseconds.most_common()]
 
