@@ -15,7 +15,7 @@ from minigpt_jax.models.gpt import GPT, init_params
 
 
 class Toy:
-    """Writes its name and its letter into a file at each turn, and takes a while for the first one."""
+    """Writes its name and its letter into a file at each turn."""
 
     needs, letter = "json", "a"
 

@@ -13,16 +13,13 @@ import jax
 import numpy as np
 
 from minigpt_jax import machine
+from minigpt_jax.benchmarks.train import compiled_step
 from minigpt_jax.benchmarks.turns import in_own_process, with_spread
 from minigpt_jax.config import load_preset
 from minigpt_jax.data.batches import batch_at
 from minigpt_jax.data.texts import find_text, scan
 from minigpt_jax.data.tokenizers import KINDS, make_tokenizer
 from minigpt_jax.data.tokens import map_ids, tokenize
-from minigpt_jax.models.gpt import GPT
-from minigpt_jax.runtime import keep_freed_memory
-from minigpt_jax.training.optimizer import make_optimizer
-from minigpt_jax.training.step import init_state, train_step
 
 ROUNDS = 3
 NUM_STEPS = 200
@@ -56,18 +53,15 @@ def time_passes(kind: str, path: Path) -> dict[str, float]:
 def feed(path: Path, rounds: int) -> dict[str, float]:
     """Median seconds of a step of the default preset and of reading its batch from a token file, those of the first batch,
     and the peak of memory."""
-    keep_freed_memory()
     config = load_preset("shakespeare_char").override({"vocab_size": 65})
-    model, optimizer = GPT(config.model), make_optimizer(config.training, NUM_STEPS)
-    key = jax.random.key(0)
-    state = init_state(key, model=model, optimizer=optimizer)
+    train_step, state, _, key = compiled_step(config)
     tokens = map_ids(path, np.dtype("<u2"))
     reading, training = [], []
     for step in range(rounds * NUM_STEPS):
         began = time.perf_counter()
         batch = batch_at(tokens, config.model.context_length, config.training.batch_size, 0, step)
         read = time.perf_counter()
-        state, _ = jax.block_until_ready(train_step(state, batch, key, model=model, optimizer=optimizer))
+        state, _ = jax.block_until_ready(train_step(state, batch, key))
         reading.append(read - began)
         training.append(time.perf_counter() - read)
     seconds = {name: statistics.median(values[1:]) for name, values in (("reading", reading), ("training", training))}

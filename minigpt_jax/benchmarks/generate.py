@@ -33,14 +33,10 @@ class MiniGPT:
     def __init__(self, config: ModelConfig, batch_size: int, num_tokens: int):
         keep_freed_memory()
         model = GPT(config)
-        params = drawn_params(config)
+        params = jax.jit(init_params, static_argnames="model")(jax.random.key(0), model=model)
         prompts = [np.arange(PROMPT_LENGTH, dtype=np.int32)] * batch_size
         keys = sampler.row_keys(jax.random.key(0), range(batch_size))
         self.run = lambda: list(sampler.stream(params, prompts, num_tokens, keys, processors(top_k=TOP_K), model=model))
-
-
-def drawn_params(config: ModelConfig) -> Any:
-    return jax.jit(init_params, static_argnames="model")(jax.random.key(0), model=GPT(config))
 
 
 def bytes_per_step(config: ModelConfig, batch_size: int, num_positions: float) -> float:

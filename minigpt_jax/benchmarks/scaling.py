@@ -5,6 +5,7 @@ rate, or weights and cache at the bandwidth of a copy; and memory that grows as 
 """
 
 import dataclasses
+import statistics
 import time
 from typing import Any
 
@@ -12,14 +13,10 @@ import jax
 
 from minigpt_jax import machine
 from minigpt_jax.benchmarks.generate import MiniGPT, bytes_per_step
-from minigpt_jax.benchmarks.peers import random_batch
+from minigpt_jax.benchmarks.train import compiled_step
 from minigpt_jax.benchmarks.turns import in_own_process
 from minigpt_jax.config import Config, ModelConfig, TrainingConfig
-from minigpt_jax.models.gpt import GPT
-from minigpt_jax.runtime import keep_freed_memory
-from minigpt_jax.training.optimizer import make_optimizer
 from minigpt_jax.training.report import flops_per_token
-from minigpt_jax.training.step import init_state, train_step
 
 BASE = Config(model=ModelConfig(vocab_size=65), training=TrainingConfig(batch_size=12))  # 4 × 128, context 64
 ROUNDS = 1
@@ -50,11 +47,7 @@ DECODING = {"context": (64, 256, 1024, 2048), "batch": (1, 4, 16, 64), "length":
 
 def train_point(config: Config) -> dict[str, float]:
     """Seconds of a step, and its memory in MB: what the compiler plans for it, parameters and optimizer included."""
-    keep_freed_memory()
-    model, optimizer = GPT(config.model), make_optimizer(config.training, 1000)
-    batch, key = random_batch(config), jax.random.key(0)
-    state = init_state(key, model=model, optimizer=optimizer)
-    step = train_step.lower(state, batch, key, model=model, optimizer=optimizer).compile()
+    step, state, batch, key = compiled_step(config)
     planned = step.memory_analysis()
     seconds = []
     while sum(seconds) < SECONDS or len(seconds) < 4:
@@ -62,7 +55,7 @@ def train_point(config: Config) -> dict[str, float]:
         state, _ = jax.block_until_ready(step(state, batch, key))
         seconds.append(time.perf_counter() - began)
     return {
-        "seconds": sorted(seconds[1:])[len(seconds[1:]) // 2],
+        "seconds": statistics.median(seconds[1:]),
         "megabytes": (planned.argument_size_in_bytes + planned.temp_size_in_bytes) / 1e6,
         "state_megabytes": planned.argument_size_in_bytes / 1e6,
         "flops": flops_per_token(config.model) * batch["inputs_BT"].size,

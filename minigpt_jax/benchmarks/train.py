@@ -1,6 +1,7 @@
-"""A training step: this project's, the step as Flax alone has it, and the PyTorch twin's, eager and compiled."""
+"""A training step: this project's, with and without its means, and the PyTorch twin's, eager and compiled."""
 
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,11 +15,19 @@ from minigpt_jax.models.gpt import GPT
 from minigpt_jax.runtime import give_back_freed_memory, keep_freed_memory
 from minigpt_jax.training.optimizer import make_optimizer
 from minigpt_jax.training.report import flops_per_token
-from minigpt_jax.training.step import init_state, train_step
+from minigpt_jax.training.step import TrainState, init_state, train_step
 
 ROUNDS = 7
 VOCAB_SIZE = 65  # characters of tiny Shakespeare
 SETTINGS = {"nanogpt_cpu": (12, 20), "mini_gpt": (8, 2)}  # preset: sequences in a batch, steps in a run
+
+
+def compiled_step(config: Config) -> tuple[Callable, TrainState, dict, jax.Array]:
+    """The training step, compiled, and what it is called with: a first state, a random batch and a key."""
+    model, optimizer = GPT(config.model), make_optimizer(config.training, 1000)
+    batch, key = random_batch(config), jax.random.key(0)
+    state = init_state(key, model=model, optimizer=optimizer)
+    return train_step.lower(state, batch, key, model=model, optimizer=optimizer).compile(), state, batch, key
 
 
 class Step:
@@ -28,16 +37,13 @@ class Step:
 
     def __init__(self, config: Config, num_steps: int):
         self.choose_means()
-        model, optimizer = GPT(config.model), make_optimizer(config.training, 1000)
-        batch, key = random_batch(config), jax.random.key(0)
-        state = init_state(key, model=model, optimizer=optimizer)
-        train_step.lower(state, batch, key, model=model, optimizer=optimizer).compile()
+        step, state, batch, key = compiled_step(config)
         give_back_freed_memory()
 
         def run():
             nonlocal state
             for _ in range(num_steps):
-                state, _ = train_step(state, batch, key, model=model, optimizer=optimizer)
+                state, _ = step(state, batch, key)
             jax.block_until_ready(state)
 
         self.run = run

@@ -28,8 +28,8 @@ def serve(contestant: type, setup: Any, began: float, connection) -> None:
     while True:
         run_began = time.perf_counter()
         runner.run()
-        now = time.perf_counter()
-        answer = {"seconds": now - run_began, "since_start": time.time() - began, "peak_mb": machine.peak_megabytes()}
+        seconds = time.perf_counter() - run_began
+        answer = {"seconds": seconds, "since_start": time.time() - began, "peak_mb": machine.peak_megabytes()}
         connection.send(answer | (runner.tell() if hasattr(runner, "tell") else {}))
         if not connection.recv():
             return
@@ -37,10 +37,11 @@ def serve(contestant: type, setup: Any, began: float, connection) -> None:
 
 def present(contestants: Sequence[type]) -> list[type]:
     """Those of them whose packages are installed; says which are left out."""
+    installed = [contestant for contestant in contestants if importlib.util.find_spec(contestant.needs)]
     for contestant in contestants:
-        if not importlib.util.find_spec(contestant.needs):
+        if contestant not in installed:
             print(f"{contestant.name} is left out: {contestant.needs} is not installed")
-    return [contestant for contestant in contestants if importlib.util.find_spec(contestant.needs)]
+    return installed
 
 
 def race(contestants: Sequence[type], setup: tuple, rounds: int) -> dict[str, list[dict]]:

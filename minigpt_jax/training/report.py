@@ -69,13 +69,13 @@ class Compilations:
 
         def watched(*arguments, **static):
             nonlocal compiled_for
-            types = jax.tree.map(jax.typeof, arguments)
             before = len(self.programs)
             result = function(*arguments, **static)
             is_compiled = function.__name__ in {name for name, _ in self.programs[before:]}
-            if is_compiled and compiled_for is not None:
-                log.warning("%s was compiled anew: %s.", function.__name__, what_changed(compiled_for, types))
             if is_compiled or compiled_for is None:
+                types = jax.tree.map(jax.typeof, arguments)  # which donated arguments still have
+                if compiled_for is not None:
+                    log.warning("%s was compiled anew: %s.", function.__name__, what_changed(compiled_for, types))
                 compiled_for = types
             return result
 
