@@ -1,6 +1,7 @@
 """What concerns the whole process: the user's cache folder, and which compiled programs are taken from it."""
 
 import os
+import resource
 from pathlib import Path
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from minigpt_jax import runtime
+from minigpt_jax.benchmarks.turns import in_own_process
 
 
 @pytest.mark.parametrize("value", ["", "relative/cache", None])
@@ -19,6 +21,23 @@ def test_cache_folder_ignores_what_xdg_forbids(tmp_path, monkeypatch, value):
     else:
         monkeypatch.setenv("XDG_CACHE_HOME", value)
     assert runtime.cache_dir() == tmp_path / "home" / ".cache" / "minigpt_jax"
+
+
+def faults_of_a_program():
+    """Pages that the system hands out while a program runs that takes 128 MB for itself, after it has run before."""
+    runtime.keep_freed_memory()
+    x = jnp.ones((4096, 8))
+    program = jax.jit(lambda x: (x @ jnp.tile(x.T, 2)) @ jnp.tile(x, (2, 1)))
+    assert program.lower(x).compile().memory_analysis().temp_size_in_bytes >= 2**27
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        program(x).block_until_ready()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(runtime.glibc() is None, reason="needs the C library of GNU")
+def test_memory_that_was_freed_is_kept_for_the_next_step():
+    assert in_own_process(faults_of_a_program) < 1000
 
 
 @pytest.fixture
