@@ -20,8 +20,8 @@ def keep_freed_memory() -> None:
     A training step on a CPU frees and takes again the same large buffers, and every page that the system hands out anew
     costs a fault. Measured at 4 layers × 128: a step of 57 ms became one of 38 ms. Does nothing elsewhere.
 
-    In threads other than the main one glibc keeps nothing that is larger than 64 MB. So JAX is told to run programs on a CPU in
-    the thread that calls them. Measured at 6 × 256, batch 8: 85,000 faults a step became none, and its time 0.83 of it.
+    In threads other than the main one glibc keeps nothing that is larger than 64 MB. So JAX is told to run programs on a CPU
+    in the thread that calls them. Measured at 6 × 256, batch 8: 85,000 faults a step became none, and its time 0.83 of it.
     """
     if (libc := glibc()) is not None:
         import jax  # here, since this module is for processes without JAX too

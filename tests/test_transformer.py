@@ -1,6 +1,7 @@
 """The block and the stack: where norms stand, what dropout drops, and who can see whom."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -82,6 +83,19 @@ def test_stack_is_its_blocks_and_a_last_norm_where_they_leave_none(placement):
     y_BTD, no_cache = jax.jit(Transformer(config).apply)({"params": params}, X_BTD, None, POSITIONS_BT)
     np.testing.assert_allclose(y_BTD, by_hand(params, X_BTD), rtol=1e-5, atol=1e-5)
     assert no_cache is None
+
+
+def test_gradient_of_the_residual_stream_is_summed_once():
+    """And not anew in each block from those of all later blocks, for which XLA would make ever larger programs."""
+
+    def most_inputs(num_layers):
+        """Of an operation of the compiled gradient."""
+        model = Transformer(configured(num_layers=num_layers, norm="layernorm", activation="gelu"))
+        gradient = jax.grad(lambda params: jnp.sum(model.apply({"params": params}, X_BTD, None, POSITIONS_BT)[0] ** 2))
+        compiled = jax.jit(gradient).lower(random_params(model)).compile()
+        return max(inputs.count("%") for inputs in re.findall(r" fusion\((.*?)\), kind", compiled.as_text()))
+
+    assert most_inputs(3) <= most_inputs(1) + 2
 
 
 # ---- Who sees whom --------------------------------------------------------------------------------------------------------
