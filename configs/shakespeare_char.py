@@ -16,6 +16,8 @@ def get_config() -> Config:
             num_layers=4, num_heads=4, embed_dim=128, ff_dim=512, context_length=64,
             positions="rotary", norm="rmsnorm", activation="relu2", qk_norm=True,
         ),
-        training=TrainingConfig(batch_size=12, steps=2000, learning_rate=4e-3, min_learning_rate=4e-4, warmup_steps=100),
+        training=TrainingConfig(
+            batch_size=12, steps=2000, learning_rate=4e-3, min_learning_rate=4e-4, warmup_steps=100, ema=0.99,
+        ),
         expectation=Expectation(val_loss=1.703, spread=0.008, seeds=3),
     )  # fmt: skip

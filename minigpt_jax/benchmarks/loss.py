@@ -36,14 +36,12 @@ class OurRun:
         experiment = self.experiment
         for _ in range(STEPS_PER_TURN):
             batch = experiment.batch(self.step)
-            self.state, _ = train_step(
-                self.state, batch, experiment.root_key, model=experiment.model, optimizer=experiment.optimizer
-            )
+            self.state, _ = train_step(self.state, batch, experiment.root_key, **experiment.step_means)
             self.step += 1
         jax.block_until_ready(self.state)
 
     def tell(self) -> dict[str, float]:
-        return {"val_loss": evaluate(self.experiment, self.state.params)}
+        return {"val_loss": evaluate(self.experiment, self.state.eval_params)}
 
 
 class TorchRun:

@@ -27,6 +27,7 @@ def compiled_step(config: Config) -> tuple[Callable, TrainState, dict, jax.Array
     model, optimizer = GPT(config.model), make_optimizer(config.training, 1000)
     batch, key = random_batch(config), jax.random.key(0)
     state = init_state(key, model=model, optimizer=optimizer)
+    init_state.clear_cache()  # as the run does
     return train_step.lower(state, batch, key, model=model, optimizer=optimizer).compile(), state, batch, key
 
 

@@ -46,6 +46,17 @@ class Experiment:
         settings, ids = self.config.training, self.splits["train"].ids
         return batches.batch_at(ids, self.config.model.context_length, settings.batch_size, settings.seed, step)
 
+    @property
+    def step_means(self) -> dict[str, Any]:
+        """What `train_step` is called with by name."""
+        settings = self.config.training
+        return {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "grad_accumulation": settings.grad_accumulation,
+            "ema": settings.ema,
+        }
+
     def new_state(self, params: Any = None) -> TrainState:
         """The state before the first step, with these parameters or freshly drawn ones.
 
