@@ -5,8 +5,8 @@ python scripts/evaluate.py --workdir runs/shakespeare_word
 
 Measured on 2026-11-23 on two cores of an AMD EPYC server (AVX-512), jax 0.10.2, Python 3.11: 82 to 95 seconds, of which
 the last evaluation takes some 20. Loss over the whole validation split: 2.991 nats per token, between 2.979 and 3.002 for
-the seeds 0, 1 and 2, which is 1.814 bits per character (1.807 to 1.821). That leaves out the spelling of unknown words, 3.6 %
-of the tokens and 10.7 % of the bytes there: at 8 bits a byte it would add 0.86 bits per character.
+the seeds 0, 1 and 2, which is 1.814 bits per character (1.807 to 1.821). That leaves out the spelling of unknown words,
+3.6 % of the tokens and 10.7 % of the bytes there: at 8 bits a byte it would add 0.86 bits per character.
 """
 
 import dataclasses

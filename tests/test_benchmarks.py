@@ -6,12 +6,15 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from minigpt_jax.benchmarks import generate, loss, scaling, train, turns
 from minigpt_jax.config import ModelConfig
 from minigpt_jax.errors import DataError
 from minigpt_jax.models.gpt import GPT, init_params
+from minigpt_jax.training.experiment import evaluate
+from minigpt_jax.training.step import train_step
 
 
 class Toy:
@@ -96,6 +99,27 @@ def test_seconds_to_a_loss_count_the_first_run_and_end_when_it_is_reached_first(
     assert loss.seconds_to(3.0, answers) == 5
     assert loss.seconds_to(2.0, answers) == 6
     assert loss.seconds_to(1.8, answers) is None
+
+
+def test_time_to_a_loss_is_that_of_the_preset_with_all_its_settings(tmp_path, monkeypatch):
+    preset, text = tmp_path / "preset.py", tmp_path / "text.txt"
+    preset.write_text(
+        "from minigpt_jax.config import load_preset\n"
+        "def get_config(): return load_preset('debug').override({'ema': 0.5, 'grad_accumulation': 2})\n"
+    )
+    text.write_text("To be, or not to be. " * 50)
+    monkeypatch.setattr(loss, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(loss, "STEPS_PER_TURN", 3)
+    monkeypatch.setattr(loss.OurRun, "preset", str(preset))
+    run = loss.OurRun(str(text))
+    run.run()
+    experiment, state = run.experiment, run.experiment.new_state()
+    settings = {"model": experiment.model, "optimizer": experiment.optimizer, "grad_accumulation": 2, "ema": 0.5}
+    for step in range(3):
+        state, _ = train_step(state, experiment.batch(step), experiment.root_key, **settings)
+    jax.tree.map(np.testing.assert_array_equal, run.state, state)
+    assert run.tell() == {"val_loss": evaluate(experiment, state.average)}
+    assert run.tell() != {"val_loss": evaluate(experiment, state.params)}
 
 
 @pytest.mark.parametrize("name", scaling.TRAINING)
