@@ -185,7 +185,7 @@ class Run:
                 batch = experiment.batch(step - 1)
                 self.seconds_waiting += time.perf_counter() - began
                 if step == start + 1:
-                    init_state.clear_cache()  # a program that has served; without it some 50 MB less are held
+                    init_state.clear_cache()  # it has served, and its program takes some 50 MB
                     compiled = train_step.lower(self.state, batch, experiment.root_key, **experiment.step_means).compile()
                     give_back_freed_memory()
                 if trace:
