@@ -150,6 +150,32 @@ def run_norm(norm, x_BTD, **changes):
     return params, np.asarray(jax.jit(module.apply)({"params": params}, x_BTD))
 
 
+@pytest.mark.parametrize("size", [1.0, 3e-3])  # with the smaller one, epsilon is as large as the variance
+def test_layernorm_is_the_equation(size):
+    x_BTD = size * normal(2, 3, 8) + size
+    params, y_BTD = run_norm("layernorm", x_BTD)
+    centred_BTD = x_BTD - x_BTD.mean(axis=-1, keepdims=True)
+    unit_BTD = centred_BTD / np.sqrt(np.square(centred_BTD).mean(axis=-1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(y_BTD, unit_BTD * params["scale"] + params["bias"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1.0, 3e-3])
+def test_rmsnorm_is_the_equation(size):
+    x_BTD = size * normal(2, 3, 8) + size
+    params, y_BTD = run_norm("rmsnorm", x_BTD)
+    unit_BTD = x_BTD / np.sqrt(np.square(x_BTD).mean(axis=-1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(y_BTD, unit_BTD * params["scale"], rtol=1e-4, atol=1e-5)
+
+
+def test_layernorm_is_accurate_far_from_zero():
+    """E[x²] - E[x]² would lose all digits here."""
+    x_BTD = normal(2, 3, 8)
+    x_BTD = np.round(x_BTD * 64) / 64  # exact when 4096 is added
+    _, near_BTD = run_norm("layernorm", x_BTD)
+    _, far_BTD = run_norm("layernorm", x_BTD + 4096)
+    np.testing.assert_allclose(far_BTD, near_BTD, atol=1e-2)
+
+
 @pytest.mark.parametrize("size", [1.0, 3e-3])
 @pytest.mark.parametrize(
     "ours, equation",
