@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from minigpt_jax.benchmarks import generate, loss, scaling, train, turns
-from minigpt_jax.config import ModelConfig
+from minigpt_jax.benchmarks import generate, limits, loss, scaling, train, turns
+from minigpt_jax.config import ModelConfig, load_preset
 from minigpt_jax.errors import DataError
 from minigpt_jax.models.gpt import GPT, init_params
 from minigpt_jax.training.experiment import evaluate
@@ -85,6 +85,27 @@ def test_processes_of_the_peers_have_no_jax_in_their_memory(module):
         pytest.importorskip("torch")
     program = f"import sys, minigpt_jax.{module}; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def test_limits_count_what_they_do(monkeypatch):
+    done = []
+    monkeypatch.setattr(limits.machine, "product", lambda *shape: (lambda: done.append(shape), 3 * 10**10))
+    product = limits.ShapedProduct(load_preset("debug").override({"batch_size": 5}), 2)
+    product.run()
+    assert done == [(5 * 16, 32, 64)] * 3  # of 1e11 FLOPs a run
+    assert product.tell() == {"amount": 9 * 10**10}
+    answers = [{"amount": 6, "seconds": seconds} for seconds in (99, 2, 3)]
+    assert limits.rates(answers) == [3, 2]
+
+
+def test_a_step_is_compared_with_products_that_take_turns_with_it(monkeypatch, capsys):
+    monkeypatch.setattr(train, "SETTINGS", {"debug": (2, 1)})
+    monkeypatch.setattr(train, "flops_per_token", lambda model: 200)  # 6400 in a step, 640 a second
+    told = [{"seconds": 10.0, "since_start": 1.0, "peak_mb": 1.0, "amount": 16000}] * 2
+    monkeypatch.setattr(train, "race", lambda contestants, setup, rounds: {one.name: told for one in contestants})
+    train.measure(rounds=1)
+    [row] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("minigpt_jax")]
+    assert "40%" in row  # of 1600 a second
 
 
 def test_bytes_of_a_decoding_step_are_weights_and_what_the_cache_holds():
@@ -176,8 +197,10 @@ def test_figures_are_drawn_a_panel_for_each_title():
         for value in (1, 2)
     ]
     figures = {
-        "train": {preset: {"answers": answers, "num_steps": 2, "flops_per_step": 1.0} for preset in train.SETTINGS}
-        | {"product_rate": 10.0},
+        "train": {
+            preset: {"answers": answers, "num_steps": 2, "flops_per_step": 1.0, "large_product_rates": [9.0, 10.0, 10.0]}
+            for preset in train.SETTINGS
+        },
         "generate": {f"batch_{size}": {"answers": answers, "bound_ms": 0.1} for size in generate.BATCH_SIZES},
         "loss": {"races": [{"ours": [{"seconds": 1.0, "val_loss": 2.0}, {"seconds": 1.0, "val_loss": 1.5}]}]},
         "data": {kind: {"megabytes_per_second": {"tokenizing": [1.0]}} for kind in ("char", "byte", "word", "bpe")},

@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 
-from minigpt_jax import machine
+from minigpt_jax.benchmarks.limits import LargeProduct, ShapedProduct, in_giga, rates
 from minigpt_jax.benchmarks.peers import TorchCompiledStep, TorchStep, random_batch
-from minigpt_jax.benchmarks.turns import in_own_process, milliseconds, present, race, with_spread
+from minigpt_jax.benchmarks.turns import milliseconds, present, race, with_spread
 from minigpt_jax.config import Config, load_preset
 from minigpt_jax.models import attention, layers
 from minigpt_jax.models.gpt import GPT
@@ -74,23 +74,21 @@ class PlainStep(Step):
 
 
 def measure(rounds: int) -> dict:
-    """Prints the machine's limits and a table for each preset, and returns the figures."""
-    contestants = present((Step, RematStep, PlainStep, TorchStep, TorchCompiledStep))
-    rate, bandwidth = in_own_process(machine.product_rate), in_own_process(machine.copy_bandwidth)
-    print(f"float32, no dropout; a product of two 2048 × 2048 matrices goes at {rate / 1e9:.0f} GFLOP/s, "
-          f"copying at {bandwidth / 1e9:.0f} GB/s")  # fmt: skip
-    figures = {"product_rate": rate, "copy_bandwidth": bandwidth}
+    """Prints a table for each preset, with the machine's limits above, and returns the figures."""
+    contestants = present((LargeProduct, ShapedProduct, Step, RematStep, PlainStep, TorchStep, TorchCompiledStep))
+    print("float32, no dropout, all in turn; of the rate: FLOPs of a step per second, over those of large products")
+    figures = {}
     for preset, (batch_size, num_steps) in SETTINGS.items():
         changes = {"vocab_size": VOCAB_SIZE, "batch_size": batch_size, "dropout": 0.0}
         config = load_preset(preset).override(changes)
-        model, num_tokens = config.model, batch_size * config.model.context_length
-        shape = (num_tokens, model.embed_dim, model.ff_dim)
-        shaped_rate = in_own_process(machine.product_rate, *shape)
+        num_tokens = batch_size * config.model.context_length
+        flops = num_tokens * flops_per_token(config.model)
         answers = race(contestants, (config, num_steps), rounds)
-        print(f"\n{preset}, {batch_size} sequences of {model.context_length}; "
-              f"its product of {shape[0]} × {shape[1]} by {shape[1]} × {shape[2]} goes at {shaped_rate / 1e9:.0f} GFLOP/s\n"
+        large, shaped = (rates(answers.pop(limit.name)) for limit in (LargeProduct, ShapedProduct))
+        rate = statistics.median(large)
+        print(f"\n{preset}, {batch_size} sequences of {config.model.context_length}; "
+              f"GFLOP/s of {LargeProduct.name} {in_giga(large)}, of {ShapedProduct.name} {in_giga(shaped)}\n"
               f"{'':<20}{'ms a step':<28}of ours   tokens/s   of the rate       start   peak memory")  # fmt: skip
-        flops = num_tokens * flops_per_token(model)
         ours = statistics.median(milliseconds(answers[Step.name], num_steps))
         for name, told in answers.items():
             values = milliseconds(told, num_steps)
@@ -98,7 +96,8 @@ def measure(rounds: int) -> dict:
             share = 1000 * flops / median / rate
             print(f"{name:<20}{with_spread(values):<28}{median / ours:7.2f}{1000 * num_tokens / median:11.0f}{share:14.0%}"
                   f"{told[0]['since_start']:10.1f} s{told[-1]['peak_mb']:11.0f} MB")  # fmt: skip
-        figures[preset] = {"answers": answers, "flops_per_step": flops, "num_steps": num_steps, "shaped_rate": shaped_rate}
+        figures[preset] = {"answers": answers, "flops_per_step": flops, "num_steps": num_steps}
+        figures[preset] |= {"large_product_rates": large, "shaped_product_rates": shaped}
     return figures
 
 
@@ -108,5 +107,5 @@ def draw(figures: dict, axes_of: Any) -> None:
     for preset in SETTINGS:
         found = figures[preset]
         values = {name: milliseconds(told, found["num_steps"]) for name, told in found["answers"].items()}
-        bound = 1000 * found["flops_per_step"] / figures["product_rate"]
-        bars(axes_of(f"A training step of {preset}, ms"), values, bound, "its products alone, at the machine's rate")
+        bound = 1000 * found["flops_per_step"] / statistics.median(found["large_product_rates"])
+        bars(axes_of(f"A training step of {preset}, ms"), values, bound, "its FLOPs at the rate of large products")

@@ -1,0 +1,59 @@
+"""What the machine itself can do at most, as contestants: a limit that was measured in other weather is none."""
+
+from collections.abc import Callable
+
+from minigpt_jax import machine
+from minigpt_jax.benchmarks.turns import with_spread
+from minigpt_jax.config import Config
+from minigpt_jax.runtime import keep_freed_memory
+
+
+class LargeProduct:
+    """Products of two 2048 × 2048 matrices, which JAX computes as fast as any."""
+
+    name, needs, amount_of_run = "large products", "jax", 1e11  # FLOPs
+
+    def __init__(self, *setup):
+        keep_freed_memory()
+        self.work, self.amount = self.prepare(*setup)
+        self.times = max(1, round(self.amount_of_run / self.amount))
+
+    def prepare(self, *setup) -> tuple[Callable[[], object], int]:
+        """What is to be timed, and how much it is."""
+        return machine.product(2048, 2048, 2048)
+
+    def run(self) -> None:
+        for _ in range(self.times):
+            self.work()
+
+    def tell(self) -> dict[str, int]:
+        return {"amount": self.times * self.amount}
+
+
+class ShapedProduct(LargeProduct):
+    """The same in the shape that most of a step's products have."""
+
+    name = "its own products"
+
+    def prepare(self, config: Config, num_steps: int) -> tuple[Callable[[], object], int]:
+        model = config.model
+        return machine.product(config.training.batch_size * model.context_length, model.embed_dim, model.ff_dim)
+
+
+class Copy(LargeProduct):
+    """Copies of 256 MB in main memory."""
+
+    name, amount_of_run = "copying", 1e10  # bytes
+
+    def prepare(self, *setup) -> tuple[Callable[[], object], int]:
+        return machine.copy()
+
+
+def rates(answers: list[dict]) -> list[float]:
+    """FLOPs or bytes per second in each run but the first."""
+    return [answer["amount"] / answer["seconds"] for answer in answers[1:]]
+
+
+def in_giga(found: list[float]) -> str:
+    """Median, least and largest, in GFLOP/s or GB/s."""
+    return with_spread([rate / 1e9 for rate in found])
