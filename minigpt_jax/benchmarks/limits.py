@@ -8,19 +8,15 @@ from minigpt_jax.config import Config
 from minigpt_jax.runtime import keep_freed_memory
 
 
-class LargeProduct:
-    """Products of two 2048 × 2048 matrices, which JAX computes as fast as any."""
+class Limit:
+    """Does `work` again and again, about `amount_of_run` of it in a run, and tells how much that was."""
 
-    name, needs, amount_of_run = "large products", "jax", 1e11  # FLOPs
+    needs = "jax"
 
     def __init__(self, *setup):
         keep_freed_memory()
         self.work, self.amount = self.prepare(*setup)
         self.times = max(1, round(self.amount_of_run / self.amount))
-
-    def prepare(self, *setup) -> tuple[Callable[[], object], int]:
-        """What is to be timed, and how much it is."""
-        return machine.product(2048, 2048, 2048)
 
     def run(self) -> None:
         for _ in range(self.times):
@@ -30,17 +26,26 @@ class LargeProduct:
         return {"amount": self.times * self.amount}
 
 
-class ShapedProduct(LargeProduct):
-    """The same in the shape that most of a step's products have."""
+class LargeProduct(Limit):
+    """Products of two 2048 × 2048 matrices, which JAX computes as fast as any."""
 
-    name = "its own products"
+    name, amount_of_run = "large products", 1e11  # FLOPs
+
+    def prepare(self, *setup) -> tuple[Callable[[], object], int]:
+        return machine.product(2048, 2048, 2048)
+
+
+class ShapedProduct(Limit):
+    """The same in the shape of a feed-forward layer's product."""
+
+    name, amount_of_run = "its own products", 1e11  # FLOPs
 
     def prepare(self, config: Config, num_steps: int) -> tuple[Callable[[], object], int]:
         model = config.model
         return machine.product(config.training.batch_size * model.context_length, model.embed_dim, model.ff_dim)
 
 
-class Copy(LargeProduct):
+class Copy(Limit):
     """Copies of 256 MB in main memory."""
 
     name, amount_of_run = "copying", 1e10  # bytes
