@@ -92,7 +92,9 @@ class ModelConfig(Section):
     )
     qk_norm: bool = setting(True, "normalise queries and keys before their product")
     init: str = setting(
-        "fan_in", "spread of initial weights: 0.02 as in GPT-2, or 1/sqrt of the inputs", choices=("gpt2", "fan_in")
+        "fan_in",
+        "spread of initial weights: 0.02 as in GPT-2, or 1/sqrt of the inputs, and such that embeddings have the size 1",
+        choices=("gpt2", "fan_in"),
     )
     tie_embeddings: bool = setting(False, "the output layer is the transposed token embedding")
     dtype: str = setting(

@@ -1,6 +1,7 @@
 """The PyTorch twin: whatever the config chooses, it is the same model and the same step, and a difference is found."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -81,8 +82,9 @@ def test_a_nan_is_a_difference():
 
 
 def test_the_twin_draws_its_own_weights_as_widely_as_the_linen_model():
-    for init in ("gpt2", "fan_in"):
-        config = config_with(init=init, embed_dim=128, ff_dim=256, num_layers=2, bias=True, norm="layernorm").model
+    for init, tied, positions in itertools.product(("gpt2", "fan_in"), (False, True), ("sinusoidal", "learned")):
+        choices = {"init": init, "tie_embeddings": tied, "positions": positions}
+        config = config_with(**choices, embed_dim=128, ff_dim=256, num_layers=2, bias=True, norm="layernorm").model
         ours = agreement.by_torch_name(init_params(jax.random.key(0), GPT(config)))
         torch.manual_seed(0)
         theirs = {name: parameter.detach().numpy() for name, parameter in torch_gpt.GPT(config).named_parameters()}

@@ -29,6 +29,14 @@ def residual_scale(config: ModelConfig) -> float:
     return (2 * config.num_layers) ** -0.5
 
 
+def embedding_deviation(config: ModelConfig) -> float:
+    """Of a table's initial weights: features come out with the size 1, or smaller as in GPT-2."""
+    if config.init == "gpt2":
+        return 0.02
+    is_narrow = config.positions == "sinusoidal" or config.tie_embeddings
+    return config.embed_dim**-0.5 if is_narrow else 1.0
+
+
 def Dense(inputs: int, features: int, config: ModelConfig, scale: float = 1.0) -> nn.Linear:  # noqa: N802
     """x Wᵀ + b over the last axis. PyTorch keeps W as (outputs, inputs), Linen as (inputs, outputs)."""
     layer = nn.Linear(inputs, features, bias=config.bias)
@@ -105,10 +113,10 @@ class TokenAndPosition(nn.Module):
         super().__init__()
         self.config = config
         self.tokens = nn.Embedding(config.vocab_size, config.embed_dim)
-        nn.init.normal_(self.tokens.weight, std=0.02)  # the default is a standard deviation of 1
+        nn.init.normal_(self.tokens.weight, std=embedding_deviation(config))  # the default is 1
         if config.positions == "learned":
             self.positions = nn.Embedding(config.context_length, config.embed_dim)
-            nn.init.normal_(self.positions.weight, std=0.02)
+            nn.init.normal_(self.positions.weight, std=embedding_deviation(config))
         if config.positions == "sinusoidal":
             table_TD = sinusoidal_positions(config.context_length, config.embed_dim)
             self.register_buffer("waves_TD", table_TD, persistent=False)
@@ -219,7 +227,7 @@ class GPT(nn.Module):
         if config.tie_embeddings:
             self.head.weight = self.embedding.tokens.weight  # one tensor, owned by two modules
         else:
-            nn.init.normal_(self.head.weight, std=0.02)
+            init_kernel(self.head.weight, config)
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """logits_BTV."""

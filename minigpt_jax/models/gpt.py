@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from minigpt_jax.config import ModelConfig
 from minigpt_jax.models.attention import CAUSAL, KVCache, causal_mask
-from minigpt_jax.models.layers import Dense, TokenAndPosition, embedding_init
+from minigpt_jax.models.layers import Dense, TokenAndPosition
 from minigpt_jax.models.transformer import Transformer
 
 
@@ -43,7 +43,7 @@ class GPT(nn.Module):
         if config.tie_embeddings:
             logits_BTV = embedding.attend(x_BTD)
         else:
-            logits_BTV = Dense(config.vocab_size, config, "head", init=embedding_init, bias=False)(x_BTD)
+            logits_BTV = Dense(config.vocab_size, config, "head", bias=False)(x_BTD)
         return logits_BTV.astype(jnp.float32), cache
 
 

@@ -9,14 +9,13 @@ from flax import linen as nn
 
 from minigpt_jax.config import ModelConfig
 
-embedding_init = nn.initializers.normal(0.02)  # GPT-2's (Radford et al. 2019); small, so that the first loss is about ln V
-
 
 def kernel_init(config: ModelConfig, scale: float = 1.0) -> nn.initializers.Initializer:
     """Normally distributed weights, `scale` times as wide as the config's `init` says.
 
-    `gpt2` is a standard deviation of 0.02 everywhere, which suits GPT-2's widths. `fan_in` is 1/√inputs, which keeps the
-    size of activations at any width (LeCun et al. 1998); narrow models learn much faster with it.
+    `gpt2` is a standard deviation of 0.02 everywhere (Radford et al. 2019), which suits GPT-2's widths, and makes the first
+    loss about ln V. `fan_in` is 1/√inputs, which keeps the size of activations at any width (LeCun et al. 1998); narrow
+    models learn much faster with it. Logits then have the size 1 too, and the first loss is about ln V + 1/2.
     """
     if config.init == "gpt2":
         return nn.initializers.normal(0.02 * scale)
@@ -26,6 +25,17 @@ def kernel_init(config: ModelConfig, scale: float = 1.0) -> nn.initializers.Init
 def residual_init(config: ModelConfig) -> nn.initializers.Initializer:
     """For the layers that write into the residual stream: smaller, since 2 L of them add up (GPT-2)."""
     return kernel_init(config, scale=(2 * config.num_layers) ** -0.5)
+
+
+def embedding_init(config: ModelConfig) -> nn.initializers.Initializer:
+    """For tables of embeddings. With `fan_in` features come out with the size 1, as of a layer that has one input.
+
+    So they are drawn with 1, but with 1/√D where √D follows (`sinusoidal`), or where the same table reads logits out.
+    """
+    if config.init == "gpt2":
+        return nn.initializers.normal(0.02)
+    is_narrow = config.positions == "sinusoidal" or config.tie_embeddings
+    return nn.initializers.normal(config.embed_dim**-0.5 if is_narrow else 1.0)
 
 
 @jax.custom_vjp
@@ -189,7 +199,8 @@ class TokenAndPosition(nn.Module):
 
     def setup(self):
         def table(rows: int) -> nn.Embed:
-            return nn.Embed(rows, self.config.embed_dim, dtype=self.config.dtype, embedding_init=embedding_init)
+            config = self.config
+            return nn.Embed(rows, config.embed_dim, dtype=config.dtype, embedding_init=embedding_init(config))
 
         self.tokens = table(self.config.vocab_size)
         if self.config.positions == "learned":
@@ -202,7 +213,7 @@ class TokenAndPosition(nn.Module):
         if config.positions == "learned":
             x_BTD += self.positions(positions_BT)
         if config.positions == "sinusoidal":
-            # √D (section 3.4 of the paper) brings the small embeddings up to the size of sines and cosines.
+            # √D (section 3.4 of the paper) brings the embeddings up to the size of sines and cosines.
             table_TD = sinusoidal_positions(config.context_length, config.embed_dim)
             waves_BTD = table_TD.at[positions_BT].get(mode="fill", fill_value=jnp.nan)
             x_BTD = x_BTD * config.embed_dim**0.5 + waves_BTD.astype(x_BTD.dtype)
