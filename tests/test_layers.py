@@ -233,8 +233,8 @@ def test_initial_weights_are_as_wide_as_the_config_says(init, inputs):
 @pytest.mark.parametrize("positions", ["sinusoidal", "learned", "rotary"])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("init", ["gpt2", "fan_in"])
-def test_embeddings_come_out_with_the_size_1_unless_they_are_to_be_small(init, tied, positions):
-    """Small as in GPT-2, or where the same table reads logits out, which are then what has the size 1."""
+def test_embeddings_begin_with_the_size_1_unless_they_are_to_be_small(init, tied, positions):
+    """Small as in GPT-2, before a factor of √D, or where the same table reads logits out, which then have the size 1."""
     D = 64
     config = dataclasses.replace(
         CONFIG, embed_dim=D, vocab_size=500, context_length=250, init=init, tie_embeddings=tied, positions=positions
@@ -243,9 +243,8 @@ def test_embeddings_come_out_with_the_size_1_unless_they_are_to_be_small(init, t
     module = layers.TokenAndPosition(config)
     variables = module.init(jax.random.key(0), tokens_BT, tokens_BT % 250)
     table_VD = np.asarray(variables["params"]["tokens"]["embedding"])
-    factor = D**0.5 if positions == "sinusoidal" else 1.0
-    expected = 0.02 * factor if init == "gpt2" else factor / D**0.5 if tied else 1.0
-    assert np.std(table_VD) * factor == pytest.approx(expected, rel=0.05)
+    expected = 0.02 if init == "gpt2" or positions == "sinusoidal" else 1 / D**0.5 if tied else 1.0
+    assert np.std(table_VD) == pytest.approx(expected, rel=0.05)
     if positions == "learned":
         assert np.std(variables["params"]["positions"]["embedding"]) == pytest.approx(expected, rel=0.05)
 

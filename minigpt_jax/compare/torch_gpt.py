@@ -30,11 +30,10 @@ def residual_scale(config: ModelConfig) -> float:
 
 
 def embedding_deviation(config: ModelConfig) -> float:
-    """Of a table's initial weights: features come out with the size 1, or smaller as in GPT-2."""
-    if config.init == "gpt2":
+    """Of a table's initial weights."""
+    if config.init == "gpt2" or config.positions == "sinusoidal":
         return 0.02
-    is_narrow = config.positions == "sinusoidal" or config.tie_embeddings
-    return config.embed_dim**-0.5 if is_narrow else 1.0
+    return config.embed_dim**-0.5 if config.tie_embeddings else 1.0
 
 
 def Dense(inputs: int, features: int, config: ModelConfig, scale: float = 1.0) -> nn.Linear:  # noqa: N802

@@ -28,14 +28,14 @@ def residual_init(config: ModelConfig) -> nn.initializers.Initializer:
 
 
 def embedding_init(config: ModelConfig) -> nn.initializers.Initializer:
-    """For tables of embeddings. With `fan_in` features come out with the size 1, as of a layer that has one input.
+    """For tables of embeddings: 0.02 as in GPT-2, or with `fan_in` 1, as of a layer that has one input.
 
-    So they are drawn with 1, but with 1/√D where √D follows (`sinusoidal`), or where the same table reads logits out.
+    But 1/√D where the same table reads logits out, and 0.02 where √D follows (`sinusoidal`): with embeddings larger than the
+    waves `mini_gpt` learns more slowly (a training loss of 2.46 instead of 2.39 after 200 steps).
     """
-    if config.init == "gpt2":
+    if config.init == "gpt2" or config.positions == "sinusoidal":
         return nn.initializers.normal(0.02)
-    is_narrow = config.positions == "sinusoidal" or config.tie_embeddings
-    return nn.initializers.normal(config.embed_dim**-0.5 if is_narrow else 1.0)
+    return nn.initializers.normal(config.embed_dim**-0.5 if config.tie_embeddings else 1.0)
 
 
 @jax.custom_vjp
