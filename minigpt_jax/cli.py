@@ -14,6 +14,7 @@ from minigpt_jax.config import SETTINGS, Setting, setting_type
 from minigpt_jax.errors import DataError, StoppedError, UsageError
 from minigpt_jax.runtime import keep_freed_memory, kept_programs
 
+log = logging.getLogger(__name__)
 RUNS_DIR = Path("runs")
 DEFINE = {int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFINE_bool, str: flags.DEFINE_string}
 
@@ -44,7 +45,9 @@ def newest_run() -> Path:
         raise DataError(
             f"there is no run under {RUNS_DIR}/: train one with scripts/train.py, or name its folder with --workdir"
         )
-    return checkpoints[-1].parents[2]
+    workdir = checkpoints[-1].parents[2]
+    log.info("The newest run is %s.", workdir)
+    return workdir
 
 
 def run(main: Callable[..., None], usage: str, positional: bool = False) -> None:
@@ -61,7 +64,7 @@ def run(main: Callable[..., None], usage: str, positional: bool = False) -> None
     flags.DEFINE_bool("help", False, "show this help", short_name="h", allow_override=True)
     keep_freed_memory()
     try:
-        arguments = flags.FLAGS(sys.argv)[1:]
+        arguments = parsed_arguments()
         if arguments and not positional:
             raise UsageError(f"unexpected argument {arguments[0]!r}: give settings as --name value")
         if flags.FLAGS.help:
@@ -82,6 +85,14 @@ def run(main: Callable[..., None], usage: str, positional: bool = False) -> None
         sys.exit(report("interrupted", 130))  # as a shell has it: 128 + SIGINT
     except BrokenPipeError:  # the reader of standard output has gone, as after `| head`: nobody is left to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def parsed_arguments() -> list[str]:
+    """The command line's arguments that are no flags."""
+    try:
+        return flags.FLAGS(sys.argv)[1:]
+    except ValueError as error:  # absl's, for --noNAME=VALUE
+        raise UsageError(str(error)) from error
 
 
 def report(message: str, exit_status: int) -> int:

@@ -93,7 +93,7 @@ class ModelConfig(Section):
     qk_norm: bool = setting(True, "normalise queries and keys before their product")
     init: str = setting(
         "fan_in",
-        "spread of initial weights: 0.02 as in GPT-2, or 1/sqrt of the inputs, and such that embeddings have the size 1",
+        "spread of initial weights: 0.02 as in GPT-2, or 1/sqrt of the inputs, and wider embeddings",
         choices=("gpt2", "fan_in"),
     )
     tie_embeddings: bool = setting(False, "the output layer is the transposed token embedding")
@@ -128,7 +128,7 @@ class TrainingConfig(Section):
     """The optimisation and the rhythm of the run."""
 
     batch_size: int = setting(12, "sequences in an optimizer step", at_least=1)
-    steps: int | None = setting(None, "optimizer steps (or give epochs)", at_least=1, may_change=True)
+    steps: int | None = setting(None, "optimizer steps (or give epochs)", at_least=1, below=2**31, may_change=True)
     epochs: float | None = setting(None, "passes over the training text (or give steps)", above=0.0, may_change=True)
     grad_accumulation: int = setting(
         1, "parts that a batch is worked through in: the same result in less memory", at_least=1
@@ -154,7 +154,9 @@ class TrainingConfig(Section):
     )
     eval_every: int = setting(250, "steps between evaluations", at_least=1, may_change=True)
     eval_batches: int = setting(40, "batches of validation text in an evaluation, always the same ones", at_least=1)
-    checkpoint_every: int = setting(500, "steps between checkpoints", at_least=1, may_change=True)
+    checkpoint_every: int = setting(
+        500, "steps between checkpoints, beside those of lower validation losses", at_least=1, may_change=True
+    )
     sample_every: int = setting(250, "steps between printed samples; 0: none", at_least=0, may_change=True)
     log_every: int = setting(50, "steps between rows of training metrics", at_least=1, may_change=True)
     patience: int = setting(
@@ -253,7 +255,7 @@ class Config:
             expectation = values.pop("expectation")
             sections = {name: section(**values.pop(name)) for name, section in SECTIONS.items()}
             return cls(**sections, **values, expectation=Expectation(**expectation) if expectation else None)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DataError(f"not a config of this version: {error}") from error
 
 
@@ -288,7 +290,7 @@ def preset_names() -> tuple[str, ...]:
 def load_preset(name: str) -> Config:
     """The config that `configs/NAME.py`, or a Python file given by its path, makes with `get_config()`.
 
-    Raises UsageError where there is no such preset or the file has no `get_config() -> Config`.
+    Raises UsageError where there is no such preset, the file fails, or it has no `get_config() -> Config`.
     """
     path = Path(name) if name.endswith(".py") else PRESETS_DIR / f"{name}.py"
     if not path.is_file():
@@ -298,8 +300,13 @@ def load_preset(name: str) -> Config:
         )
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config() if callable(getattr(module, "get_config", None)) else None
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config() if callable(getattr(module, "get_config", None)) else None
+    except (UsageError, DataError):
+        raise
+    except Exception as error:  # a user's own program, in which anything may fail
+        raise UsageError(f"{path}: {type(error).__name__}: {error}") from error
     if not isinstance(config, Config):
         raise UsageError(f"{path} must define get_config() that returns a minigpt_jax Config")
     return config

@@ -1,7 +1,7 @@
-"""The two ways in which what a user asks for can be wrong.
+"""The two ways in which what a user asks for can be wrong, and the way in which a signal ends it.
 
-Everything that a user can get wrong ends in one of these, with a message of one line that says what was wrong and what is
-allowed. The scripts print that line and exit with `exit_status`; Python callers get an ordinary ValueError.
+Everything that a user can get wrong ends in one of the first two, with a message of one line that says what was wrong and
+what is allowed. The scripts print that line and exit with `exit_status`; Python callers get an ordinary ValueError.
 """
 
 import difflib

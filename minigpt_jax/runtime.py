@@ -94,7 +94,7 @@ def delete_unchecked(folder: Path, most: int = 2**29) -> None:
     for path in programs:
         total += path.stat().st_size
         checksum = checksum_of(path)
-        if total > most or not checksum.exists() or checksum.read_text() != sha256(path):
+        if total > most or not checksum.exists() or checksum.read_bytes() != sha256(path).encode():
             path.unlink(missing_ok=True)
             checksum.unlink(missing_ok=True)
 

@@ -49,13 +49,13 @@ def main(names: list[str]) -> None:
         print(f"{'' if name == chosen[0] else chr(10)}---- {name}")
         try:
             figures[name] = benchmark.measure(ROUNDS.value or benchmark.ROUNDS, **only_for.get(name, {}))
-        except DataError as error:
+        except (DataError, UsageError) as error:  # such as an extra that is not installed
             if len(chosen) == 1:
                 raise
             print(f"left out: {error}")
         if JSON.value:
             Path(JSON.value).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    if PLOT.value:
+    if PLOT.value and figures:
         from minigpt_jax.benchmarks.pictures import draw
 
         draw(figures).savefig(PLOT.value, dpi=120)

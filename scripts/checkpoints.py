@@ -23,18 +23,24 @@ def main() -> None:
     steps = checkpoint.steps(workdir)
     if not steps:
         raise DataError(f"{workdir} has no checkpoint yet")
-    best, all_whole = checkpoint.best_first(workdir)[0], True
-    print("    step       MB  train loss  val loss  state")
+    infos, damages = {}, {}
     for step in steps:
         try:
             checkpoint.verify(workdir, step)
-            info, state = checkpoint.read_info(workdir, step), "whole, the best" if step == best else "whole"
-            losses = f"{number(info.last_loss):>10}{number(info.val_loss):>10}"
+            infos[step] = checkpoint.read_info(workdir, step)
         except DataError as error:
-            all_whole, losses, state = False, " " * 20, f"DAMAGED: {error}"
+            damages[step] = error
+    best = next((step for step in checkpoint.best_first(workdir) if step in infos), None)
+    print("    step       MB  batch loss  val loss  state")
+    for step in steps:
+        if info := infos.get(step):
+            losses = f"{number(info.last_loss):>10}{number(info.val_loss):>10}"
+            state = "whole, the best" if step == best else "whole"
+        else:
+            losses, state = " " * 20, f"DAMAGED: {damages[step]}"
         files = (path for path in (checkpoint.checkpoints_dir(workdir) / str(step)).rglob("*") if path.is_file())
         print(f"{step:8d} {sum(path.stat().st_size for path in files) / 1e6:8.2f}  {losses}  {state}")
-    if not all_whole:
+    if damages:
         sys.exit(DataError.exit_status)
 
 

@@ -110,6 +110,7 @@ def check(strategy: dict, beam: dict) -> None:
             "as it is made there is only text: leave out --format, --explain",
         ),
         (PROMPTS.value and PROMPT.value, "give --prompt or --prompts"),
+        (INTERACTIVE.value and PROMPT.value, "--interactive asks for prompts: leave out --prompt"),
     ]
     for condition, message in conflicts:
         if condition:

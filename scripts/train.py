@@ -9,6 +9,7 @@ python scripts/train.py --max_minutes 30                        stops in time; t
 Ctrl-C and SIGTERM finish the step, save and stop; a second one stops at once.
 """
 
+import logging
 from pathlib import Path
 
 from absl import flags
@@ -29,16 +30,22 @@ TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "also write the metrics fo
 PROFILE = flags.DEFINE_bool("profile", False, "trace some steps into the run's folder, and tell what took longest")
 cli.define_setting_flags()
 
+log = logging.getLogger("minigpt_jax.train")
+
 
 def main() -> None:
     if MAX_MINUTES.value is not None and not MAX_MINUTES.value > 0:
         raise UsageError(f"max_minutes={MAX_MINUTES.value} must be above 0")
+    if WORKDIR.value == "":
+        raise UsageError("workdir is empty; name a folder, or leave it out")
     preset = CONFIG.value or "shakespeare_char"
     workdir = Path(WORKDIR.value or cli.RUNS_DIR / Path(preset).stem)
     given = cli.given_settings()
     goes_on = CONFIG.value is None and (workdir / "config.json").exists() and not OVERWRITE.value
     # Resuming takes the run's own settings where none are given.
     config = checkpoint.read_config(workdir) if goes_on else load_preset(preset)
+    if goes_on and not checkpoint.steps(workdir):
+        log.info("%s has no checkpoint yet: begun again with its settings; --overwrite forgets them.", workdir)
     init_from = given.get("init_from", config.training.init_from)
     if init_from and not (goes_on and init_from == config.training.init_from):
         config = config.override(pretrained.settings_from(init_from))

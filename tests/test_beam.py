@@ -132,3 +132,12 @@ def test_a_beam_may_still_win_if_length_is_rewarded_and_there_is_room_for_it(len
     worst = beam.Hypothesis(tokens=(1,), log_probs=(-1.0,), score=-1.0, rank=-1.0, ended=True)
     search = beam.Search(1, 10, length_penalty, False, [None], finished=[worst], length=2)
     assert search.can_improve(-3.0) == can_improve
+
+
+def test_where_length_costs_a_beam_ends_no_later_than_the_last_step():
+    """After the last of 1 token the text of -1 is the best, though it would not be if it had 2."""
+    first = beam.Choice(parent_BW=np.array([0]), token_BW=np.array([5]), score_BW=np.array([-1.0]))
+    ended = beam.Choice(parent_BW=np.array([0]), token_BW=np.array([9]), score_BW=np.array([-1.5]))
+    search = beam.Search(1, 1, -1.0, False, [None])
+    search.step(first, ended)
+    assert [found.score for found in search.finished] == [-1.0]

@@ -1,8 +1,11 @@
 """What benchmarks compare: turns that alternate, limits that are counted right, figures that are drawn."""
 
 import math
+import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import jax
@@ -66,6 +69,27 @@ class DyingToy(Toy):
 def test_who_ends_by_itself_is_named(tmp_path):
     with pytest.raises(DataError, match="dying ended without an answer"):
         turns.race((DyingToy,), (tmp_path / "turns",), rounds=1)
+
+
+class KilledToy(Toy):
+    """One that the system ends while the other has its turn."""
+
+    name = "killed"
+
+    def run(self):
+        threading.Timer(0.2, os._exit, (9,)).start()
+
+
+class SlowToy(Toy):
+    name = "slow"
+
+    def run(self):
+        time.sleep(1)
+
+
+def test_who_ends_while_it_waits_is_named(tmp_path):
+    with pytest.raises(DataError, match="killed ended without an answer"):
+        turns.race((KilledToy, SlowToy), (tmp_path / "turns",), rounds=1)
 
 
 def test_who_is_not_installed_is_left_out(capsys):

@@ -412,8 +412,10 @@ def test_load_says_what_is_missing(run_dir, tmp_path):
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
 def test_load_names_what_is_damaged(run_dir, name):
-    (run_dir / name).write_bytes((run_dir / name).read_bytes()[:20])
-    assert name in load_error(run_dir)
+    whole = (run_dir / name).read_bytes()
+    for damaged in (whole[:20], whole[:20] + b"\xff" + whole[21:], b"[" * 100_000):
+        (run_dir / name).write_bytes(damaged)
+        assert name in load_error(run_dir)
 
 
 def test_load_refuses_another_tokenizer(run_dir):

@@ -17,14 +17,16 @@ def make_run(name, modified):
     os.utime(path, (modified, modified))
 
 
-def test_newest_run_is_the_one_with_the_newest_checkpoint(tmp_path, monkeypatch):
+def test_newest_run_is_the_one_with_the_newest_checkpoint_and_named(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     for name, modified in (("b", 3000), ("c", 1000), ("a", 2000)):
         make_run(name, modified)
     Path("runs", "no_run_at_all").mkdir()
     Path("runs", "just_begun").mkdir()
     Path("runs", "just_begun", "config.json").touch()
-    assert cli.newest_run() == Path("runs/b")
+    with caplog.at_level("INFO"):
+        assert cli.newest_run() == Path("runs/b")
+    assert caplog.messages == ["The newest run is runs/b."]
 
 
 @pytest.mark.parametrize("folder", [None, "runs", "runs/without_a_config"])

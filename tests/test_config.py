@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 
 import pytest
 
@@ -323,6 +324,13 @@ def test_preset_file_must_make_a_config(tmp_path, source):
     path = tmp_path / "mine.py"
     path.write_text(source)
     assert usage_error(load_preset, str(path)) == f"{path} must define get_config() that returns a minigpt_jax Config"
+
+
+@pytest.mark.parametrize("source", ["x = (", "import no_such_package", "def get_config(): 1 / 0"])
+def test_preset_file_that_fails_is_named_with_the_reason(tmp_path, source):
+    path = tmp_path / "mine.py"
+    path.write_text(source)
+    assert re.match(rf"{path}: \w+Error: .", usage_error(load_preset, str(path)))
 
 
 # ---- Differences and near names -------------------------------------------------------------------------------------------

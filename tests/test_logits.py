@@ -158,7 +158,7 @@ LOGITS_BV = np.array([[2.0, 2.0, -1.0, -INF], [0.0, -3.0, 4.0, 1.0]], np.float32
 @pytest.mark.parametrize(
     "processor, expected_BV",
     [
-        (Temperature(0.5), LOGITS_BV * 2),
+        (Temperature(0.5), 2 * (LOGITS_BV - [[2.0], [4.0]])),  # of the largest logit the quotient is 0
         (RepetitionPenalty(2.0), [[2.0, 1.0, -2.0, -INF], [0.0, -3.0, 4.0, 0.5]]),
         (RepetitionPenalty(0.5), [[2.0, 4.0, -0.5, -INF], [0.0, -3.0, 4.0, 2.0]]),
         (FrequencyPenalty(0.5), [[2.0, 1.5, -2.5, -INF], [-2.5, -3.0, 4.0, 0.5]]),
@@ -169,6 +169,15 @@ LOGITS_BV = np.array([[2.0, 2.0, -1.0, -INF], [0.0, -3.0, 4.0, 1.0]], np.float32
 )
 def test_penalties_and_temperature_change_logits_by_their_equations(processor, expected_BV):
     np.testing.assert_allclose(process_jitted((processor,), LOGITS_BV, COUNTS_BV), expected_BV, rtol=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-20, 1e-30])
+def test_the_lowest_temperatures_take_the_best_token(temperature):
+    """Logits as a model has them: none of them a round number, so that their quotients are rounded."""
+    logits_BV = np.array(jax.random.normal(jax.random.key(0), (4, 65)))
+    softmax = jax.jit(lambda chosen, logits_BV: jax.nn.softmax(process(chosen, logits_BV, None)))
+    probs_BV = softmax(processors(temperature=temperature), logits_BV)
+    np.testing.assert_array_equal(probs_BV, jax.nn.one_hot(logits_BV.argmax(axis=-1), 65))
 
 
 def test_processors_run_one_after_another():

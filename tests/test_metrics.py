@@ -2,7 +2,7 @@
 
 import json
 
-from minigpt_jax.training.metrics import MetricsFile
+from minigpt_jax.training.metrics import Clock, MetricsFile
 
 
 def metrics_file(tmp_path, content, last_step):
@@ -31,3 +31,10 @@ def test_a_damaged_row_is_named_and_the_others_stay(tmp_path, caplog):
 def test_metrics_of_a_new_run_begin_empty(tmp_path):
     _, path = metrics_file(tmp_path, '{"step": 3}\n', last_step=0)
     assert path.read_text() == ""
+
+
+def test_a_row_right_after_a_lap_has_the_rate_of_that_lap():
+    clock = Clock(0.0, step=5)
+    first = clock.lap(6, None)
+    assert clock.lap(6, None) == first > 0
+    assert clock.lap(7, None) != first

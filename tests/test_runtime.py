@@ -87,7 +87,7 @@ def test_programs_are_found_again(folder):
     assert stamps(folder) == kept
 
 
-@pytest.mark.parametrize("damage", ["flipped", "cut", "unchecked", "another's"])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "unchecked", "another's", "not even text"])
 def test_a_program_that_is_not_as_it_was_written_is_compiled_again(folder, damage):
     first = compile_and_run(4.5)
     for path in list(folder.glob("*-cache")):
@@ -98,6 +98,8 @@ def test_a_program_that_is_not_as_it_was_written_is_compiled_again(folder, damag
             path.write_bytes(content[: len(content) // 2])
         elif damage == "unchecked":
             checksum.unlink()
+        elif damage == "not even text":
+            checksum.write_bytes(b"\xff" + checksum.read_bytes()[1:])
         else:
             checksum.write_text("0" * 64)
         os.utime(path, ns=(1, 1))

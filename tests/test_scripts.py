@@ -417,6 +417,15 @@ def test_a_living_run_is_its_own_and_sigterm_ends_it_with_a_checkpoint(trained, 
     assert sum(line.endswith("the best") for line in listed) == 1
 
 
+def test_a_run_without_a_checkpoint_begins_again_with_its_settings_and_says_so(trained, call):
+    begun = trained.folder / "runs" / "begun"
+    begun.mkdir()
+    shutil.copy(trained.workdir / "config.json", begun)
+    process = succeeded(call(trained.folder, "train --workdir runs/begun"))
+    assert "runs/begun has no checkpoint yet: begun again with its settings" in process.stderr
+    assert "step 20/20" in process.stderr
+
+
 def test_a_damaged_checkpoint_is_listed_as_such_and_another_one_used(trained, call):
     damaged = shutil.copytree(trained.workdir, trained.folder / "damaged")
     best, other = checkpoint.best_first(damaged)
@@ -425,6 +434,7 @@ def test_a_damaged_checkpoint_is_listed_as_such_and_another_one_used(trained, ca
     listed = call(trained.folder, "checkpoints --workdir damaged")
     assert listed.returncode == 1
     [line] = [line for line in listed.stdout.splitlines() if "DAMAGED" in line]
+    assert [row.split()[0] for row in listed.stdout.splitlines() if row.endswith("whole, the best")] == [str(other)]
     assert line.split()[0] == str(best)
     assert "checkpoint.json has changed" in line
     used = succeeded(call(trained.folder, "generate --workdir damaged --length 5"))
@@ -573,6 +583,10 @@ USAGE, DATA = 2, 1
 MISTAKES = [  # command, exit status, and what the message says
     (f"{NEW} --num_leyers 3", USAGE, ["num_leyers", "Did you mean: num_layers"]),
     (f"{NEW} stray", USAGE, ["'stray'"]),
+    (f"{NEW} --noqk_norm=3", USAGE, ["--noqk_norm=3", "argument"]),
+    (f"{NEW} --steps 3000000000", USAGE, ["steps=3000000000", "below 2147483648"]),
+    (f"{NEW} --epochs 1e300", USAGE, ["epochs=1e+300", "at most 2147483647 steps"]),
+    (f"{NEW} --workdir ''", USAGE, ["workdir is empty"]),
     (f"{NEW} --num_layers two", USAGE, ["--num_layers=two"]),
     ("train --config debgu --workdir new", USAGE, ["'debgu'", "did you mean 'debug'?", "shakespeare_char"]),
     (f"{NEW} --norm layrnorm", USAGE, ["norm='layrnorm'", "did you mean 'layernorm'?", "rmsnorm"]),
@@ -640,6 +654,8 @@ MISTAKES = [  # command, exit status, and what the message says
     (f"{PROMPTED} --beam_width 2 --stop_tokens -1", USAGE, ["stop_tokens=-1", "at least 0"]),
     (f"{PROMPTED} --format jsonn", USAGE, ["format='jsonn'", "did you mean 'jsonl'?"]),
     (f"{PROMPTED} --prompts prompts.txt", USAGE, ["--prompt or --prompts"]),
+    (f"{PROMPTED} --interactive", USAGE, ["--interactive", "--prompt"]),
+    (f"{PROMPTED} --temperature 1e-40", USAGE, ["temperature=1e-40", "1e-30"]),
     ("generate --workdir runs/debug --prompts missing.txt", DATA, ["missing.txt"]),
     ("generate --workdir runs/debug --prompts empty.txt", DATA, ["empty.txt", "is empty"]),
     ("generate --workdir runs/debug --prompts latin1.txt", DATA, ["latin1.txt", "not UTF-8"]),

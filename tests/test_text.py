@@ -56,6 +56,20 @@ def test_text_ends_before_the_stop_string_that_is_complete_first_and_no_portion_
     assert "".join(portions) == expected
 
 
+class Whole(Bytes):
+    """A tokenizer with one token, which is a whole text."""
+
+    def to_bytes(self, ids):
+        return b"xabcd"
+
+
+def test_a_stop_string_that_ends_first_wins_though_another_begins_first():
+    stream = TextStream(Whole(), ("abcd", "bc"), ())
+    stream.feed(0)
+    assert stream.stopped
+    assert stream.take() == "xa" == up_to_stop("xabcd", ("abcd", "bc"))
+
+
 def test_what_is_certain_is_not_held_back():
     portions, _ = run("hello\nwo", ["\n\n"])
     assert portions == ["h", "e", "l", "l", "o", "", "\nw", "o", ""]

@@ -1,5 +1,8 @@
 """The gallery of traps: what is called wrong is wrong in the way that it says, and its twin is right."""
 
+import subprocess
+import sys
+
 import jax
 import pytest
 
@@ -21,6 +24,12 @@ def test_the_wrong_one_fails_and_the_right_one_does_not(trap):
     else:
         with pytest.raises(trap.error):
             trap.wrong()
+
+
+def test_as_a_command_the_wrong_ones_fail_too():
+    """In a process of its own, which has its own ways with JAX."""
+    shown = subprocess.run([sys.executable, "-m", "minigpt_jax.compare.traps"], capture_output=True, text=True, check=True)
+    assert shown.stdout.count("as expected") == 10
 
 
 def test_all_of_them_are_shown_with_source_outcome_and_reason(capsys):

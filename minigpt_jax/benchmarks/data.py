@@ -51,8 +51,8 @@ def time_passes(kind: str, path: Path) -> dict[str, float]:
 
 
 def feed(path: Path, rounds: int) -> dict[str, float]:
-    """Median seconds of a step of the default preset and of reading its batch from a token file, those of the first batch,
-    and the peak of memory."""
+    """Median seconds of a step of the default preset, without its average of parameters, and of reading its batch from a
+    token file, those of the first batch, and the peak of memory."""
     config = load_preset("shakespeare_char").override({"vocab_size": 65})
     train_step, state, _, key = compiled_step(config)
     tokens = map_ids(path, np.dtype("<u2"))

@@ -53,10 +53,12 @@ def race(contestants: Sequence[type], setup: tuple, rounds: int) -> dict[str, li
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # where there is a GPU they share it
     spawn = multiprocessing.get_context("spawn")
 
-    def answer_of(name: str, here) -> dict:
+    def answer_of(name: str, here, asked: bool = True) -> dict:
         try:
+            if asked:
+                here.send(True)
             return here.recv()
-        except EOFError as error:
+        except (EOFError, OSError) as error:
             raise DataError(f"{name} ended without an answer; what it said stands above") from error
 
     lanes, answers = [], {}
@@ -65,11 +67,10 @@ def race(contestants: Sequence[type], setup: tuple, rounds: int) -> dict[str, li
         process = spawn.Process(target=serve, args=(contestant, setup, time.time(), there), daemon=True)
         process.start()
         there.close()  # so that a contestant that dies ends the wait for it
-        answers[contestant.name] = [answer_of(contestant.name, here)]
+        answers[contestant.name] = [answer_of(contestant.name, here, asked=False)]
         lanes.append((contestant.name, here, process))
     for _ in range(rounds):
         for name, here, _ in lanes:
-            here.send(True)
             answers[name].append(answer_of(name, here))
     for _, here, process in lanes:
         here.send(False)

@@ -325,6 +325,7 @@ def body(function: Any) -> str:
 
 
 def main() -> None:
+    jax.config.update("jax_cpu_enable_async_dispatch", True)  # JAX's default, without which the last trap is none
     for number, trap in enumerate(TRAPS, 1):
         title = "".join(f" {letter.lower()}" if letter.isupper() else letter for letter in trap.__name__).strip()
         print(f"\n{number}/{len(TRAPS)}  {title.capitalize()}. What one expects: {trap.expectation}.\n")

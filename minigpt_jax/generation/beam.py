@@ -125,7 +125,7 @@ class Search:
     def can_improve(self, best_score: float) -> bool:
         """Whether a beam may still end better than the worst text kept. Scores only fall, and so a beam ranks best if it
         loses nothing more and ends at once or, where length is rewarded, as late as it can."""
-        length = self.num_tokens if self.length_penalty > 0 else self.length + 1
+        length = self.num_tokens if self.length_penalty > 0 else min(self.length + 1, self.num_tokens)
         return best_score / length**self.length_penalty > self.finished[-1].rank
 
 

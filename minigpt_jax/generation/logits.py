@@ -16,6 +16,8 @@ import jax.numpy as jnp
 
 from minigpt_jax.errors import UsageError
 
+LOWEST_TEMPERATURE = 1e-30  # above 0: what is much lower is 0 in float32
+
 
 class Processor(Protocol):
     """`counts_BV` says how often each token stands in the row so far, prompt included; only the penalties read it."""
@@ -75,7 +77,8 @@ class Temperature:
     temperature: float
 
     def __call__(self, logits_BV, counts_BV=None):
-        return logits_BV / self.temperature
+        # Below their largest first: of a large quotient XLA's softmax would take its rounding error for a difference.
+        return (logits_BV - logits_BV.max(axis=-1, keepdims=True)) / self.temperature
 
 
 @processor
@@ -174,9 +177,10 @@ def processors(
     require(not (greedy and temperature), f"greedy excludes temperature={temperature}: give one of them")
     temperature = 1.0 if temperature is None else temperature
     require(
-        temperature >= 0 and math.isfinite(temperature), f"temperature={temperature} must be 0 (greedy) or a number above"
+        temperature == 0 or (temperature >= LOWEST_TEMPERATURE and math.isfinite(temperature)),
+        f"temperature={temperature} must be 0 (greedy) or a number from {LOWEST_TEMPERATURE} up",
     )
-    require(top_k >= 0 and top_k == int(top_k), f"top_k={top_k} must be 0 (off) or a whole number above")
+    require(0 <= top_k < math.inf and top_k == int(top_k), f"top_k={top_k} must be 0 (off) or a whole number above")
     require(0 < top_p <= 1, f"top_p={top_p} must be above 0 and at most 1 (off)")
     require(0 <= min_p <= 1, f"min_p={min_p} must be between 0 (off) and 1")
     require(0 < typical_p <= 1, f"typical_p={typical_p} must be above 0 and at most 1 (off)")

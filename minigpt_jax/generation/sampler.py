@@ -5,7 +5,7 @@ and a choice of processors. A row draws from its own key alone, so its text does
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -210,7 +210,7 @@ def padded(rows: list[np.ndarray], num_columns: int) -> np.ndarray:
     return array
 
 
-def row_keys(key: jax.Array, rows: range) -> jax.Array:
+def row_keys(key: jax.Array, rows: Sequence[int]) -> jax.Array:
     """The keys of rows with these numbers."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, np.array(rows))
 

@@ -35,9 +35,10 @@ class TextStream:
         """More text, which ends before the first stop string that it completes. Earlier text holds none."""
         searched = max(0, len(self.text) - max(map(len, self.stop), default=0))
         self.text += text
-        places = [self.text.find(stop, searched) for stop in self.stop]
-        if found := [place for place in places if place >= 0]:
-            self.text, self.stopped = self.text[: min(found)], True
+        places = [(self.text.find(stop, searched), len(stop)) for stop in self.stop]
+        if found := [(place + length, place) for place, length in places if place >= 0]:
+            _, place = min(found)  # of the one that ends first, as if the text had come character by character
+            self.text, self.stopped = self.text[:place], True
 
     def take(self) -> str:
         """The text that has not been taken yet and is certain."""

@@ -168,7 +168,10 @@ class KVCache:
         return cls(jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype), jnp.zeros((), jnp.int32))
 
     def append(self, k_BTGK: jax.Array, v_BTGK: jax.Array) -> "KVCache":
-        """The cache with T more positions. They must not go around the end of the ring; a T that divides S never does."""
+        """The cache with T more positions.
+
+        They must not go around the end of the ring, as pieces of one T that divides S never do.
+        """
         B, T, G, K = k_BTGK.shape
         slot = self.num_written % self.k_NSK.shape[1]
 

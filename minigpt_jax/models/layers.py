@@ -213,7 +213,7 @@ class TokenAndPosition(nn.Module):
         if config.positions == "learned":
             x_BTD += self.positions(positions_BT)
         if config.positions == "sinusoidal":
-            # √D (section 3.4 of the paper) brings the embeddings up to the size of sines and cosines.
+            # √D (section 3.4 of the paper) brings the embeddings nearer to the size of sines and cosines.
             table_TD = sinusoidal_positions(config.context_length, config.embed_dim)
             waves_BTD = table_TD.at[positions_BT].get(mode="fill", fill_value=jnp.nan)
             x_BTD = x_BTD * config.embed_dim**0.5 + waves_BTD.astype(x_BTD.dtype)

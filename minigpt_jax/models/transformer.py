@@ -1,4 +1,4 @@
-"""The block, and the stack of blocks that every model here shares; it does not know what its inputs stand for."""
+"""The block, and the stack of blocks; it does not know what its inputs stand for."""
 
 import jax
 from flax import linen as nn
@@ -83,8 +83,9 @@ class Transformer(nn.Module):
     ) -> tuple[jax.Array, tuple[KVCache, ...] | None]:
         """Returns (x_BTD, cache), the cache with one KVCache a layer, or None where none was given.
 
-        `mask_BTS` is True where attention is allowed: CAUSAL for GPT, padding for BERT, None for ViT. `positions_BT` are
-        read by rotary attention and by the cache. With `cache` given, x is appended to it and attends to what it then holds.
+        `mask_BTS` is True where attention is allowed: CAUSAL for GPT, None where everything may see everything.
+        `positions_BT` are read by rotary attention and by the cache. With `cache` given, x is appended to it and attends
+        to what it then holds.
         `deterministic=False` drops out, with the rng named "dropout".
         """
         config = self.config

@@ -333,7 +333,7 @@ def read_config(workdir: Path) -> Config:
             f"{workdir} holds no run, nor a model of Hugging Face (config.json: {error.strerror}); "
             "train one with scripts/train.py"
         ) from error
-    except DataError as error:
+    except (DataError, UnicodeDecodeError) as error:
         raise DataError(f"{workdir / 'config.json'}: {error}") from error
 
 

@@ -16,7 +16,7 @@ from minigpt_jax.data import batches, corpora
 from minigpt_jax.data.texts import Scan, Text, scan
 from minigpt_jax.data.tokenizers import Tokenizer, make_tokenizer
 from minigpt_jax.data.tokens import Tokens, tokenize
-from minigpt_jax.errors import DataError
+from minigpt_jax.errors import DataError, UsageError
 from minigpt_jax.models.gpt import GPT
 from minigpt_jax.runtime import cache_dir
 from minigpt_jax.training.optimizer import make_optimizer
@@ -94,6 +94,8 @@ def prepare(config: Config, origin: Origin | None = None) -> Experiment:
     num_steps = training.steps
     if num_steps is None:
         num_rows = (training.epochs or 1) * batches.num_windows(splits["train"].ids, model_config.context_length)
+        if num_rows / training.batch_size >= 2**31:  # JAX counts them in 32 bits
+            raise UsageError(f"epochs={training.epochs} are too many: there can be at most {2**31 - 1} steps")
         num_steps = math.ceil(num_rows / training.batch_size)
     return Experiment(
         config=dataclasses.replace(config, model=model_config),

@@ -1,4 +1,4 @@
-"""The run: the only place in training that reads the clock, logs, evaluates, saves and prints."""
+"""The run: where training meets the clock, the disk and the terminal, and when it evaluates, saves and prints."""
 
 import contextlib
 import dataclasses
@@ -255,7 +255,8 @@ class Run:
         self.metrics.append(row)
         log.info(
             "step %d/%d  loss %.4f  rate %.1e  gradient %.2f  %.0f tokens/s  %s left%s",
-            step, self.num_steps, row["train_loss"] or math.nan, row["learning_rate"], grad_norm, row["tokens_per_second"],
+            step, self.num_steps, math.nan if row["train_loss"] is None else row["train_loss"], row["learning_rate"],
+            grad_norm, row["tokens_per_second"],
             tqdm.format_interval(seconds_per_step * (self.num_steps - step)),
             f"  {self.info.num_skipped} steps skipped, not finite" if self.info.num_skipped else "",
         )  # fmt: skip

@@ -79,14 +79,19 @@ class Clock:
         return time.perf_counter() - self.began
 
     def lap(self, step: int, state: TrainState) -> float:
-        """Seconds per training step since the last call, without the time in which the clock was stopped."""
+        """Seconds per training step since the last call, without the time in which the clock was stopped.
+
+        Where there was none since then, as in the row of the first step, those of the last one.
+        """
         jax.block_until_ready(state)
         now = time.perf_counter()
         seconds, num_steps = now - self.lap_began, step - self.lap_step
         self.lap_began, self.lap_step = now, step
         self.training_seconds += seconds
         self.training_steps += num_steps
-        return seconds / max(1, num_steps)
+        if num_steps:
+            self.seconds_per_step = seconds / num_steps
+        return self.seconds_per_step
 
     def forget_laps(self) -> None:
         """Counts seconds in training steps from here on: after the first, which compiles."""

@@ -1,4 +1,4 @@
-"""Where the time and memory of a run went: compilations, rates, waiting, and the operations that took longest."""
+"""Where the time of a run went: compilations, the rate in the model, and the operations that took longest."""
 
 import collections
 import dataclasses

@@ -17,7 +17,7 @@ Batch = dict[str, jax.Array]  # inputs_BT, targets_BT: token ids; mask_BT: True 
 
 @struct.dataclass
 class TrainState:
-    """All that a step changes. Together with the config and the step number it determines the rest of the run."""
+    """All that a step changes. Together with the config and the text it determines the rest of the run."""
 
     step: jax.Array
     params: Any
