@@ -79,6 +79,11 @@ def run(main: Callable[..., None], usage: str, positional: bool = False) -> None
         sys.exit(report(str(error), error.exit_status))
     except FloatingPointError as error:
         sys.exit(report(str(error), DataError.exit_status))
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):  # as JAX calls it
+            raise
+        message = f"out of memory: {error}; take a smaller --batch_size or model, or --remat"
+        sys.exit(report(message, DataError.exit_status))
     except StoppedError as stopped:  # it has said so itself
         sys.exit(stopped.exit_status)
     except KeyboardInterrupt:

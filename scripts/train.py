@@ -6,6 +6,7 @@ python scripts/train.py --dataset my_text.txt --workdir runs/mine
 python scripts/train.py --init_from runs/mine --workdir runs/2  begins with the weights of a run, or of a GPT-2 or Llama
 python scripts/train.py --max_minutes 30                        stops in time; the same command goes on
 
+Defaults below are those before a preset; every preset, shakespeare_char too, sets some of them.
 Ctrl-C and SIGTERM finish the step, save and stop; a second one stops at once.
 """
 

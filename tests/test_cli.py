@@ -1,6 +1,8 @@
 """What the scripts share, where a script is not needed to see it. The scripts themselves: test_scripts.py."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,3 +50,13 @@ def test_help_of_a_setting_says_what_is_allowed_and_the_default_as_one_types_it(
 def test_messages_are_one_line_on_standard_error_whatever_is_in_them(capsys):
     assert cli.report("two\n  lines: \t'x'", 1) == 1
     assert capsys.readouterr() == ("", "error: two lines: 'x'\n")
+
+
+@pytest.mark.parametrize("word, is_told", [("RESOURCE_EXHAUSTED", True), ("INTERNAL", False)])
+def test_memory_that_is_not_there_is_told_in_one_line_and_nothing_else_is_hidden(word, is_told):
+    failing = f"def main(): raise RuntimeError('{word}: no 40 bytes')"
+    program = f"from minigpt_jax import cli\n{failing}\ncli.run(main, '')"
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert process.returncode == 1
+    assert process.stderr.startswith(f"error: out of memory: {word}: no 40 bytes; ") == is_told
+    assert ("Traceback" in process.stderr) != is_told
