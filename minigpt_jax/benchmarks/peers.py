@@ -1,6 +1,5 @@
 """The others: what they train and decode with. Nothing here imports JAX, so that their memory is theirs alone."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -100,7 +99,7 @@ class HuggingFace:
         import torch
         import transformers
 
-        use_gpu()
+        wait = use_gpu()
         transformers.logging.set_verbosity_error()
         model = transformers.GPT2LMHeadModel(
             transformers.GPT2Config(
@@ -109,12 +108,16 @@ class HuggingFace:
             )
         ).train(False)  # fmt: skip
         prompt = torch.arange(PROMPT_LENGTH).repeat(batch_size, 1)
-        self.run = functools.partial(
-            model.generate,
-            prompt,
-            attention_mask=torch.ones_like(prompt),
-            max_new_tokens=num_tokens,
-            do_sample=True,
-            top_k=TOP_K,
-            use_cache=True,
-        )
+
+        def run():
+            model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                max_new_tokens=num_tokens,
+                do_sample=True,
+                top_k=TOP_K,
+                use_cache=True,
+            )
+            wait()
+
+        self.run = run
