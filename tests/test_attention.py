@@ -1,6 +1,7 @@
 """Attention: the equation against a plain loop, the masks against drawings, the cache as the ring that it is said to be."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -81,27 +82,37 @@ def test_what_attention_in_blocks_takes_for_a_moment_does_not_grow_with_the_squa
     assert 0 < temporary_bytes(2048) < 2.2 * temporary_bytes(1024)
 
 
+CPU = types.SimpleNamespace(platform="cpu")
+TPU = types.SimpleNamespace(platform="tpu")
+
+
+def gpu(capability):
+    return types.SimpleNamespace(platform="gpu", compute_capability=capability)
+
+
 @pytest.mark.parametrize(
-    "platform, changes, way",
+    "device, changes, way",
     [
-        ("cpu", {}, "whole"),
-        ("cpu", {"context_length": 64}, "whole"),
-        ("cpu", {"context_length": 65}, "blocks"),
-        ("cpu", {"context_length": 65, "dtype": "bfloat16", "embed_dim": 32}, "blocks"),
-        ("gpu", {"dtype": "bfloat16", "embed_dim": 32}, "cudnn"),
-        ("gpu", {"dtype": "bfloat16", "embed_dim": 512}, "cudnn"),
-        ("gpu", {"dtype": "bfloat16", "embed_dim": 544}, "whole"),  # heads of 136
-        ("gpu", {"dtype": "bfloat16", "embed_dim": 16}, "whole"),  # heads of 4
-        ("gpu", {"dtype": "float32", "embed_dim": 32}, "whole"),
-        ("tpu", {"dtype": "bfloat16", "embed_dim": 32}, "whole"),
+        (CPU, {}, "halves"),
+        (CPU, {"context_length": 64}, "halves"),
+        (CPU, {"context_length": 65}, "blocks"),
+        (CPU, {"context_length": 65, "dtype": "bfloat16", "embed_dim": 32}, "blocks"),
+        (gpu("8.0"), {"dtype": "bfloat16", "embed_dim": 32}, "cudnn"),
+        (gpu("10.0"), {"dtype": "bfloat16", "embed_dim": 512}, "cudnn"),
+        (gpu("9.0"), {"dtype": "bfloat16", "embed_dim": 544}, "whole"),  # heads of 136
+        (gpu("9.0"), {"dtype": "bfloat16", "embed_dim": 16}, "whole"),  # heads of 4
+        (gpu("9.0"), {"dtype": "float32", "embed_dim": 32}, "whole"),
+        (gpu("7.5"), {"dtype": "bfloat16", "embed_dim": 32}, "whole"),  # Turing
+        (gpu("gfx942"), {"dtype": "bfloat16", "embed_dim": 32}, "whole"),  # AMD
+        (TPU, {"dtype": "bfloat16", "embed_dim": 32}, "whole"),
     ],
 )
-def test_the_way_that_suits_a_platform(platform, changes, way):
-    assert suited_attention(dataclasses.replace(CONFIG, **changes), platform) == way
+def test_the_way_that_suits_a_device(device, changes, way):
+    assert suited_attention(dataclasses.replace(CONFIG, **changes), device) == way
 
 
-@pytest.mark.parametrize("way", ["whole", "cudnn"])
-def test_every_way_is_attention_with_the_causal_mask(monkeypatch, way):
+@pytest.mark.parametrize("way, batch_size", [("whole", 2), ("halves", 4), ("halves", 3), ("halves", 1), ("cudnn", 2)])
+def test_every_way_is_attention_with_the_causal_mask(monkeypatch, way, batch_size):
     """Of cuDNN's what can be known without a GPU: which function it is asked of, and that this one means the same by it."""
     asked = []
 
@@ -111,15 +122,15 @@ def test_every_way_is_attention_with_the_causal_mask(monkeypatch, way):
 
     plain = jax.nn.dot_product_attention
     monkeypatch.setattr(jax.nn, "dot_product_attention", on_a_cpu)
-    qkv_BTHK = [normal(2, 100, 2, 8, seed=seed) for seed in range(3)]
+    qkv_BTHK = [normal(batch_size, 100, 2, 8, seed=seed) for seed in range(3)]
     expected_BTHK = scaled_dot_product_attention(*qkv_BTHK, causal_mask(100))
     np.testing.assert_allclose(causal_attention(*qkv_BTHK, way), expected_BTHK, rtol=1e-5, atol=1e-5)
     assert asked == ["cudnn"] * (way == "cudnn")
 
 
-def test_the_layer_takes_the_way_that_suits_the_platform(monkeypatch):
+def test_the_layer_takes_the_way_that_suits_the_device(monkeypatch):
     ways = []
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [gpu("8.0")])
     monkeypatch.setattr(attention, "causal_attention", lambda q, k, v, way: ways.append(way) or v)
     config = dataclasses.replace(CONFIG, dtype="bfloat16", embed_dim=32)
     inputs = normal(1, 8, 32), attention.CAUSAL, jnp.arange(8)[None]

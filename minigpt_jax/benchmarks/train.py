@@ -70,7 +70,7 @@ class PlainStep(Step):
 
     def choose_means(self) -> None:
         layers.matmul = lambda x, kernel_DF: x @ kernel_DF
-        attention.suited_attention = lambda config, platform: "whole"
+        attention.suited_attention = lambda config, device: "whole"
 
 
 def measure(rounds: int) -> dict:

@@ -51,17 +51,19 @@ CAUSAL = "causal"  # stands for the causal mask, where it need not be written ou
 BLOCK = 64  # positions
 
 
-def suited_attention(config: ModelConfig, platform: str) -> str:
-    """The way in which `causal_attention` suits a platform: the one choice here that depends on the machine.
+def suited_attention(config: ModelConfig, device: jax.Device) -> str:
+    """The way in which `causal_attention` suits a device: the one choice here that depends on the machine.
 
-    `blocks` on a CPU, where there are several. `cudnn` on a GPU, within the limits of that library: 16 bits, and heads whose
-    size is a multiple of 8 and at most 128. `whole` elsewhere: accelerators wait for the host at each turn of a loop whose
-    length is not fixed.
+    On a CPU `blocks`, where there are several, else `halves`. `cudnn` on NVIDIA's GPUs since Ampere, within the limits of
+    that library: 16 bits, and heads whose size is a multiple of 8 and at most 128. `whole` elsewhere: accelerators wait for
+    the host at each turn of a loop whose length is not fixed.
     """
-    if platform == "cpu":
-        return "blocks" if config.context_length > BLOCK else "whole"
+    if device.platform == "cpu":
+        return "blocks" if config.context_length > BLOCK else "halves"
+    capability = getattr(device, "compute_capability", "")  # as "8.0"; AMD's are called as "gfx942"
+    has_cudnn = capability[:1].isdigit() and float(capability) >= 8.0
     is_within_limits = config.dtype == "bfloat16" and config.head_size <= 128 and config.head_size % 8 == 0
-    return "cudnn" if platform == "gpu" and is_within_limits else "whole"
+    return "cudnn" if has_cudnn and is_within_limits else "whole"
 
 
 def causal_attention(q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, way: str = "blocks") -> jax.Array:
@@ -69,12 +71,17 @@ def causal_attention(q_BTHK: jax.Array, k_BTHK: jax.Array, v_BTHK: jax.Array, wa
 
     In `blocks` of positions, no block of queries looks at blocks of keys that lie after it.
     `cudnn` is NVIDIA's library, which does the same on its GPUs.
+    `halves` is `whole` for two halves of the batch side by side: XLA works on a CPU at products of many small matrices with
+    one core, but does at once what does not wait for each other. Measured at 4 layers × 128: a step takes 0.93 of the time.
     """
     B, T, H, K = q_BTHK.shape
     if way == "cudnn":
         return jax.nn.dot_product_attention(q_BTHK, k_BTHK, v_BTHK, is_causal=True, implementation="cudnn")
     if way == "whole":
         return scaled_dot_product_attention(q_BTHK, k_BTHK, v_BTHK, causal_mask(T))
+    if way == "halves":
+        halves = zip(*(jnp.array_split(x_BTHK, 2) for x_BTHK in (q_BTHK, k_BTHK, v_BTHK)), strict=True)
+        return jnp.concatenate([causal_attention(*half, "whole") for half in halves])
 
     def to_blocks(x_BTHK):  # what fills up the last block lies in the future of all
         x_BTHK = jnp.pad(x_BTHK, ((0, 0), (0, -T % BLOCK), (0, 0), (0, 0)))
@@ -250,7 +257,7 @@ class MultiHeadAttention(nn.Module):
         if cache is None:
             k_BTHK, v_BTHK = jnp.repeat(k_BTGK, H // G, axis=2), jnp.repeat(v_BTGK, H // G, axis=2)
             if mask_BTS is CAUSAL:
-                way = suited_attention(config, jax.default_backend())
+                way = suited_attention(config, jax.devices()[0])
                 o_BTHK = causal_attention(q_BTHK, k_BTHK, v_BTHK, way)
             else:
                 o_BTHK = scaled_dot_product_attention(q_BTHK, k_BTHK, v_BTHK, mask_BTS)

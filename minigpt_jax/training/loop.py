@@ -334,7 +334,7 @@ class Run:
             sum(leaf.size for leaf in jax.tree.leaves(self.state.params)) / 1e6,
             data.dataset, len(self.experiment.splits["train"].ids) / 1e6, self.unknown_tokens("train"),
             self.num_steps, self.tokens_per_step, jax.devices()[0].device_kind,
-            suited_attention(self.experiment.config.model, jax.default_backend()),
+            suited_attention(self.experiment.config.model, jax.devices()[0]),
         )  # fmt: skip
 
     def conclude(self) -> None:
