@@ -47,6 +47,24 @@ def glibc() -> ctypes.CDLL | None:
     return libc if hasattr(libc, "malloc_trim") else None
 
 
+def split_cpu() -> None:
+    """Lets JAX see a CPU of several cores as two devices, among which sampling divides its rows. Before JAX is first used.
+
+    XLA decodes a few rows with little more than one core. Measured at 6 layers × 256: with 16 rows a step takes 0.72 of the
+    time, with 2 rows 0.59. Two and not more, since no machine was at hand to measure more on. Does nothing where the user
+    has chosen (JAX_NUM_CPU_DEVICES).
+    """
+    import jax
+
+    if jax.config.jax_num_cpu_devices < 0 and num_cores() > 1:
+        jax.config.update("jax_num_cpu_devices", 2)
+
+
+def num_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def cache_dir() -> Path:
     """$XDG_CACHE_HOME/minigpt_jax, else ~/.cache/minigpt_jax.
 

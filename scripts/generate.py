@@ -22,6 +22,7 @@ from minigpt_jax.data.texts import decode_text, read_text_file
 from minigpt_jax.errors import DataError, UsageError, require_choice
 from minigpt_jax.generation.language_model import BeamText, Completion, LanguageModel
 from minigpt_jax.generation.logits import processors
+from minigpt_jax.runtime import split_cpu
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: the newest under runs/)")
 PROMPT = flags.DEFINE_string("prompt", "", "text to go on from; empty: a new line")
@@ -68,6 +69,7 @@ log = logging.getLogger("minigpt_jax.generate")
 
 
 def main() -> None:
+    split_cpu()
     strategy, beam = given(STRATEGY), given(BEAM)
     check(strategy, beam)
     prompts = read_prompts()

@@ -6,6 +6,7 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")  # (B,) + (B, T) must be written out
 jax.config.update("jax_debug_key_reuse", True)  # the same key used twice
+jax.config.update("jax_num_cpu_devices", 2)  # as many as scripts/generate.py takes; what is not divided stays on the first
 
 # The same examples each time and no limit on theirs, so that a test depends on the code alone and not on luck or load.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)

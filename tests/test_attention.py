@@ -17,6 +17,7 @@ from minigpt_jax.models.attention import (
     causal_mask,
     scaled_dot_product_attention,
     suited_attention,
+    suited_parts,
 )
 
 CONFIG = ModelConfig(num_layers=1, num_heads=4, embed_dim=16, ff_dim=16, context_length=8, vocab_size=5)
@@ -239,17 +240,23 @@ def entries(names_BT):
     return k_BTGK, 100 + k_BTGK
 
 
-def test_cache_holds_the_last_positions_written():
+def slots(parts):
+    """slots_NSK of the whole ring."""
+    return np.concatenate(parts, axis=1)
+
+
+@pytest.mark.parametrize(("num_parts", "T"), [(1, 1), (1, 2), (2, 1), (2, 2), (4, 1)])
+def test_cache_holds_the_last_positions_written(num_parts, T):
     """Two rows, several times around a ring of four slots, one position after another and two at once."""
-    for T in (1, 2):
-        append, cache = jax.jit(KVCache.append), KVCache.empty(2, RING)
-        for step in range(0, 12, T):
-            names_BT = np.stack([np.arange(step, step + T), np.arange(step, step + T) + 50])
-            cache = append(cache, *entries(names_BT))
-            held_S = [max(p for p in range(-4, step + T) if p % 4 == slot) for slot in range(4)]
-            for row, first in enumerate([0, 50]):
-                assert cache.k_NSK[row, :, 0].tolist() == [p + first if p >= 0 else 0 for p in held_S]
-                assert cache.v_NSK[row, :, 3].tolist() == [p + first + 100 if p >= 0 else 0 for p in held_S]
+    append, cache = jax.jit(KVCache.append), KVCache.empty(2, RING, num_parts)
+    assert [part_NPK.shape for part_NPK in cache.k_parts] == [(2, 4 // num_parts, 4)] * num_parts
+    for step in range(0, 12, T):
+        names_BT = np.stack([np.arange(step, step + T), np.arange(step, step + T) + 50])
+        cache = append(cache, *entries(names_BT))
+        held_S = [max(p for p in range(-4, step + T) if p % 4 == slot) for slot in range(4)]
+        for row, first in enumerate([0, 50]):
+            assert slots(cache.k_parts)[row, :, 0].tolist() == [p + first if p >= 0 else 0 for p in held_S]
+            assert slots(cache.v_parts)[row, :, 3].tolist() == [p + first + 100 if p >= 0 else 0 for p in held_S]
 
 
 @pytest.mark.parametrize(
@@ -269,25 +276,54 @@ def test_queries_see_their_row_up_to_themselves_and_all_once_the_ring_is_full(nu
 
 
 def test_picked_rows_take_all_their_heads_along():
-    cache = KVCache.empty(3, dataclasses.replace(CONFIG, num_kv_heads=2))
-    cache = cache.replace(k_NSK=cache.k_NSK + jnp.arange(6)[:, None, None], v_NSK=cache.v_NSK - jnp.arange(6)[:, None, None])
-    picked = cache.rows(np.array([2, 0, 0, 1]), batch_size=3)
-    assert picked.k_NSK[:, 1, 1].tolist() == [4, 5, 0, 1, 0, 1, 2, 3]
-    assert picked.v_NSK[:, 0, 0].tolist() == [-4, -5, 0, -1, 0, -1, -2, -3]
+    cache = KVCache.empty(3, dataclasses.replace(CONFIG, num_kv_heads=2), num_parts=2)
+    heads_N11 = jnp.arange(6)[:, None, None]
+    k_parts, v_parts = ([part_NPK + sign * heads_N11 for part_NPK in cache.k_parts] for sign in (1, -1))
+    picked = cache.replace(k_parts=(k_parts[0], 10 * k_parts[1]), v_parts=v_parts).rows(np.array([2, 0, 0, 1]), batch_size=3)
+    assert picked.k_parts[0][:, 1, 1].tolist() == [4, 5, 0, 1, 0, 1, 2, 3]
+    assert picked.k_parts[1][:, 1, 1].tolist() == [40, 50, 0, 10, 0, 10, 20, 30]
+    assert picked.v_parts[0][:, 0, 0].tolist() == [-4, -5, 0, -1, 0, -1, -2, -3]
 
 
+@pytest.mark.parametrize("num_parts", [1, 2, 4])
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("T", [1, 3])
-def test_attending_to_a_cache_is_the_equation(num_kv_heads, T):
-    config = dataclasses.replace(CONFIG, num_kv_heads=num_kv_heads, context_length=6)
-    B, H, G, S, K = 2, config.num_heads, num_kv_heads, 6, config.head_size
+def test_attending_to_a_cache_is_the_equation(num_kv_heads, T, num_parts):
+    """However full it is. The parts that nothing has been written to hold what must not be read."""
+    config = dataclasses.replace(CONFIG, num_kv_heads=num_kv_heads)
+    B, H, G, S, K = 2, config.num_heads, num_kv_heads, config.context_length, config.head_size
     q_BTHK, k_BSGK, v_BSGK = normal(B, T, H, K), normal(B, S, G, K, seed=1), normal(B, S, G, K, seed=2)
     mask_BTS = np.random.default_rng(0).random((B, T, S)) < 0.6
     mask_BTS[:, :, 0] = True
-    cache = KVCache.empty(B, config).append(k_BSGK, v_BSGK)
-    repeated = (np.repeat(each, H // G, axis=2) for each in (k_BSGK, v_BSGK))
-    expected_BTHK = attention_by_loop(q_BTHK, *repeated, mask_BTS)
-    np.testing.assert_allclose(jax.jit(KVCache.attend)(cache, q_BTHK, mask_BTS), expected_BTHK, rtol=1e-4, atol=1e-5)
+    repeated = [np.repeat(each, H // G, axis=2) for each in (k_BSGK, v_BSGK)]
+
+    def unreadable(parts, written):
+        return tuple(np.nan * part if c * part.shape[1] >= written else part for c, part in enumerate(parts))
+
+    append, attend_to_cache, cache = jax.jit(KVCache.append), jax.jit(KVCache.attend), KVCache.empty(B, config, num_parts)
+    for first in range(0, 2 * S, 2):
+        new_S, written = slice(first % S, first % S + 2), first + 2
+        cache = append(cache, k_BSGK[:, new_S], v_BSGK[:, new_S])
+        k_parts, v_parts = unreadable(cache.k_parts, written), unreadable(cache.v_parts, written)
+        held_BTS = mask_BTS & (np.arange(S) < written)
+        o_BTHK = attend_to_cache(cache.replace(k_parts=k_parts, v_parts=v_parts), q_BTHK, held_BTS)
+        np.testing.assert_allclose(o_BTHK, attention_by_loop(q_BTHK, *repeated, held_BTS), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("device", "batch_size", "changes", "num_parts"),
+    [
+        (CPU, 64, {"context_length": 256}, 4),
+        (CPU, 63, {"context_length": 256}, 1),
+        (CPU, 64, {"context_length": 254}, 1),
+        (CPU, 128, {"context_length": 254}, 1),  # which 4 does not divide
+        (CPU, 64, {"context_length": 256, "num_kv_heads": 2}, 1),
+        (gpu("8.0"), 64, {"context_length": 256}, 1),
+        (TPU, 64, {"context_length": 256}, 1),
+    ],
+)
+def test_a_large_cache_has_parts_on_a_cpu(device, batch_size, changes, num_parts):
+    assert suited_parts(dataclasses.replace(CONFIG, **changes), batch_size, device) == num_parts
 
 
 # ---- The layer ------------------------------------------------------------------------------------------------------------
@@ -326,7 +362,7 @@ def test_grouped_query_attention_is_full_attention_with_repeated_heads(num_kv_he
     (y_BTD, no_cache), (full_y_BTD, _) = apply(layer, params, inputs), apply(full, repeated, inputs)
     np.testing.assert_allclose(y_BTD, full_y_BTD, rtol=1e-5, atol=1e-6)
     assert no_cache is None
-    assert KVCache.empty(3, layer.config).v_NSK.shape == (3 * G, CONFIG.context_length, K)
+    assert KVCache.empty(3, layer.config).v_parts[0].shape == (3 * G, CONFIG.context_length, K)
 
 
 def test_the_layer_is_its_projections_around_the_equation():
@@ -352,4 +388,4 @@ def test_qk_norm_makes_the_size_of_queries_and_keys_irrelevant(qk_norm):
     empty = KVCache.empty(2, dataclasses.replace(CONFIG, context_length=6))
     (y_BTD, cache), (larger_y_BTD, _) = (run({"params": each}, *inputs, empty) for each in (params, larger))
     assert np.allclose(y_BTD, larger_y_BTD, atol=1e-3) == qk_norm
-    assert np.allclose(np.square(cache.k_NSK).mean(axis=-1), 1, atol=1e-3) == qk_norm
+    assert np.allclose(np.square(slots(cache.k_parts)).mean(axis=-1), 1, atol=1e-3) == qk_norm

@@ -83,9 +83,9 @@ def test_all_combinations_of_choices_have_the_right_shapes_and_types():
         assert (next_B1V.shape, next_B1V.dtype) == ((B, 1, V), jnp.float32), choices
         assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}, choices
         assert next_cache == cache, choices  # so that a loop can carry it
-        assert {cache[0].k_NSK.dtype.name, cache[0].v_NSK.dtype.name} == {config.dtype}, choices
         slots = (B * config.kv_heads, config.context_length, config.head_size)
-        assert cache[0].k_NSK.shape == cache[0].v_NSK.shape == slots, choices
+        for [part_NPK] in (cache[0].k_parts, cache[0].v_parts):
+            assert (part_NPK.shape, part_NPK.dtype.name) == (slots, config.dtype), choices
 
         names = {path[-1].key for path, _ in jax.tree.leaves_with_path(params)}
         assert ("bias" in names) == config.bias, choices
@@ -214,12 +214,12 @@ CACHED = [
 ]
 
 
-def empty_cache(B, config):
-    return (KVCache.empty(B, config),) * config.num_layers
+def empty_cache(B, config, num_parts=1):
+    return (KVCache.empty(B, config, num_parts),) * config.num_layers
 
 
-@pytest.mark.parametrize("changes", CACHED, ids=lambda changes: changes["positions"])
-def test_cached_and_uncached_logits_agree_at_every_position(changes):
+@pytest.mark.parametrize(("changes", "num_parts"), [*((changes, 1) for changes in CACHED), (CACHED[0], 2), (CACHED[2], 2)])
+def test_cached_and_uncached_logits_agree_at_every_position(changes, num_parts):
     """Rows that begin one after another; a piece of several columns, then one at a time, past the context where it can.
 
     The reference is the model on the whole sequences at once, whose mask is as wide as the context.
@@ -246,7 +246,7 @@ def test_cached_and_uncached_logits_agree_at_every_position(changes):
         def single(columns_BN):
             return columns_BN[:, T:].T[:, :, None]
 
-        cache, first_BTV = run(empty_cache(3, config), (columns_BN[:, :T], positions_BN[:, :T]))
+        cache, first_BTV = run(empty_cache(3, config, num_parts), (columns_BN[:, :T], positions_BN[:, :T]))
         _, others_NB1V = jax.lax.scan(run, cache, (single(columns_BN), single(positions_BN)))
         return jnp.concatenate([first_BTV, others_NB1V[:, :, 0].swapaxes(0, 1)], axis=1)
 

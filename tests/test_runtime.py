@@ -44,6 +44,19 @@ def test_memory_that_was_freed_is_kept_for_the_next_step():
     assert in_own_process(faults_of_a_program) < 1000
 
 
+def devices_of_a_cpu(num_cores):
+    runtime.num_cores = lambda: num_cores
+    runtime.split_cpu()
+    return jax.local_device_count()
+
+
+@pytest.mark.parametrize(("num_cores", "chosen", "expected"), [(1, None, 1), (8, None, 2), (8, "3", 3)])
+def test_a_cpu_of_several_cores_becomes_two_devices_unless_the_user_has_chosen(monkeypatch, num_cores, chosen, expected):
+    if chosen:
+        monkeypatch.setenv("JAX_NUM_CPU_DEVICES", chosen)
+    assert in_own_process(devices_of_a_cpu, num_cores) == expected
+
+
 @pytest.fixture
 def folder(monkeypatch):
     """Where programs are kept; all of them are, however quickly they were compiled. Afterwards JAX is as before."""

@@ -3,8 +3,10 @@
 import dataclasses
 import functools
 import itertools
+import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
@@ -19,11 +21,23 @@ CONFIG = ModelConfig(num_layers=1, num_heads=2, embed_dim=8, ff_dim=16, context_
 ROTARY = GPT(dataclasses.replace(CONFIG, positions="rotary"))
 LEARNED = GPT(dataclasses.replace(CONFIG, positions="learned"))
 SINUSOIDAL = GPT(dataclasses.replace(CONFIG, positions="sinusoidal", context_length=7))  # whose half is rounded down
+# These have a context of their own, by which the fixture below knows that their caches are to be in parts.
+PARTS = {12: 2, 16: 4, 80: 4}
+ROTARY_IN_PARTS = GPT(dataclasses.replace(CONFIG, positions="rotary", context_length=12))
+LEARNED_IN_PARTS = GPT(dataclasses.replace(CONFIG, positions="learned", context_length=16))
 PROMPTS = [np.array(row, np.int32) for row in ([5], [1, 2, 0], [12, 7, 7, 0, 4, 9, 11])]
 
 # Few combinations of processors, since each compiles; their numbers are free.
 GREEDY = (PresencePenalty(0.0), Greedy())
 SAMPLING = (Temperature(0.9), TopK(10))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_parts():
+    """All models here are too small for it to be worth while."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampler, "suited_parts", lambda config, batch_size, device: PARTS.get(config.context_length, 1))
+        yield
 
 
 @functools.cache
@@ -86,9 +100,10 @@ LONGER = GPT(dataclasses.replace(CONFIG, positions="learned", context_length=40)
 
 
 @pytest.mark.parametrize(
-    ("model", "num_tokens"), [(ROTARY, 20), (LEARNED, 20), (SINUSOIDAL, 20), (LONGER, 70)],
-    ids=["rotary", "learned", "sinusoidal", "longer"],
-)  # fmt: skip
+    ("model", "num_tokens"),
+    [(ROTARY, 20), (LEARNED, 20), (SINUSOIDAL, 20), (LONGER, 70), (ROTARY_IN_PARTS, 40), (LEARNED_IN_PARTS, 40)],
+    ids=["rotary", "learned", "sinusoidal", "longer", "rotary in parts", "learned in parts"],
+)
 def test_greedy_text_is_that_of_recomputing_the_whole_context_for_each_token(model, num_tokens):
     """For prompts of different lengths in one batch, and far past the context."""
     expected = [greedy_by_recomputation(model, prompt, num_tokens) for prompt in PROMPTS]
@@ -97,14 +112,17 @@ def test_greedy_text_is_that_of_recomputing_the_whole_context_for_each_token(mod
     assert len(set(itertools.chain(*expected))) > 3  # it does not just repeat itself
 
 
+@pytest.mark.parametrize("context_length", [48, 80])
 @pytest.mark.parametrize("lengths", [(1, 3), (24, 2), (25, 24), (48, 47)], ids=str)
-def test_prefill_in_pieces_gives_the_logits_after_each_prompt(lengths):
-    """For prompts of one piece and of two, up to the whole context, which the pieces divide."""
-    model = GPT(dataclasses.replace(CONFIG, context_length=48))
-    assert 24 < sampler.PREFILL_PIECE < 48
+def test_prefill_in_pieces_gives_the_logits_after_each_prompt(lengths, context_length):
+    """For prompts of one piece and of several, up to the whole context, which the pieces divide, as they do the cache's
+    parts."""
+    model = GPT(dataclasses.replace(CONFIG, context_length=context_length))
+    assert 24 < sampler.PREFILL_PIECE < 40
     tokens_BS = np.random.default_rng(0).integers(13, size=(2, 48))
-    prompts_BS = sampler.padded([row[:length] for row, length in zip(tokens_BS, lengths, strict=True)], 48)
+    prompts_BS = sampler.padded([row[:length] for row, length in zip(tokens_BS, lengths, strict=True)], context_length)
     state, logits_BV = sampler.prefill(some_params(model), prompts_BS, np.array(lengths), model=model)
+    assert len(state.cache[0].k_parts) == PARTS.get(context_length, 1)
     uncached = jax.jit(lambda params, tokens_BS: model.apply({"params": params}, tokens_BS)[0])
     expected_BSV = uncached(some_params(model), tokens_BS)
     np.testing.assert_allclose(logits_BV, expected_BSV[np.arange(2), np.array(lengths) - 1], atol=1e-4)
@@ -130,7 +148,7 @@ def test_text_follows_its_key_and_rows_have_randomness_of_their_own():
     assert len({row[0] for row in first + other}) > 1
 
 
-@pytest.mark.parametrize("model", [ROTARY, LEARNED], ids=lambda model: model.config.positions)
+@pytest.mark.parametrize("model", [ROTARY, LEARNED, LEARNED_IN_PARTS], ids=["rotary", "learned", "learned in parts"])
 def test_a_row_is_the_same_whatever_stands_beside_it(model):
     """Wherever the contexts of the others end."""
     expected = sampled(model, PROMPTS, 20)
@@ -210,6 +228,62 @@ def test_nothing_compiles_again_for_other_prompts_lengths_seeds_or_numbers(model
         )
     assert compiled() == before
     assert min(before[:2]) > 0
+
+
+# ---- Several devices ------------------------------------------------------------------------------------------------------
+
+
+def places(array):
+    """Where the pieces of an array lie in memory, and of which shape each is."""
+    return [(shard.data.unsafe_buffer_pointer(), shard.data.shape) for shard in array.addressable_shards]
+
+
+@pytest.mark.parametrize(("num_rows", "num_devices"), [(2, 2), (16, 2)])
+def test_rows_are_divided_among_devices_which_share_the_parameters(num_rows, num_devices):
+    params = {"kernel": jnp.arange(6.0).reshape(2, 3)}
+    placed, (rows,) = sampler.on_devices(params, (np.arange(num_rows * 5).reshape(-1, 5),))
+    addresses, shapes = zip(*places(rows), strict=True)
+    assert shapes == ((num_rows // num_devices, 5),) * num_devices
+    assert len(set(addresses)) == num_devices
+    assert places(placed["kernel"]) == [(params["kernel"].unsafe_buffer_pointer(), (2, 3))] * num_devices
+    np.testing.assert_array_equal(rows, np.arange(num_rows * 5).reshape(-1, 5))
+
+
+@pytest.mark.parametrize("num_rows", [1, 3])
+def test_rows_that_cannot_be_divided_stay_where_they_are(num_rows):
+    params, rows = {"kernel": np.ones(2)}, (np.ones((num_rows, 5)),)
+    assert sampler.on_devices(params, rows) == (params, rows)
+
+
+@pytest.mark.parametrize("model", [ROTARY, LEARNED], ids=lambda model: model.config.positions)
+def test_a_row_is_the_same_on_whatever_device(monkeypatch, model):
+    divided_among = []
+
+    def watched(params, state, *others, **how):
+        k_NPK = state.decode.cache[0].k_parts[0]
+        divided_among.append(len(k_NPK) // k_NPK.sharding.shard_shape(k_NPK.shape)[0])
+        return go_on(params, state, *others, **how)
+
+    go_on = sampler.go_on
+    monkeypatch.setattr(sampler, "go_on", watched)
+    alone = sampled(model, PROMPTS, 20)
+    assert set(divided_among) == {1}
+    divided_among.clear()
+    divided = sampled(model, [*PROMPTS, PROMPTS[0]], 20)
+    assert set(divided_among) == {2}
+    assert divided[:3] == alone
+    assert divided[3] != alone[0]  # it has a key of its own
+
+
+def test_devices_need_not_wait_for_each_other_in_the_loop():
+    rows = np.ones((4, 16), np.int32), np.full(4, 3), row_keys(jax.random.key(0), range(4))
+    params, rows = sampler.on_devices(some_params(LEARNED_IN_PARTS), rows)
+    strategy = (PresencePenalty(0.1), *SAMPLING)
+    state, _ = sampler.start(params, *rows, strategy, model=LEARNED_IN_PARTS)
+    program = sampler.go_on.lower(params, state, strategy, 5, model=LEARNED_IN_PARTS).compile().as_text()
+    assert "num_partitions=2" in program
+    assert " conditional(" in program
+    assert not re.search(r"all-|collective|reduce-scatter", program)
 
 
 # ---- What cannot be sampled from ------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from minigpt_jax import cli
+from minigpt_jax import cli, runtime
 from minigpt_jax.config import Config
 from minigpt_jax.data import batches, tokenizers
 from minigpt_jax.training import checkpoint
@@ -293,6 +293,13 @@ def test_a_prompt_longer_than_the_context_is_printed_whole_and_its_use_explained
 
 # These run in this process, one after another, and share what is compiled.
 RUN = "generate --workdir runs/debug --length 30"
+
+
+def test_generation_splits_the_cpu_before_jax_is_used(tmp_path, call, monkeypatch):
+    split = []
+    monkeypatch.setattr(runtime, "split_cpu", lambda: split.append("first"))
+    assert call(tmp_path, "generate --format jsonn").returncode != 0  # nothing is loaded
+    assert split == ["first"]
 
 
 def test_many_prompts_give_json_lines_in_order(trained, call, monkeypatch):

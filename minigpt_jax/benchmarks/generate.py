@@ -13,7 +13,7 @@ from minigpt_jax.config import ModelConfig
 from minigpt_jax.generation import sampler
 from minigpt_jax.generation.logits import processors
 from minigpt_jax.models.gpt import GPT, init_params
-from minigpt_jax.runtime import keep_freed_memory
+from minigpt_jax.runtime import keep_freed_memory, split_cpu
 
 # The shape of GPT-2, so that all three compute the same.
 MODEL = ModelConfig(
@@ -32,6 +32,7 @@ class MiniGPT:
 
     def __init__(self, config: ModelConfig, batch_size: int, num_tokens: int):
         keep_freed_memory()
+        split_cpu()
         model = GPT(config)
         params = jax.jit(init_params, static_argnames="model")(jax.random.key(0), model=model)
         prompts = [np.arange(PROMPT_LENGTH, dtype=np.int32)] * batch_size

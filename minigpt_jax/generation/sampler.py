@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import struct
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from minigpt_jax.generation.logits import Processor, process
-from minigpt_jax.models.attention import KVCache
+from minigpt_jax.models.attention import KVCache, suited_parts
 
 CHUNK = 64  # tokens that a jitted loop makes at most before it returns to Python
 PREFILL_PIECE = 32  # columns of the prompts that run through the model at once, at most
@@ -56,7 +57,9 @@ def prefill(params: Any, prompts_BS: jax.Array, lengths_B: jax.Array, *, model: 
     with the prompts, while the shapes do not. What padding puts into the cache lies too far back to be seen.
     """
     B, S = prompts_BS.shape
-    T = max(size for size in range(1, min(S, PREFILL_PIECE) + 1) if S % size == 0)
+    num_parts = suited_parts(model.config, B, jax.devices()[0])
+    P = S // num_parts
+    T = max(size for size in range(1, min(P, PREFILL_PIECE) + 1) if P % size == 0)
     first_piece = (S - jnp.max(lengths_B)) // T
 
     def body(piece, carry):
@@ -66,7 +69,7 @@ def prefill(params: Any, prompts_BS: jax.Array, lengths_B: jax.Array, *, model: 
         logits_BTV, cache = model.apply({"params": params}, tokens_BT, jnp.maximum(positions_BT, 0), cache)
         return cache, logits_BTV[:, -1]
 
-    empty = (KVCache.empty(B, model.config),) * model.config.num_layers
+    empty = (KVCache.empty(B, model.config, num_parts),) * model.config.num_layers
     nothing = (empty, jnp.zeros((B, model.config.vocab_size)))
     cache, logits_BV = jax.lax.fori_loop(first_piece, S // T, body, nothing)
     return DecodeState(cache, token_B=jnp.zeros_like(lengths_B), position_B=lengths_B - 1), logits_BV
@@ -93,26 +96,34 @@ class SamplerState:
     num_sampled: jax.Array
 
 
+@jax.vmap
+def count(counts_V: jax.Array, tokens: jax.Array, times: jax.Array) -> jax.Array:
+    """For each row its counts and so many more of these tokens. Row by row, so that each device can do it for its own."""
+    return counts_V.at[tokens].add(times)
+
+
 def sample(state: SamplerState, logits_BV: jax.Array, processors: tuple[Processor, ...]) -> tuple[SamplerState, Sampled]:
     """The next token of each row, drawn from softmax(logits) after the processors."""
     processed_BV = process(processors, logits_BV, state.counts_BV)
     step_key_B = jax.vmap(jax.random.fold_in, in_axes=(0, None))(state.key_B, state.num_sampled)
     token_B = jax.vmap(jax.random.categorical)(step_key_B, processed_BV)
 
-    rows_B = jnp.arange(len(token_B))
+    def of_token(values_BV):
+        return jnp.take_along_axis(values_BV, token_B[:, None], axis=1)[:, 0]
+
     log_probs_BV, kept_BV = jax.nn.log_softmax(logits_BV), jnp.isfinite(processed_BV)
     probs_BV = jnp.exp(log_probs_BV)
     sampled = Sampled(
         token=token_B,
-        log_prob=log_probs_BV[rows_B, token_B],
-        prob=jax.nn.softmax(processed_BV)[rows_B, token_B],
+        log_prob=of_token(log_probs_BV),
+        prob=of_token(jax.nn.softmax(processed_BV)),
         num_kept=kept_BV.sum(axis=-1),
         mass_kept=(probs_BV * kept_BV).sum(axis=-1),
         entropy=-jnp.where(probs_BV == 0, 0.0, probs_BV * log_probs_BV).sum(axis=-1),
     )
     state = state.replace(
         decode=choose(state.decode, token_B),
-        counts_BV=state.counts_BV.at[rows_B, token_B].add(1),
+        counts_BV=count(state.counts_BV, token_B, jnp.ones_like(token_B)),
         num_sampled=state.num_sampled + 1,
     )
     return state, sampled
@@ -124,9 +135,9 @@ def start(
 ) -> tuple[SamplerState, Sampled]:
     """Prefills the prompts and samples the first token after each."""
     decode, logits_BV = prefill(params, prompts_BS, lengths_B, model=model)
-    B, S = prompts_BS.shape
+    S = prompts_BS.shape[1]
     is_prompt_BS = jnp.arange(S)[None, :] >= (S - lengths_B)[:, None]
-    counts_BV = jnp.zeros_like(logits_BV).at[jnp.arange(B)[:, None], prompts_BS].add(is_prompt_BS)
+    counts_BV = count(jnp.zeros_like(logits_BV), prompts_BS, is_prompt_BS)
     state = SamplerState(decode, counts_BV, key_B, num_sampled=jnp.zeros((), jnp.int32))
     return sample(state, logits_BV, processors)
 
@@ -158,11 +169,13 @@ def reanchor(params: Any, state: DecodeState, windows_BS: jax.Array, full_B: jax
     def merge(new: KVCache, old: KVCache) -> KVCache:
         turn = old.num_written - new.num_written  # what was written last has to be in the same slot
 
-        def pick(new_NSK, old_NSK):
-            is_full_N = jnp.repeat(full_B, len(old_NSK) // B)
-            return jnp.where(is_full_N[:, None, None], jnp.roll(new_NSK, turn, axis=1), old_NSK)
+        def pick(new_parts, old_parts):
+            ring_NSK = jnp.roll(jnp.concatenate(new_parts, axis=1), turn, axis=1)
+            is_full_N11 = jnp.repeat(full_B, len(ring_NSK) // B)[:, None, None]
+            turned_parts = jnp.split(ring_NSK, len(old_parts), axis=1)
+            return tuple(jnp.where(is_full_N11, *pair) for pair in zip(turned_parts, old_parts, strict=True))
 
-        return old.replace(k_NSK=pick(new.k_NSK, old.k_NSK), v_NSK=pick(new.v_NSK, old.v_NSK))
+        return old.replace(k_parts=pick(new.k_parts, old.k_parts), v_parts=pick(new.v_parts, old.v_parts))
 
     cache = tuple(map(merge, anew.cache, state.cache))
     return state.replace(cache=cache, position_B=jnp.where(full_B, S // 2, state.position_B))
@@ -210,6 +223,23 @@ def padded(rows: list[np.ndarray], num_columns: int) -> np.ndarray:
     return array
 
 
+def on_devices(params: Any, rows: tuple) -> tuple[Any, tuple]:
+    """The parameters and `rows`, arrays that have the rows on their first axis, on as many devices as can have equally many.
+
+    Rows need nothing of each other, so the devices do not wait for each other. All of them have the parameters; where they
+    are parts of one CPU these are the same memory, since copies would have to be read as well.
+    """
+    devices, num_rows = jax.local_devices(), len(rows[0])
+    devices = devices[: max(n for n in range(1, len(devices) + 1) if num_rows % n == 0)]
+    if len(devices) == 1:
+        return params, rows
+    if devices[0].platform == "cpu":
+        params = jax.tree.map(np.asarray, params)
+    mesh = Mesh(devices, "rows")
+    everywhere, by_row = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("rows"))
+    return jax.device_put(params, everywhere), jax.device_put(rows, by_row)
+
+
 def row_keys(key: jax.Array, rows: Sequence[int]) -> jax.Array:
     """The keys of rows with these numbers."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, np.array(rows))
@@ -232,7 +262,8 @@ def stream(
     the context. Raises FloatingPointError where the model's logits are not finite.
     """
     context = Context(prompts, model)
-    state, sampled = start(params, padded(prompts, context.size), context.position_B, key_B, processors, model=model)
+    params, rows = on_devices(params, (padded(prompts, context.size), context.position_B, key_B))
+    state, sampled = start(params, *rows, processors, model=model)
     piece = jax.tree.map(lambda value_B: np.asarray(value_B)[:, None], sampled)
     while True:
         # Without this the draw returns token 0 without a word. NaN in the model's logits makes the entropy NaN, logits
