@@ -252,9 +252,10 @@ def test_embeddings_begin_with_the_size_1_unless_they_are_to_be_small(init, tied
 # ---- Products -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("num_features", [3, 4, 5])
 @pytest.mark.parametrize("leading", [(6,), (2, 3), (2, 3, 2)])
-def test_product_and_its_gradients_are_those_of_jax(leading):
-    x, kernel_DF, weight = normal(*leading, 4), normal(4, 5, seed=1), normal(*leading, 5, seed=2)
+def test_product_and_its_gradients_are_those_of_jax(leading, num_features):
+    x, kernel_DF, weight = normal(*leading, 4), normal(4, num_features, seed=1), normal(*leading, num_features, seed=2)
 
     @jax.jit
     def both(x, kernel_DF):
