@@ -61,8 +61,8 @@ def train_step(
     """One optimizer step on the mean loss over the batch's targets.
 
     With `grad_accumulation` of A the batch is worked through in A equal parts, one after another, for the memory of one.
-    Sums are added up over the parts and divided once, then clipped, so the result is that of the undivided batch (up to
-    the order of additions; dropout draws a mask for each part).
+    Each part's sum is divided by the number of targets in the whole batch, and clipping follows the last, so the result is
+    that of the undivided batch (up to the order of additions; dropout draws a mask for each part).
 
     Where loss, gradient or new parameters are not finite nothing but the step's number changes: one NaN would spread to
     every parameter.
@@ -72,19 +72,20 @@ def train_step(
     Returns the next state and {"loss": nats per target, "grad_norm": before clipping, "is_finite": whether all are}.
     """
     step_key = jax.random.fold_in(key, state.step) if model.config.dropout else None
-    gradient = jax.value_and_grad(loss_and_count, has_aux=True)
+    num_targets = jnp.maximum(batch["mask_BT"].sum(), 1)
+
+    def share_of_loss(params, part, part_key):
+        return loss_and_count(params, part, part_key, model)[0] / num_targets
 
     def add_part(sums, part_and_index):
         part, index = part_and_index
         part_key = None if step_key is None else jax.random.fold_in(step_key, index)
-        (loss, count), grads = gradient(state.params, part, part_key, model)
-        return jax.tree.map(jnp.add, sums, (loss, count.astype(jnp.float32), grads)), None
+        return jax.tree.map(jnp.add, sums, jax.value_and_grad(share_of_loss)(state.params, part, part_key)), None
 
     A = grad_accumulation
     parts = jax.tree.map(lambda leaf: leaf.reshape(A, leaf.shape[0] // A, *leaf.shape[1:]), batch)
-    zeros = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
-    (loss, count, grads), _ = jax.lax.scan(add_part, zeros, (parts, jnp.arange(A)))
-    loss, grads = jax.tree.map(lambda leaf: leaf / jnp.maximum(count, 1), (loss, grads))
+    zeros = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
+    (loss, grads), _ = jax.lax.scan(add_part, zeros, (parts, jnp.arange(A)))
 
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
