@@ -20,8 +20,9 @@ def keep_freed_memory() -> None:
     A training step on a CPU frees and takes again the same large buffers, and every page that the system hands out anew
     costs a fault. Measured at 4 layers × 128: a step of 57 ms became one of 38 ms. Does nothing elsewhere.
 
-    In threads other than the main one glibc keeps nothing that is larger than 64 MB. So JAX is told to run programs on a CPU
-    in the thread that calls them. Measured at 6 × 256, batch 8: 85,000 faults a step became none, and its time 0.83 of it.
+    In threads other than the main one glibc keeps nothing that is larger than 64 MB. So JAX is told to run programs of one
+    device on a CPU in the thread that calls them. Measured at 6 × 256, batch 8: 85,000 faults a step became none, and its
+    time 0.83 of it.
     """
     if (libc := glibc()) is not None:
         import jax  # here, since this module is for processes without JAX too
@@ -52,11 +53,12 @@ def split_cpu() -> None:
 
     XLA decodes a few rows with little more than one core. Measured at 6 layers × 256: with 16 rows a step takes 0.72 of the
     time, with 2 rows 0.59. Two and not more, since no machine was at hand to measure more on. Does nothing where the user
-    has chosen (JAX_NUM_CPU_DEVICES).
+    has chosen (JAX_NUM_CPU_DEVICES, XLA_FLAGS).
     """
     import jax
 
-    if jax.config.jax_num_cpu_devices < 0 and num_cores() > 1:
+    has_chosen = jax.config.jax_num_cpu_devices >= 0 or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if not has_chosen and num_cores() > 1:
         jax.config.update("jax_num_cpu_devices", 2)
 
 

@@ -69,9 +69,10 @@ log = logging.getLogger("minigpt_jax.generate")
 
 
 def main() -> None:
-    split_cpu()
     strategy, beam = given(STRATEGY), given(BEAM)
     check(strategy, beam)
+    if (PROMPTS.value or NUM_SAMPLES.value > 1) and not beam:
+        split_cpu()
     prompts = read_prompts()
     model = mg.load(WORKDIR.value or cli.newest_run())
     stops = {"stop": STOP.value, "stop_tokens": STOP_TOKENS.value}

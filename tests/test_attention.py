@@ -316,7 +316,8 @@ def test_attending_to_a_cache_is_the_equation(num_kv_heads, T, num_parts):
         (CPU, 64, {"context_length": 256}, 4),
         (CPU, 63, {"context_length": 256}, 1),
         (CPU, 64, {"context_length": 254}, 1),
-        (CPU, 128, {"context_length": 254}, 1),  # which 4 does not divide
+        (CPU, 128, {"context_length": 384}, 4),
+        (CPU, 128, {"context_length": 260}, 1),  # whose quarters have no piece of a prompt but 1, 5, 13, 65
         (CPU, 64, {"context_length": 256, "num_kv_heads": 2}, 1),
         (gpu("8.0"), 64, {"context_length": 256}, 1),
         (TPU, 64, {"context_length": 256}, 1),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from minigpt_jax.config import ModelConfig
-from minigpt_jax.generation import beam
+from minigpt_jax.generation import beam, sampler
 from minigpt_jax.generation.beam import beam_search
 from minigpt_jax.generation.logits import Greedy
 from minigpt_jax.generation.sampler import row_keys, stream
@@ -110,6 +110,19 @@ def test_a_prompt_finds_the_same_whatever_stands_beside_it():
     other = [np.array([2, 2, 4, 0, 1], np.int32), PROMPTS[1]]
     beside = beam_search(some_params(ROTARY), other, 12, model=ROTARY, width=3, end_tokens=(1,))
     assert [text.tokens for text in beside[1]] == [text.tokens for text in together[1]]
+
+
+def test_caches_in_parts_change_nothing_also_past_the_context(monkeypatch):
+    """Two prompts begin with a cache in parts. One begins with a whole one, and its three beams re-anchor from parts."""
+    monkeypatch.setattr(sampler, "suited_parts", lambda config, batch_size, device: 1 if batch_size == 1 else 4)
+    model = GPT(dataclasses.replace(LEARNED.config, ff_dim=12))  # which no other test has compiled
+    together = beam_search(some_params(model), PROMPTS, 30, model=model, width=3)
+    alone = [beam_search(some_params(model), [prompt], 30, model=model, width=3)[0] for prompt in PROMPTS]
+    assert [[text.tokens for text in texts] for texts in together] == [[text.tokens for text in texts] for texts in alone]
+    monkeypatch.setattr(sampler, "suited_parts", lambda config, batch_size, device: 1)
+    whole = GPT(dataclasses.replace(model.config, remat=True))  # the same model, which is to be compiled anew
+    found = beam_search(some_params(model), PROMPTS, 30, model=whole, width=3)
+    assert [[text.tokens for text in texts] for texts in found] == [[text.tokens for text in texts] for texts in together]
 
 
 def test_nothing_compiles_again_for_other_prompts_lengths_or_ends():

@@ -50,10 +50,20 @@ def devices_of_a_cpu(num_cores):
     return jax.local_device_count()
 
 
-@pytest.mark.parametrize(("num_cores", "chosen", "expected"), [(1, None, 1), (8, None, 2), (8, "3", 3)])
+@pytest.mark.parametrize(
+    ("num_cores", "chosen", "expected"),
+    [
+        (1, {}, 1),
+        (8, {}, 2),
+        (8, {"JAX_NUM_CPU_DEVICES": "3"}, 3),
+        (8, {"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}, 3),
+    ],
+)
 def test_a_cpu_of_several_cores_becomes_two_devices_unless_the_user_has_chosen(monkeypatch, num_cores, chosen, expected):
-    if chosen:
-        monkeypatch.setenv("JAX_NUM_CPU_DEVICES", chosen)
+    for name in ("JAX_NUM_CPU_DEVICES", "XLA_FLAGS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
     assert in_own_process(devices_of_a_cpu, num_cores) == expected
 
 

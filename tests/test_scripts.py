@@ -230,6 +230,7 @@ LENGTH = 40
 GENERATE = {
     "seed 3": f"generate --workdir runs/debug --prompt '{PROMPT}' --length {LENGTH} --seed 3",
     "three of seed 4": f"generate --workdir runs/debug --prompt '{PROMPT}' --length {LENGTH} --seed 4 --num_samples 3",
+    "four of seed 4": f"generate --workdir runs/debug --prompt '{PROMPT}' --length {LENGTH} --seed 4 --num_samples 4",
     "newest run, empty prompt": f"generate --length {LENGTH} --seed 5",
     "temperature 0": f"generate --workdir runs/debug --prompt '{LONG_PROMPT}' --length {LENGTH} --temperature 0",
     "greedy": f"generate --workdir runs/debug --prompt '{LONG_PROMPT}' --length {LENGTH} --greedy --seed 9",
@@ -248,6 +249,13 @@ def generated(trained):
     return {
         name: succeeded(process) for name, process in zip(GENERATE, run(trained.folder, *GENERATE.values()), strict=True)
     }
+
+
+def test_texts_divided_among_devices_are_the_same_also_with_programs_that_were_kept(generated, trained):
+    [again] = run(trained.folder, GENERATE["four of seed 4"])
+    assert succeeded(again).stdout == generated["four of seed 4"].stdout
+    assert again.stdout.startswith(generated["three of seed 4"].stdout)
+    assert len(again.stdout) == 4 * (len(PROMPT) + LENGTH + 1)
 
 
 def test_the_text_and_nothing_else_is_on_standard_output(generated):
@@ -295,11 +303,16 @@ def test_a_prompt_longer_than_the_context_is_printed_whole_and_its_use_explained
 RUN = "generate --workdir runs/debug --length 30"
 
 
-def test_generation_splits_the_cpu_before_jax_is_used(tmp_path, call, monkeypatch):
+@pytest.mark.parametrize(
+    ("options", "is_split"),
+    [("--num_samples 2", True), ("--prompts -", True), ("--num_samples 1", False), ("--prompts - --beam_width 2", False)],
+)
+def test_several_texts_split_the_cpu_before_anything_is_loaded(tmp_path, call, monkeypatch, options, is_split):
     split = []
     monkeypatch.setattr(runtime, "split_cpu", lambda: split.append("first"))
-    assert call(tmp_path, "generate --format jsonn").returncode != 0  # nothing is loaded
-    assert split == ["first"]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b""), "utf-8"))
+    assert call(tmp_path, f"generate {options}").returncode != 0  # there is no run
+    assert split == ["first"] * is_split
 
 
 def test_many_prompts_give_json_lines_in_order(trained, call, monkeypatch):

@@ -64,7 +64,7 @@ class RematStep(Step):
 
 class PlainStep(Step):
     """The same without the three means that gain most: memory goes back to the system, gradients of dense layers are JAX's
-    own, and attention computes the scores of the future too."""
+    own, and attention is computed as the equation has it."""
 
     name = "plain Linen step"
 

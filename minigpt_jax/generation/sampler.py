@@ -224,20 +224,18 @@ def padded(rows: list[np.ndarray], num_columns: int) -> np.ndarray:
 
 
 def on_devices(params: Any, rows: tuple) -> tuple[Any, tuple]:
-    """The parameters and `rows`, arrays that have the rows on their first axis, on as many devices as can have equally many.
+    """The parameters and `rows`, arrays that have the rows on their first axis, where a CPU is split into several devices.
 
-    Rows need nothing of each other, so the devices do not wait for each other. All of them have the parameters; where they
-    are parts of one CPU these are the same memory, since copies would have to be read as well.
+    Each of as many as can have equally many gets its share of the rows. Decoding, rows need nothing of each other, so the
+    devices do not wait. The parameters are the same memory for all, since copies would have to be read as well.
     """
     devices, num_rows = jax.local_devices(), len(rows[0])
     devices = devices[: max(n for n in range(1, len(devices) + 1) if num_rows % n == 0)]
-    if len(devices) == 1:
+    if len(devices) == 1 or devices[0].platform != "cpu":
         return params, rows
-    if devices[0].platform == "cpu":
-        params = jax.tree.map(np.asarray, params)
     mesh = Mesh(devices, "rows")
     everywhere, by_row = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("rows"))
-    return jax.device_put(params, everywhere), jax.device_put(rows, by_row)
+    return jax.device_put(jax.tree.map(np.asarray, params), everywhere), jax.device_put(rows, by_row)
 
 
 def row_keys(key: jax.Array, rows: Sequence[int]) -> jax.Array:

@@ -56,7 +56,8 @@ def matmul_backward(residuals, dy):
     x, kernel_DF = residuals
     x_ND, dy_NF = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
     D, F = kernel_DF.shape
-    # XLA on a CPU is slower at a high product than at a wide one; the barrier keeps it from turning this one back.
+    # XLA on a CPU is slower at a high product than at a wide one; the barrier keeps it from turning this one back. What that
+    # means elsewhere is not measured.
     dkernel_DF = x_ND.T @ dy_NF if D <= F else jax.lax.optimization_barrier(dy_NF.T @ x_ND).T
     return (dy_NF @ kernel_DF.T).reshape(x.shape), dkernel_DF
 
