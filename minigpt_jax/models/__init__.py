@@ -5,7 +5,7 @@ Every array carries its dimensions as a suffix, one letter each, so that suffixe
     B  batch                 D  model width (embed_dim)      V  vocabulary
     T  query positions       H  query heads                  F  feed-forward width
     S  key positions         G  key/value heads              K  head size
-    L  layers                N  B and heads in one axis     P  slots in one of C parts of a cache
+    L  layers                N  rows and heads as one axis   P  slots in one of a cache's C parts
 
 Read in this order: attention.py, layers.py, transformer.py, gpt.py.
 """

@@ -1,7 +1,6 @@
 """Attention: the equation as a pure function, the same in blocks, what a decoder remembers, and the layer."""
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -211,15 +210,14 @@ class KVCache:
         def write(parts, new_BTGK):
             new_NTK = new_BTGK.swapaxes(1, 2).reshape(B * G, T, K)
 
-            def into(
-                c, part_NPK
-            ):  # writes back what it holds, where it is not its turn: XLA would copy it to leave it alone
+            def into(c, part_NPK):
+                # A part whose turn it is not gets what it holds: XLA would copy it to leave it alone.
                 place = jnp.clip(slot - c * P, 0, P - T)
                 old_NTK = jax.lax.dynamic_slice_in_dim(part_NPK, place, T, axis=1)
                 written_NTK = jnp.where(slot // P == c, new_NTK, old_NTK)
                 return jax.lax.dynamic_update_slice_in_dim(part_NPK, written_NTK, place, axis=1)
 
-            return tuple(itertools.starmap(into, enumerate(parts)))
+            return tuple(into(c, part_NPK) for c, part_NPK in enumerate(parts))
 
         return KVCache(write(self.k_parts, k_BTGK), write(self.v_parts, v_BTGK), self.num_written + T)
 
@@ -264,7 +262,7 @@ class KVCache:
             w_parts = jnp.split(weights_NQS, num_parts, axis=-1)
             return sum(jnp.einsum("NQP,NPK->NQK", *pair) for pair in zip(w_parts, v_parts, strict=True))
 
-        num_begun = jnp.clip(-(-self.num_written // P), 1, C)  # parts that hold something
+        num_begun = jnp.minimum(-(-self.num_written // P), C)  # parts that hold something
         o_NQK = jax.lax.switch(num_begun - 1, [functools.partial(attend_to, c) for c in range(1, C + 1)])
         return o_NQK.reshape(B, G, T, H // G, K).swapaxes(1, 2).reshape(B, T, H, K)
 
