@@ -1,6 +1,6 @@
 """A mini-GPT in JAX and Flax.
 
-Read in this order: config.py, data/, models/, training/, generation/. From Python:
+Read reference.py first, the whole on one page; then config.py, data/, models/, training/, generation/. From Python:
 
     import minigpt_jax as mg
     lm = mg.load("runs/shakespeare_char")
@@ -21,9 +21,9 @@ _HOMES = {
     "ModelConfig": "config",
     "TrainingConfig": "config",
     "UsageError": "errors",
-    "load": "training.pretrained",
+    "load": "api",
     "load_preset": "config",
-    "train": "training.loop",
+    "train": "api",
 }
 __all__ = list(_HOMES)
 

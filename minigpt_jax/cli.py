@@ -26,6 +26,12 @@ def define_setting_flags(*names: str) -> None:
         DEFINE[setting_type(known.field)](name, None, setting_help(known))
 
 
+def define_kernels_flag() -> flags.FlagHolder:
+    """Which implementation of the model runs. `benchmark.py` has it for its training and decoding steps."""
+    text = "tuned: what is fast on this machine; plain: the equations as they are in models/"
+    return flags.DEFINE_enum("kernels", "tuned", ["tuned", "plain"], text)
+
+
 def setting_help(known: Setting) -> str:
     choices, default = known.field.metadata["choices"], known.field.default
     text = known.field.metadata["help"] + (f": {' | '.join(choices)}" if choices else "")

@@ -122,6 +122,11 @@ class ModelConfig(Section):
     def kv_heads(self) -> int:
         return self.num_kv_heads or self.num_heads
 
+    @property
+    def can_slide(self) -> bool:
+        """Whether a text may be longer than the context: positions enter as distances, not as rows of a table."""
+        return self.positions not in ("learned", "sinusoidal")
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig(Section):

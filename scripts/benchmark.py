@@ -1,6 +1,7 @@
 """Measures this project, and others beside it, on this machine, in turn, in one run.
 
 python scripts/benchmark.py train      a training step, beside PyTorch's (extra torch)
+python scripts/benchmark.py kernels    what each kernel saves in training and decoding steps
 python scripts/benchmark.py generate   tokens per second of decoding, beside PyTorch and Hugging Face (extra hf)
 python scripts/benchmark.py loss       time to a loss, beside nanoGPT's setting in PyTorch (extra torch)
 python scripts/benchmark.py data       tokenizing, and what training waits for batches, also from a file above memory
@@ -21,10 +22,11 @@ from minigpt_jax.errors import DataError, UsageError, did_you_mean
 ROUNDS = flags.DEFINE_integer("rounds", None, "how often each contestant is asked, or each point measured")
 MEGABYTES = flags.DEFINE_integer("megabytes", 50, "data: size of the text that is tokenized")
 DATASET = flags.DEFINE_string("dataset", "tiny_shakespeare", "loss: the text")
+KERNELS = cli.define_kernels_flag()
 JSON = flags.DEFINE_string("json", None, "also write the figures to this file")
 PLOT = flags.DEFINE_string("plot", None, "also draw the figures into this PNG (extra plot)")
 
-BENCHMARKS = "train", "generate", "loss", "data", "startup", "scaling"  # modules of minigpt_jax.benchmarks
+BENCHMARKS = "train", "kernels", "generate", "loss", "data", "startup", "scaling"  # modules of minigpt_jax.benchmarks
 
 
 def main(names: list[str]) -> None:
@@ -42,6 +44,7 @@ def main(names: list[str]) -> None:
     check_can_be_written(PLOT.value, ".png")
     chosen = list(dict.fromkeys(BENCHMARKS if not names or "all" in names else names))
     only_for = {"data": {"megabytes": MEGABYTES.value}, "loss": {"dataset": DATASET.value}}
+    only_for |= {name: {"kernels": KERNELS.value} for name in ("train", "generate")}
     figures = {}
     for name in chosen:
         # Imported here and not above, since contestants start with the imports of this file, and PyTorch's need no JAX.

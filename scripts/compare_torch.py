@@ -12,6 +12,7 @@ import importlib.util
 from absl import flags
 
 from minigpt_jax import cli
+from minigpt_jax.api import choose_kernels
 from minigpt_jax.config import Config, load_preset
 from minigpt_jax.errors import DataError, UsageError
 from minigpt_jax.training.experiment import prepare
@@ -28,8 +29,9 @@ def main() -> None:
     from minigpt_jax.compare.agreement import compare
 
     config = load_preset(CONFIG.value).override({"steps": 20} | cli.given_settings())
-    experiment = prepare(config.override({"dropout": 0.0, "dtype": "float32", "grad_accumulation": 1}))
-    found = compare(experiment.config, [experiment.batch(step) for step in range(experiment.num_steps)])
+    experiment = prepare(config.override({"dropout": 0.0, "dtype": "float32"}))
+    all_batches = [experiment.batch(step) for step in range(experiment.num_steps)]
+    found = compare(experiment.config, all_batches, choose_kernels(experiment.config.model))
     print(f"{'':<58}{'absolute':>10}{'relative':>10}{'limit':>14}")
     for difference in found:
         limit = f"{difference.limit:.0e} {'rel.' if difference.is_relative else 'abs.'}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from absl import flags
 
 from minigpt_jax import cli
+from minigpt_jax.api import choose_kernels
 from minigpt_jax.errors import UsageError, require_choice
 from minigpt_jax.training import checkpoint
 from minigpt_jax.training.experiment import evaluate, measures, prepare
@@ -33,7 +34,7 @@ def main() -> None:
     step = checkpoint.first_whole(workdir, checkpoint.best_first(workdir))
     origin = checkpoint.read_origin(workdir, step)
     model = checkpoint.load_step(workdir, config, step, origin.tokenizer)
-    experiment = prepare(config, origin)
+    experiment = prepare(config, origin, kernels=choose_kernels(config.model))
     loss = evaluate(experiment, model.params, SPLIT.value, stride=stride)
     result = {"workdir": str(workdir), "split": SPLIT.value, "stride": stride, "loss": loss}
     result |= measures(experiment, SPLIT.value, loss)

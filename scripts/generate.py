@@ -21,7 +21,7 @@ from minigpt_jax import cli
 from minigpt_jax.data.texts import decode_text, read_text_file
 from minigpt_jax.errors import DataError, UsageError, require_choice
 from minigpt_jax.generation.language_model import BeamText, Completion, LanguageModel
-from minigpt_jax.generation.logits import processors
+from minigpt_jax.generation.strategy import processors
 from minigpt_jax.runtime import split_cpu
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: the newest under runs/)")
@@ -65,6 +65,8 @@ EXPLAIN = flags.DEFINE_bool(
     "explain", False, "show what each token was chosen from, on standard error (jsonl: in each line)"
 )
 
+KERNELS = cli.define_kernels_flag()
+
 log = logging.getLogger("minigpt_jax.generate")
 
 
@@ -74,7 +76,7 @@ def main() -> None:
     if (PROMPTS.value or NUM_SAMPLES.value > 1) and not beam:
         split_cpu()
     prompts = read_prompts()
-    model = mg.load(WORKDIR.value or cli.newest_run())
+    model = mg.load(WORKDIR.value or cli.newest_run(), kernels=KERNELS.value)
     stops = {"stop": STOP.value, "stop_tokens": STOP_TOKENS.value}
     settings = {"seed": SEED.value, **stops, **strategy}
     if INTERACTIVE.value:

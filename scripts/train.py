@@ -15,11 +15,11 @@ from pathlib import Path
 
 from absl import flags
 
+import minigpt_jax as mg
 from minigpt_jax import cli
 from minigpt_jax.config import load_preset
 from minigpt_jax.errors import UsageError
 from minigpt_jax.training import checkpoint, pretrained
-from minigpt_jax.training.loop import train
 
 CONFIG = flags.DEFINE_string(
     "config", None, "a preset in configs/, or the path of a .py file with get_config() (default shakespeare_char)"
@@ -29,6 +29,7 @@ OVERWRITE = flags.DEFINE_bool("overwrite", False, "begin anew in a folder that h
 MAX_MINUTES = flags.DEFINE_float("max_minutes", None, "stop after this time, with a checkpoint from which to go on")
 TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "also write the metrics for TensorBoard, into the run's folder")
 PROFILE = flags.DEFINE_bool("profile", False, "trace some steps into the run's folder, and tell what took longest")
+KERNELS = cli.define_kernels_flag()
 cli.define_setting_flags()
 
 log = logging.getLogger("minigpt_jax.train")
@@ -50,10 +51,11 @@ def main() -> None:
     init_from = given.get("init_from", config.training.init_from)
     if init_from and not (goes_on and init_from == config.training.init_from):
         config = config.override(pretrained.settings_from(init_from))
-    train(
+    mg.train(
         config.override(given),
         workdir,
         OVERWRITE.value,
+        kernels=KERNELS.value,
         max_minutes=MAX_MINUTES.value,
         tensorboard=TENSORBOARD.value,
         profile=PROFILE.value,

@@ -9,16 +9,24 @@ import numpy as np
 import pytest
 
 from minigpt_jax.config import ModelConfig
-from minigpt_jax.generation import beam, sampler
+from minigpt_jax.generation import beam
 from minigpt_jax.generation.beam import beam_search
-from minigpt_jax.generation.logits import Greedy
-from minigpt_jax.generation.sampler import row_keys, stream
+from minigpt_jax.generation.logits import Processor, greedy
+from minigpt_jax.generation.sampling import row_keys, stream
+from minigpt_jax.kernels import SPLIT
+from minigpt_jax.kernels.partitioned_cache import partitioned
 from minigpt_jax.models.gpt import GPT
+from minigpt_jax.models.kernels import PLAIN
 
 V = 5
 CONFIG = ModelConfig(num_layers=1, num_heads=2, embed_dim=8, ff_dim=16, context_length=12, vocab_size=V)
-ROTARY, LEARNED = (GPT(dataclasses.replace(CONFIG, positions=positions)) for positions in ("rotary", "learned"))
+ROTARY, LEARNED = (GPT(dataclasses.replace(CONFIG, positions=positions), SPLIT) for positions in ("rotary", "learned"))
+ROTARY_PLAIN, LEARNED_PLAIN = (GPT(model.config, PLAIN) for model in (ROTARY, LEARNED))
 PROMPTS = [np.array(row, np.int32) for row in ([3], [1, 2, 0])]
+
+
+def described(model):
+    return f"{model.config.positions}, {model.kernels.name}"
 
 
 @functools.cache
@@ -34,11 +42,12 @@ def search(model=ROTARY, num_tokens=2, width=V, **how):
 
 @functools.cache
 def forward(model):
-    return jax.jit(lambda tokens_BT: jax.nn.log_softmax(model.apply({"params": some_params(model)}, tokens_BT)[0]))
+    plain = GPT(model.config, PLAIN)
+    return jax.jit(lambda tokens_BT: jax.nn.log_softmax(plain.apply({"params": some_params(model)}, tokens_BT)[0]))
 
 
 def log_probs_after(model, rows):
-    """log p of the next token after each row (all of one length), with everything computed anew."""
+    """log p of the next token after each row (all of one length), by the plain model, with everything computed anew."""
     tokens_BT = np.zeros((len(rows), CONFIG.context_length), np.int32)
     tokens_BT[:, : len(rows[0])] = rows
     return np.asarray(forward(model)(tokens_BT))[:, len(rows[0]) - 1]
@@ -81,13 +90,13 @@ def test_with_a_width_of_the_vocabulary_two_tokens_are_searched_exhaustively():
         assert_same(found, expected[:V])
 
 
-@pytest.mark.parametrize("model", [ROTARY, LEARNED], ids=lambda model: model.config.positions)
+@pytest.mark.parametrize("model", [ROTARY, LEARNED, ROTARY_PLAIN, LEARNED_PLAIN], ids=described)
 def test_width_one_is_greedy_also_past_the_context(model):
     keys = row_keys(jax.random.key(0), range(2))
-    pieces = list(stream(some_params(model), PROMPTS, 20, keys, (Greedy(),), model=model))
-    greedy = np.concatenate([piece.token for piece in pieces], axis=1)
+    pieces = list(stream(some_params(model), PROMPTS, 20, keys, (Processor(greedy),), model=model))
+    tokens_BC = np.concatenate([piece.token for piece in pieces], axis=1)
     log_probs_BC = np.concatenate([piece.log_prob for piece in pieces], axis=1)
-    for [found], tokens, log_probs in zip(search(model, 20, width=1), greedy, log_probs_BC, strict=True):
+    for [found], tokens, log_probs in zip(search(model, 20, width=1), tokens_BC, log_probs_BC, strict=True):
         assert found.tokens == tuple(tokens)
         assert found.score == pytest.approx(log_probs.sum(), abs=1e-4)
         np.testing.assert_allclose(found.log_probs, log_probs, atol=1e-4)
@@ -112,24 +121,29 @@ def test_a_prompt_finds_the_same_whatever_stands_beside_it():
     assert [text.tokens for text in beside[1]] == [text.tokens for text in together[1]]
 
 
-def test_caches_in_parts_change_nothing_also_past_the_context(monkeypatch):
+def parts_for_several_rows(batch_size, config):
+    return partitioned(batch_size, config, 1 if batch_size == 1 else 4)
+
+
+def test_caches_in_parts_change_nothing_also_past_the_context():
     """Two prompts begin with a cache in parts. One begins with a whole one, and its three beams re-anchor from parts."""
-    monkeypatch.setattr(sampler, "suited_parts", lambda config, batch_size, device: 1 if batch_size == 1 else 4)
-    model = GPT(dataclasses.replace(LEARNED.config, ff_dim=12))  # which no other test has compiled
-    together = beam_search(some_params(model), PROMPTS, 30, model=model, width=3)
-    alone = [beam_search(some_params(model), [prompt], 30, model=model, width=3)[0] for prompt in PROMPTS]
-    assert [[text.tokens for text in texts] for texts in together] == [[text.tokens for text in texts] for texts in alone]
-    monkeypatch.setattr(sampler, "suited_parts", lambda config, batch_size, device: 1)
-    whole = GPT(dataclasses.replace(model.config, remat=True))  # the same model, which is to be compiled anew
-    found = beam_search(some_params(model), PROMPTS, 30, model=whole, width=3)
-    assert [[text.tokens for text in texts] for texts in found] == [[text.tokens for text in texts] for texts in together]
+    in_parts = dataclasses.replace(SPLIT, name="parts", empty_cache=parts_for_several_rows)
+    tokens = {}
+    for kernels in (in_parts, SPLIT, PLAIN):
+        model = GPT(LEARNED.config, kernels)
+        together = beam_search(some_params(model), PROMPTS, 30, model=model, width=3)
+        tokens[kernels.name] = [[text.tokens for text in texts] for texts in together]
+        if kernels is in_parts:
+            alone = [beam_search(some_params(model), [prompt], 30, model=model, width=3)[0] for prompt in PROMPTS]
+            assert tokens[kernels.name] == [[text.tokens for text in texts] for texts in alone]
+    assert tokens[in_parts.name] == tokens[SPLIT.name] == tokens[PLAIN.name]
 
 
 def test_nothing_compiles_again_for_other_prompts_lengths_or_ends():
     search(num_tokens=4, width=3)
-    before = beam.start._cache_size(), beam.go_on._cache_size()
+    before = beam.prefill_and_extend._cache_size(), beam.extend_chunk._cache_size()
     beam_search(some_params(ROTARY), PROMPTS[::-1], 9, model=ROTARY, width=3, end_tokens=(0, 2), length_penalty=0.3)
-    assert (beam.start._cache_size(), beam.go_on._cache_size()) == before
+    assert (beam.prefill_and_extend._cache_size(), beam.extend_chunk._cache_size()) == before
 
 
 def test_logits_that_are_not_finite_are_an_error():

@@ -20,7 +20,7 @@ from minigpt_jax.models.gpt import GPT
 from minigpt_jax.training import checkpoint
 from minigpt_jax.training.checkpoint import CheckpointInfo
 from minigpt_jax.training.optimizer import make_optimizer
-from minigpt_jax.training.step import TrainState
+from minigpt_jax.training.state import TrainState
 
 CHARACTERS = "\n abc"
 MODEL_CONFIG = ModelConfig(num_layers=1, num_heads=2, embed_dim=8, ff_dim=16, context_length=8, vocab_size=len(CHARACTERS))

@@ -9,27 +9,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import random_params as random_params_for
+from helpers import random_tokens as random_tokens_below
 
 from minigpt_jax.config import ModelConfig, load_preset, preset_names
-from minigpt_jax.models.attention import KVCache
+from minigpt_jax.kernels import BLOCKED, SPLIT
+from minigpt_jax.kernels.partitioned_cache import partitioned
 from minigpt_jax.models.gpt import GPT
+from minigpt_jax.models.kernels import PLAIN
+from minigpt_jax.models.transformer import Transformer
 from minigpt_jax.training.losses import next_token_loss
 
 TINY = ModelConfig(num_layers=2, num_heads=4, embed_dim=16, ff_dim=24, context_length=8, vocab_size=16)
 
 
-def normal(*shape, seed=0):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+with_all_kernels = pytest.mark.parametrize("kernels", [PLAIN, SPLIT, BLOCKED], ids=lambda kernels: kernels.name)
 
 
 def random_tokens(*shape, config=TINY, seed=0):
-    return np.random.default_rng(seed).integers(0, config.vocab_size, shape, np.int32)
+    return random_tokens_below(*shape, vocab_size=config.vocab_size, seed=seed)
 
 
 def random_params(model):
-    """Parameters of the right shapes, far from their initial values, without the compilation that drawing them takes."""
-    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((2, 1), np.int32))["params"]
-    return jax.tree.map(lambda leaf: 0.4 * normal(*leaf.shape, seed=leaf.size), shapes)
+    return random_params_for(model, np.zeros((2, 1), np.int32), scale=0.4)
 
 
 # ---- Shapes and types -----------------------------------------------------------------------------------------------------
@@ -63,7 +65,8 @@ def combinations(choices, strength):
         yield best
 
 
-def test_all_combinations_of_choices_have_the_right_shapes_and_types():
+@pytest.mark.parametrize("kernels", [PLAIN, SPLIT], ids=lambda kernels: kernels.name)
+def test_all_combinations_of_choices_have_the_right_shapes_and_types(kernels):
     """Forward, and one step with the cache; every three of the choices meet."""
     B, T, V = 2, 5, TINY.vocab_size
     tokens_BT = jax.ShapeDtypeStruct((B, T), jnp.int32)
@@ -71,21 +74,22 @@ def test_all_combinations_of_choices_have_the_right_shapes_and_types():
 
     def everything(model, key, tokens_BT):
         (logits_BTV, _), variables = model.init_with_output(key, tokens_BT)
-        cache = empty_cache(B, model.config)
+        cache = empty_cache(B, model)
         return variables["params"], logits_BTV, cache, model.apply(variables, tokens_BT[:, :1], tokens_BT[:, :1], cache)
 
     for choices in combinations(CHOICES, strength=3):
         config = dataclasses.replace(TINY, num_layers=1, **choices)
         params, logits_BTV, cache, (next_B1V, next_cache) = jax.eval_shape(
-            functools.partial(everything, GPT(config)), key, tokens_BT
+            functools.partial(everything, GPT(config, kernels)), key, tokens_BT
         )
         assert (logits_BTV.shape, logits_BTV.dtype) == ((B, T, V), jnp.float32), choices
         assert (next_B1V.shape, next_B1V.dtype) == ((B, 1, V), jnp.float32), choices
         assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}, choices
         assert next_cache == cache, choices  # so that a loop can carry it
-        slots = (B * config.kv_heads, config.context_length, config.head_size)
-        for [part_NPK] in (cache[0].k_parts, cache[0].v_parts):
-            assert (part_NPK.shape, part_NPK.dtype.name) == (slots, config.dtype), choices
+        G, S, K = config.kv_heads, config.context_length, config.head_size
+        slots = (B, S, G, K) if kernels is PLAIN else (B, G, S, K)
+        arrays = [(leaf.shape, leaf.dtype.name) for leaf in jax.tree.leaves(cache)]
+        assert arrays == [(slots, config.dtype), (slots, config.dtype), ((), "int32")], choices
 
         names = {path[-1].key for path, _ in jax.tree.leaves_with_path(params)}
         assert ("bias" in names) == config.bias, choices
@@ -154,10 +158,11 @@ def test_initial_loss_is_that_of_guessing(fresh, positions):
 # ---- The future -----------------------------------------------------------------------------------------------------------
 
 
+@with_all_kernels
 @pytest.mark.parametrize("positions", ["sinusoidal", "learned", "rotary"])
-def test_gradient_with_respect_to_the_future_is_exactly_zero(positions):
+def test_gradient_with_respect_to_the_future_is_exactly_zero(positions, kernels):
     """All tokens differ, so the gradient with respect to a token's embedding is that with respect to its place."""
-    model = GPT(dataclasses.replace(TINY, positions=positions))
+    model = GPT(dataclasses.replace(TINY, positions=positions), kernels)
     params = random_params(model)
     tokens_BT = np.random.default_rng(1).permutation(16).reshape(2, 8).astype(np.int32)
 
@@ -173,9 +178,10 @@ def test_gradient_with_respect_to_the_future_is_exactly_zero(positions):
     np.testing.assert_array_equal(depends_BTBT, allowed_BTBT)
 
 
+@with_all_kernels
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_later_tokens_do_not_change_a_bit_of_earlier_logits(dtype):
-    model = GPT(dataclasses.replace(TINY, dtype=dtype))
+def test_later_tokens_do_not_change_a_bit_of_earlier_logits(dtype, kernels):
+    model = GPT(dataclasses.replace(TINY, dtype=dtype), kernels)
     params, tokens_BT = random_params(model), random_tokens(2, 8)
     run = jax.jit(lambda tokens_BT: model.apply({"params": params}, tokens_BT)[0])
     for t in range(8):
@@ -197,11 +203,30 @@ def test_positions_count():
         assert np.abs(logits_BV[0] - logits_BV[1]).max() > 1e-3
 
 
-def test_rotary_positions_do_not_know_where_a_text_begins():
-    model, positions_BT = GPT(TINY), np.tile(np.arange(8), (2, 1))
+@with_all_kernels
+def test_rotary_positions_do_not_know_where_a_text_begins(kernels):
+    model, positions_BT = GPT(TINY, kernels), np.tile(np.arange(8), (2, 1))
     params, tokens_BT, run = random_params(model), random_tokens(2, 8), jax.jit(model.apply)
     logits_BTV, shifted_BTV = (run({"params": params}, tokens_BT, positions_BT + shift)[0] for shift in (0, 13))
     np.testing.assert_allclose(shifted_BTV, logits_BTV, atol=1e-3)
+
+
+# ---- Reading out ----------------------------------------------------------------------------------------------------------
+
+
+def test_tied_logits_are_products_with_the_table_of_tokens():
+    model, tokens_BT = GPT(dataclasses.replace(TINY, tie_embeddings=True)), random_tokens(2, 5)
+    params = random_params(model)
+
+    @jax.jit
+    def run(params, tokens_BT):
+        return model.apply(
+            {"params": params}, tokens_BT, capture_intermediates=lambda module, _: type(module) is Transformer
+        )
+
+    (logits_BTV, _), state = run(params, tokens_BT)
+    [(x_BTD, _)] = state["intermediates"]["transformer"]["__call__"]
+    np.testing.assert_allclose(logits_BTV, x_BTD @ params["embedding"]["tokens"]["embedding"].T, rtol=1e-5, atol=1e-5)
 
 
 # ---- The cache ------------------------------------------------------------------------------------------------------------
@@ -214,18 +239,29 @@ CACHED = [
 ]
 
 
-def empty_cache(B, config, num_parts=1):
-    return (KVCache.empty(B, config, num_parts),) * config.num_layers
+def two_parts(batch_size, config):
+    return partitioned(batch_size, config, 2)
 
 
-@pytest.mark.parametrize(("changes", "num_parts"), [*((changes, 1) for changes in CACHED), (CACHED[0], 2), (CACHED[2], 2)])
-def test_cached_and_uncached_logits_agree_at_every_position(changes, num_parts):
+IN_PARTS = dataclasses.replace(SPLIT, name="two parts", empty_cache=two_parts)
+
+
+def empty_cache(B, model):
+    return (model.kernels.empty_cache(B, model.config),) * model.config.num_layers
+
+
+@pytest.mark.parametrize(
+    ("changes", "kernels"),
+    [*itertools.product(CACHED, (PLAIN, SPLIT)), (CACHED[0], IN_PARTS), (CACHED[2], IN_PARTS)],
+    ids=lambda value: getattr(value, "name", str(value)),
+)
+def test_cached_and_uncached_logits_agree_at_every_position(changes, kernels):
     """Rows that begin one after another; a piece of several columns, then one at a time, past the context where it can.
 
-    The reference is the model on the whole sequences at once, whose mask is as wide as the context.
+    The reference is the plain model on the whole sequences at once, whose mask is as wide as the context.
     """
     config = dataclasses.replace(TINY, **changes)
-    model, S, T = GPT(config), config.context_length, 4
+    model, plain, S, T = GPT(config, kernels), GPT(config), config.context_length, 4
     params, begin_B = random_params(model), np.array([0, 1, 6])
     N = 3 * S if config.positions == "rotary" else S
     tokens_BN = random_tokens(3, N, config=config)
@@ -235,7 +271,7 @@ def test_cached_and_uncached_logits_agree_at_every_position(changes, num_parts):
 
     @jax.jit
     def uncached(tokens_BN):
-        return model.apply({"params": params}, tokens_BN)[0]
+        return plain.apply({"params": params}, tokens_BN)[0]
 
     @jax.jit
     def cached(columns_BN, positions_BN):
@@ -246,7 +282,7 @@ def test_cached_and_uncached_logits_agree_at_every_position(changes, num_parts):
         def single(columns_BN):
             return columns_BN[:, T:].T[:, :, None]
 
-        cache, first_BTV = run(empty_cache(3, config, num_parts), (columns_BN[:, :T], positions_BN[:, :T]))
+        cache, first_BTV = run(empty_cache(3, model), (columns_BN[:, :T], positions_BN[:, :T]))
         _, others_NB1V = jax.lax.scan(run, cache, (single(columns_BN), single(positions_BN)))
         return jnp.concatenate([first_BTV, others_NB1V[:, :, 0].swapaxes(0, 1)], axis=1)
 

@@ -34,7 +34,7 @@ def execute(snippets):
 
 def test_each_topic_has_a_snippet_in_both_columns():
     assert TOPICS == [
-        "Parameters", "Initialisation", "Randomness", "Training and evaluation", "Gradients", "The optimizer",
+        "Parameters", "The model", "Initialisation", "Randomness", "Training and evaluation", "Gradients", "The optimizer",
         "A training step", "Compilation", "Devices", "Saving", "Sampling", "Debugging",
     ]  # fmt: skip
     assert len(ROWS) == len(TOPICS)

@@ -10,7 +10,7 @@ import pytest
 from minigpt_jax.config import ModelConfig
 from minigpt_jax.data.tokenizers import CharTokenizer, WordTokenizer
 from minigpt_jax.errors import DataError, UsageError
-from minigpt_jax.generation import sampler
+from minigpt_jax.generation import sampling
 from minigpt_jax.generation.language_model import LanguageModel
 from minigpt_jax.models.gpt import GPT
 
@@ -82,14 +82,14 @@ def test_samples_differ_and_the_first_ones_are_the_same_however_many_there_are(l
 
 def test_rows_that_fill_up_the_last_batch_keep_nobody_waiting(lm, monkeypatch):
     """With everything a stop, one piece is enough for each batch, the one that is not full too."""
-    pieces, original = [], sampler.stream
+    pieces, original = [], sampling.stream
 
     def stream(*args, **keywords):
         for piece in original(*args, **keywords):
             pieces.append(piece.token.shape)
             yield piece
 
-    monkeypatch.setattr(sampler, "stream", stream)
+    monkeypatch.setattr(sampling, "stream", stream)
     completions = list(lm.complete(["a"] * 18, 30, stop=list(CHARACTERS)))
     assert [completion.reason for completion in completions] == ["stop"] * 18
     assert pieces == [(16, 1), (16, 1)]
@@ -102,7 +102,7 @@ def test_past_the_places_of_a_table_a_line_says_what_happens(lm, caplog):
         learned.generate("ab", 7)
         assert not caplog.records
         learned.generate("ab", 8)
-        assert "Past its 8 tokens" in caplog.text
+        assert "Beyond its 8-token context" in caplog.text
 
 
 def test_text_follows_its_seed_unless_it_is_greedy(lm):

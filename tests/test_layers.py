@@ -1,28 +1,22 @@
 """The parts of a block, each against a few lines of NumPy."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import normal, random_params
 
 from minigpt_jax.config import ModelConfig
-from minigpt_jax.models import layers
-from minigpt_jax.models.layers import FeedForward, Norm, TokenAndPosition, rotate, sinusoidal_positions
+from minigpt_jax.kernels import SPLIT
+from minigpt_jax.models.initial import kernel_init, residual_init
+from minigpt_jax.models.kernels import PLAIN
+from minigpt_jax.models.layers import Dense, FeedForward, Norm, TokenAndPosition
+from minigpt_jax.models.ops import rotate, sinusoidal_positions
 
 CONFIG = ModelConfig(num_layers=3, num_heads=2, embed_dim=8, ff_dim=12, context_length=6, vocab_size=10, bias=True)
-
-
-def normal(*shape, seed=0):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def random_params(module, *args):
-    """Parameters of the right shapes, far from their initial values, without the compilation that drawing them takes."""
-    shapes = jax.eval_shape(module.init, jax.random.key(0), *args)["params"]
-    return jax.tree.map(lambda leaf: normal(*leaf.shape, seed=leaf.size), shapes)
+with_plain_and_tuned_kernels = pytest.mark.parametrize("kernels", [PLAIN, SPLIT], ids=lambda kernels: kernels.name)
 
 
 # ---- Rotary positions -----------------------------------------------------------------------------------------------------
@@ -96,14 +90,6 @@ def test_embedding_is_the_token_and_what_its_position_adds(positions):
     np.testing.assert_allclose(x_BTD, expected_BTD, rtol=1e-5, atol=1e-6)
 
 
-def test_reading_out_multiplies_with_the_table_of_tokens():
-    module = TokenAndPosition(CONFIG)
-    tokens_BT = np.zeros((2, 3), int)
-    params, x_BTD = random_params(module, tokens_BT, tokens_BT), normal(2, 3, 8)
-    logits_BTV = module.apply({"params": params}, x_BTD, method="attend")
-    np.testing.assert_allclose(logits_BTV, x_BTD @ params["tokens"]["embedding"].T, rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.parametrize("positions", ["learned", "rotary"])
 def test_an_unknown_token_shows_and_is_not_taken_for_another(positions):
     module = TokenAndPosition(dataclasses.replace(CONFIG, positions=positions))
@@ -122,9 +108,10 @@ NUMPY_ACTIVATIONS = {
 }
 
 
+@with_plain_and_tuned_kernels
 @pytest.mark.parametrize("activation", ["gelu", "relu", "relu2", "swiglu"])
-def test_feed_forward_is_the_equation(activation):
-    module, x_BTD = FeedForward(dataclasses.replace(CONFIG, activation=activation)), normal(2, 3, 8)
+def test_feed_forward_is_the_equation(activation, kernels):
+    module, x_BTD = FeedForward(dataclasses.replace(CONFIG, activation=activation), kernels), normal(2, 3, 8)
     params = random_params(module, x_BTD)
 
     def dense(x, name):
@@ -144,60 +131,39 @@ def test_feed_forward_is_the_equation(activation):
 # ---- Norms ----------------------------------------------------------------------------------------------------------------
 
 
-def run_norm(norm, x_BTD, **changes):
-    module = Norm(dataclasses.replace(CONFIG, norm=norm, **changes), name=None)
+def run_norm(norm, x_BTD, kernels):
+    module = Norm(dataclasses.replace(CONFIG, norm=norm), kernels)
     params = random_params(module, x_BTD)
     return params, np.asarray(jax.jit(module.apply)({"params": params}, x_BTD))
 
 
+@with_plain_and_tuned_kernels
 @pytest.mark.parametrize("size", [1.0, 3e-3])  # with the smaller one, epsilon is as large as the variance
-def test_layernorm_is_the_equation(size):
+def test_layernorm_is_the_equation(size, kernels):
     x_BTD = size * normal(2, 3, 8) + size
-    params, y_BTD = run_norm("layernorm", x_BTD)
+    params, y_BTD = run_norm("layernorm", x_BTD, kernels)
     centred_BTD = x_BTD - x_BTD.mean(axis=-1, keepdims=True)
     unit_BTD = centred_BTD / np.sqrt(np.square(centred_BTD).mean(axis=-1, keepdims=True) + 1e-5)
     np.testing.assert_allclose(y_BTD, unit_BTD * params["scale"] + params["bias"], rtol=1e-4, atol=1e-5)
 
 
+@with_plain_and_tuned_kernels
 @pytest.mark.parametrize("size", [1.0, 3e-3])
-def test_rmsnorm_is_the_equation(size):
+def test_rmsnorm_is_the_equation(size, kernels):
     x_BTD = size * normal(2, 3, 8) + size
-    params, y_BTD = run_norm("rmsnorm", x_BTD)
+    params, y_BTD = run_norm("rmsnorm", x_BTD, kernels)
     unit_BTD = x_BTD / np.sqrt(np.square(x_BTD).mean(axis=-1, keepdims=True) + 1e-5)
     np.testing.assert_allclose(y_BTD, unit_BTD * params["scale"], rtol=1e-4, atol=1e-5)
 
 
-def test_layernorm_is_accurate_far_from_zero():
+@with_plain_and_tuned_kernels
+def test_layernorm_is_accurate_far_from_zero(kernels):
     """E[x²] - E[x]² would lose all digits here."""
     x_BTD = normal(2, 3, 8)
     x_BTD = np.round(x_BTD * 64) / 64  # exact when 4096 is added
-    _, near_BTD = run_norm("layernorm", x_BTD)
-    _, far_BTD = run_norm("layernorm", x_BTD + 4096)
+    _, near_BTD = run_norm("layernorm", x_BTD, kernels)
+    _, far_BTD = run_norm("layernorm", x_BTD + 4096, kernels)
     np.testing.assert_allclose(far_BTD, near_BTD, atol=1e-2)
-
-
-@pytest.mark.parametrize("size", [1.0, 3e-3])
-@pytest.mark.parametrize(
-    "ours, equation",
-    [
-        (lambda x: layers.unit_rms(x, 1e-5), lambda x: x / jnp.sqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-5)),
-        (layers.centered, lambda x: x - jnp.mean(x, axis=-1, keepdims=True)),
-    ],
-)
-def test_gradients_of_our_own_are_those_of_their_equations(ours, equation, size):
-    x_BTD, weights_BTD = size * normal(2, 3, 8) + size, normal(2, 3, 8, seed=1)
-
-    def gradient(function):
-        return jax.jit(jax.grad(lambda x_BTD: jnp.sum(function(x_BTD) * weights_BTD)))(x_BTD)
-
-    np.testing.assert_allclose(gradient(ours), gradient(equation), rtol=1e-4, atol=1e-5 / size)
-
-
-def test_unit_rms_keeps_the_type_and_its_result_for_the_gradient():
-    y_BTD, gradient = jax.vjp(lambda x: layers.unit_rms(x, 1e-5), jnp.asarray(normal(2, 3, 8), jnp.bfloat16))
-    assert y_BTD.dtype == gradient(y_BTD)[0].dtype == jnp.bfloat16
-    kept = sorted((leaf.size, leaf.dtype) for leaf in jax.tree.leaves(gradient))
-    assert kept == [(2 * 3, jnp.float32), (2 * 3 * 8, jnp.bfloat16)]
 
 
 # ---- Parameters -----------------------------------------------------------------------------------------------------------
@@ -206,9 +172,9 @@ def test_unit_rms_keeps_the_type_and_its_result_for_the_gradient():
 @pytest.mark.parametrize(
     "make, with_bias, without",
     [
-        (lambda config: layers.Dense(4, config, name=None), {"kernel", "bias"}, {"kernel"}),
-        (lambda config: Norm(dataclasses.replace(config, norm="layernorm"), name=None), {"scale", "bias"}, {"scale"}),
-        (lambda config: Norm(dataclasses.replace(config, norm="rmsnorm"), name=None), {"scale"}, {"scale"}),
+        (lambda config: Dense(4, config, PLAIN, name=None), {"kernel", "bias"}, {"kernel"}),
+        (lambda config: Norm(dataclasses.replace(config, norm="layernorm")), {"scale", "bias"}, {"scale"}),
+        (lambda config: Norm(dataclasses.replace(config, norm="rmsnorm")), {"scale"}, {"scale"}),
     ],
     ids=["dense", "layernorm", "rmsnorm"],
 )
@@ -224,9 +190,9 @@ def test_bias_is_there_when_it_is_asked_for(make, with_bias, without):
 def test_initial_weights_are_as_wide_as_the_config_says(init, inputs):
     """And narrower by √(2 L) in layers that write into the residual stream."""
     config, key = dataclasses.replace(CONFIG, init=init), jax.random.key(0)
-    drawn = np.asarray(layers.kernel_init(config)(key, (inputs, 100)))
+    drawn = np.asarray(kernel_init(config)(key, (inputs, 100)))
     assert np.std(drawn) == pytest.approx({"gpt2": 0.02, "fan_in": 1 / np.sqrt(inputs)}[init], rel=0.05)
-    residual = layers.residual_init(config)(jax.random.clone(key), (inputs, 100))
+    residual = residual_init(config)(jax.random.clone(key), (inputs, 100))
     np.testing.assert_allclose(residual, drawn / np.sqrt(2 * CONFIG.num_layers), rtol=1e-5)
 
 
@@ -240,28 +206,10 @@ def test_embeddings_begin_with_the_size_1_unless_they_are_to_be_small(init, tied
         CONFIG, embed_dim=D, vocab_size=500, context_length=250, init=init, tie_embeddings=tied, positions=positions
     )
     tokens_BT = np.arange(500).reshape(2, 250)
-    module = layers.TokenAndPosition(config)
+    module = TokenAndPosition(config)
     variables = module.init(jax.random.key(0), tokens_BT, tokens_BT % 250)
     table_VD = np.asarray(variables["params"]["tokens"]["embedding"])
     expected = 0.02 if init == "gpt2" or positions == "sinusoidal" else 1 / D**0.5 if tied else 1.0
     assert np.std(table_VD) == pytest.approx(expected, rel=0.05)
     if positions == "learned":
         assert np.std(variables["params"]["positions"]["embedding"]) == pytest.approx(expected, rel=0.05)
-
-
-# ---- Products -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("num_features", [3, 4, 5])
-@pytest.mark.parametrize("leading", [(6,), (2, 3), (2, 3, 2)])
-def test_product_and_its_gradients_are_those_of_jax(leading, num_features):
-    x, kernel_DF, weight = normal(*leading, 4), normal(4, num_features, seed=1), normal(*leading, num_features, seed=2)
-
-    @jax.jit
-    def both(x, kernel_DF):
-        def run(multiply):
-            return jax.value_and_grad(lambda x, kernel_DF: (multiply(x, kernel_DF) * weight).sum(), (0, 1))(x, kernel_DF)
-
-        return run(layers.matmul), run(jnp.matmul)
-
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), *both(x, kernel_DF))

@@ -1,5 +1,7 @@
 """Processors: each against a few lines of NumPy, on logits with ties, removed tokens and a single token left."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,19 +10,22 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from minigpt_jax.errors import UsageError
-from minigpt_jax.generation.logits import (
-    FrequencyPenalty,
-    Greedy,
-    MinP,
-    PresencePenalty,
-    RepetitionPenalty,
-    Temperature,
-    TopK,
-    TopP,
-    TypicalP,
-    process,
-    processors,
-)
+from minigpt_jax.generation import logits
+from minigpt_jax.generation.logits import Processor, process
+from minigpt_jax.generation.strategy import processors
+
+RepetitionPenalty, FrequencyPenalty, PresencePenalty, Temperature, TopK, TopP, MinP, TypicalP, Greedy = makers = [
+    functools.partial(Processor, function)
+    for function in (
+        logits.repetition_penalty, logits.frequency_penalty, logits.presence_penalty, logits.temperature,
+        logits.top_k, logits.top_p, logits.min_p, logits.typical_p, logits.greedy,
+    )
+]  # fmt: skip
+
+
+def described(value):
+    return f"{value.function.__name__} {value.number}" if isinstance(value, Processor) else str(value)
+
 
 INF = np.inf
 process_jitted = jax.jit(process)
@@ -130,7 +135,7 @@ def test_greedy_keeps_the_first_of_the_best(row):
         (TypicalP(0.2), np.log([0.4, 0.3, 0.3]).tolist(), [0, 1, 1]),  # not the most probable one
         (Greedy(), [1.0, 3.0, 3.0], [0, 1, 0]),
     ],
-    ids=str,
+    ids=described,
 )
 def test_tokens_kept_in_drawn_cases(processor, row, expected):
     assert kept((processor,), row) == [bool(keep) for keep in expected]
@@ -165,7 +170,7 @@ LOGITS_BV = np.array([[2.0, 2.0, -1.0, -INF], [0.0, -3.0, 4.0, 1.0]], np.float32
         (PresencePenalty(0.5), [[2.0, 1.5, -1.5, -INF], [-0.5, -3.0, 4.0, 0.5]]),
         (PresencePenalty(-0.5), [[2.0, 2.5, -0.5, -INF], [0.5, -3.0, 4.0, 1.5]]),
     ],
-    ids=str,
+    ids=described,
 )
 def test_penalties_and_temperature_change_logits_by_their_equations(processor, expected_BV):
     np.testing.assert_allclose(process_jitted((processor,), LOGITS_BV, COUNTS_BV), expected_BV, rtol=1e-6)
@@ -283,10 +288,8 @@ def test_the_same_settings_give_the_same_distribution_as_in_hugging_face():
 
 def test_no_two_processors_have_the_same_structure():
     """Or jit takes one for the other."""
-    chosen = [
-        make(1.0) for make in (RepetitionPenalty, FrequencyPenalty, PresencePenalty, Temperature, TopK, TopP, MinP, TypicalP)
-    ]
-    structures = [jax.tree.structure(processor) for processor in (*chosen, Greedy())]
+    *others, greedy = makers
+    structures = [jax.tree.structure(processor) for processor in (*(make(1.0) for make in others), greedy())]
     assert all((a == b) == (i == j) for i, a in enumerate(structures) for j, b in enumerate(structures))
 
 

@@ -15,13 +15,15 @@ import time
 import jax
 import numpy as np
 import pytest
+from helpers import assert_close, assert_equal
 
+from minigpt_jax.api import train
 from minigpt_jax.config import Config, DataConfig, Expectation, ModelConfig, TrainingConfig
 from minigpt_jax.data import batches
 from minigpt_jax.errors import DataError, StoppedError, UsageError
 from minigpt_jax.training import checkpoint, experiment, loop
 from minigpt_jax.training.experiment import prepare
-from minigpt_jax.training.loop import Run, train
+from minigpt_jax.training.loop import Run
 from minigpt_jax.training.optimizer import make_optimizer, warmup_cosine
 from minigpt_jax.training.report import Compilations
 from minigpt_jax.training.step import train_step
@@ -90,10 +92,6 @@ def train_until(config, workdir, step, monkeypatch, during="after_step"):
 
 def final_state(config, workdir, step=STEPS):
     return checkpoint.restore(workdir, step, jax.eval_shape(prepare(config).new_state))
-
-
-def assert_equal(tree, other):
-    jax.tree.map(np.testing.assert_array_equal, tree, other)
 
 
 def rows(workdir):
@@ -263,6 +261,18 @@ def test_how_often_it_evaluates_saves_and_logs_changes_no_parameter(config, fini
     means = [np.mean(losses[i : i + 3]) for i in range(0, STEPS, 3)]
     assert [row["train_loss"] for row in rows(finished) if "train_loss" in row] == pytest.approx(means)
     assert [row["train_loss"] for row in rows(quiet) if "train_loss" in row] == pytest.approx([np.mean(losses)])
+
+
+def test_plain_kernels_train_the_same_model_and_the_first_line_says_which_there_are(config, finished, tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        train(config, tmp_path / "tuned")
+        train(config, tmp_path / "plain", kernels="plain")
+    first_lines = [message for message in caplog.messages if message.startswith("New run")]
+    assert [line.partition("kernels: ")[2] for line in first_lines] == ["tuned, split attention.", "plain."]
+    assert_close(final_state(config, tmp_path / "plain"), final_state(config, finished), atol=1e-4)
+    with pytest.raises(UsageError, match="kernels='fast'"):
+        train(config, tmp_path / "fast", kernels="fast")
+    assert not (tmp_path / "fast").exists()
 
 
 def test_samples_go_to_standard_output_and_change_no_parameter(config, finished, tmp_path, monkeypatch, capsys):

@@ -10,7 +10,7 @@ import pytest
 
 from minigpt_jax.config import ModelConfig, TrainingConfig
 from minigpt_jax.models.gpt import GPT
-from minigpt_jax.training.optimizer import decay_mask, make_optimizer, warmup_cosine
+from minigpt_jax.training.optimizer import make_optimizer, warmup_cosine
 
 CONFIG = TrainingConfig(learning_rate=1e-2, min_learning_rate=1e-3, warmup_steps=10, weight_decay=0.1, grad_clip=1.0)
 
@@ -67,9 +67,12 @@ def test_weight_decay_is_for_matrices_only():
         num_layers=2, num_heads=2, embed_dim=8, ff_dim=8, vocab_size=5, positions="learned", norm="layernorm", bias=True
     )
     shapes = jax.eval_shape(GPT(config).init, jax.random.key(0), jnp.zeros((2, 1), jnp.int32))["params"]
+    optimizer, params = make_optimizer(CONFIG, 100), jax.tree.map(jnp.ones_like, shapes)
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
     names = {True: set(), False: set()}
-    for path, decays in jax.tree.leaves_with_path(decay_mask(shapes)):
-        names[decays].add(path[-1].key)
+    for path, update in jax.tree.leaves_with_path(updates):  # without a gradient there is decay alone
+        [value] = set(np.asarray(update).ravel().tolist())
+        names[value < 0].add(path[-1].key)
     assert names == {True: {"kernel", "embedding"}, False: {"bias", "scale"}}
 
 

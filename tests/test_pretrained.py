@@ -5,17 +5,21 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from helpers import assert_equal
 
 from minigpt_jax import huggingface
+from minigpt_jax.api import load, train
 from minigpt_jax.config import Config, DataConfig, ModelConfig, TrainingConfig
 from minigpt_jax.data.tokenizers import CharTokenizer
 from minigpt_jax.errors import DataError, UsageError
 from minigpt_jax.generation.language_model import LanguageModel
+from minigpt_jax.kernels import SPLIT
 from minigpt_jax.models.gpt import GPT, init_params
+from minigpt_jax.models.kernels import PLAIN
 from minigpt_jax.training import checkpoint
 from minigpt_jax.training.experiment import prepare
-from minigpt_jax.training.loop import Run, train
-from minigpt_jax.training.pretrained import initial_params, load, read_model_config, settings_from
+from minigpt_jax.training.loop import Run
+from minigpt_jax.training.pretrained import initial_params, read_model_config, settings_from
 
 GPT2 = ModelConfig(
     num_layers=1, num_heads=2, embed_dim=8, ff_dim=12, context_length=8, vocab_size=4, positions="learned", norm="layernorm",
@@ -52,15 +56,21 @@ def begun(folder, name="gpt2", **changes):
     return prepare(plain(folder).override(settings_from(str(folder / name)) | changes))
 
 
-def assert_equal(tree, other):
-    jax.tree.map(np.testing.assert_array_equal, tree, other)
-
-
 def test_one_door_for_both(folder, model):
     assert_equal(load(folder / "gpt2").params, model.params)
     assert_equal(load(str(folder / "run")).params, checkpoint.load(folder / "run").params)
     assert read_model_config(folder / "gpt2") == GPT2
     assert read_model_config(folder / "run").activation == "relu2"
+
+
+def test_a_model_is_loaded_with_the_kernels_that_suit_the_machine_or_with_plain_ones(folder):
+    for name in ("gpt2", "run"):
+        tuned, plain = load(folder / name), load(folder / name, kernels="plain")
+        assert (tuned.kernels, plain.kernels) == (SPLIT, PLAIN)
+        assert tuned.devices == plain.devices == tuple(jax.local_devices())
+        assert tuned.generate("ab", 20) == plain.generate("ab", 20)
+    with pytest.raises(UsageError, match="kernels='fast'"):
+        load(folder / "run", kernels="fast")
 
 
 @pytest.mark.parametrize("name", ["gpt2", "run"])

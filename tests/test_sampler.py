@@ -13,33 +13,55 @@ import pytest
 import scipy.stats
 
 from minigpt_jax.config import ModelConfig
-from minigpt_jax.generation import sampler
-from minigpt_jax.generation.logits import Greedy, PresencePenalty, Temperature, TopK, process
-from minigpt_jax.generation.sampler import row_keys, stream
+from minigpt_jax.generation import context, decode, sampling
+from minigpt_jax.generation.devices import shard_rows
+from minigpt_jax.generation.logits import Processor, greedy, presence_penalty, process, temperature, top_k
+from minigpt_jax.generation.sampling import row_keys, stream
+from minigpt_jax.kernels import BLOCKED, SPLIT
+from minigpt_jax.kernels.partitioned_cache import PartitionedCache, partitioned
+from minigpt_jax.models.cache import KVCache
 from minigpt_jax.models.gpt import GPT
+from minigpt_jax.models.kernels import PLAIN
 from minigpt_jax.training.report import Compilations
 
+
+def two_parts(batch_size, config):
+    return partitioned(batch_size, config, 2)
+
+
+def four_parts(batch_size, config):
+    return partitioned(batch_size, config, 4)
+
+
+def in_parts(kernels, empty_cache):
+    """All caches here are too small for the kernels to make parts by themselves."""
+    return dataclasses.replace(kernels, name=f"{kernels.name}, {empty_cache.__name__}", empty_cache=empty_cache)
+
+
 CONFIG = ModelConfig(num_layers=1, num_heads=2, embed_dim=8, ff_dim=16, context_length=8, vocab_size=13)
-ROTARY = GPT(dataclasses.replace(CONFIG, positions="rotary"))
-LEARNED = GPT(dataclasses.replace(CONFIG, positions="learned"))
-SINUSOIDAL = GPT(dataclasses.replace(CONFIG, positions="sinusoidal", context_length=7))  # whose half is rounded down
-# These have a context of their own, by which the fixture below knows that their caches are to be in parts.
-PARTS = {12: 2, 16: 4, 80: 4}
-ROTARY_IN_PARTS = GPT(dataclasses.replace(CONFIG, positions="rotary", context_length=12))
-LEARNED_IN_PARTS = GPT(dataclasses.replace(CONFIG, positions="learned", context_length=16))
+ROTARY_CONFIG = dataclasses.replace(CONFIG, positions="rotary")
+LEARNED_CONFIG = dataclasses.replace(CONFIG, positions="learned")
+SINUSOIDAL_CONFIG = dataclasses.replace(CONFIG, positions="sinusoidal", context_length=7)  # whose half is rounded down
+ROTARY, LEARNED, SINUSOIDAL = (GPT(config, SPLIT) for config in (ROTARY_CONFIG, LEARNED_CONFIG, SINUSOIDAL_CONFIG))
+ROTARY_PLAIN, LEARNED_PLAIN, SINUSOIDAL_PLAIN = (GPT(model.config, PLAIN) for model in (ROTARY, LEARNED, SINUSOIDAL))
+ROTARY_IN_PARTS = GPT(dataclasses.replace(ROTARY_CONFIG, context_length=12), in_parts(SPLIT, two_parts))
+LEARNED_IN_PARTS = GPT(dataclasses.replace(LEARNED_CONFIG, context_length=16), in_parts(SPLIT, four_parts))
+LONGER = GPT(dataclasses.replace(LEARNED_CONFIG, context_length=40), SPLIT)  # prompts run through it in two pieces
+LONGER_PLAIN = GPT(LONGER.config, PLAIN)
+IN_BLOCKS = GPT(dataclasses.replace(ROTARY_CONFIG, context_length=80), in_parts(BLOCKED, four_parts))
 PROMPTS = [np.array(row, np.int32) for row in ([5], [1, 2, 0], [12, 7, 7, 0, 4, 9, 11])]
 
 # Few combinations of processors, since each compiles; their numbers are free.
-GREEDY = (PresencePenalty(0.0), Greedy())
-SAMPLING = (Temperature(0.9), TopK(10))
+GREEDY = (Processor(presence_penalty, 0.0), Processor(greedy))
+SAMPLING = (Processor(temperature, 0.9), Processor(top_k, 10))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def in_parts():
-    """All models here are too small for it to be worth while."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sampler, "suited_parts", lambda config, batch_size, device: PARTS.get(config.context_length, 1))
-        yield
+def described(model):
+    return f"{model.config.positions} {model.config.context_length}, {model.kernels.name}"
+
+
+def for_each(*models):
+    return pytest.mark.parametrize("model", models, ids=described)
 
 
 @functools.cache
@@ -66,8 +88,9 @@ def sampled(*what, **how):
 
 
 @functools.cache
-def next_token(model, num_columns):
-    """Compiled once: which token the model thinks most likely after the first `length` of a padded row."""
+def next_token(config, num_columns):
+    """Compiled once: which token the plain model thinks most likely after the first `length` of a padded row."""
+    model = GPT(config, PLAIN)
 
     @jax.jit
     def run(tokens_BT, length):
@@ -82,49 +105,57 @@ def next_token(model, num_columns):
     return after
 
 
-def greedy_by_recomputation(model, prompt, num_tokens):
-    """For rotary positions the model on the whole text, which sees no further back than its context. For a table of
+def greedy_by_recomputation(config, prompt, num_tokens):
+    """For rotary positions the plain model on the whole text, which sees no further back than its context. For a table of
     positions: a window that, each time that it is full, is cut down to its last half.
     """
-    S = model.config.context_length
+    S = config.context_length
     text, window = list(prompt), list(prompt)
     for _ in range(num_tokens):
-        if model.config.positions == "rotary":
-            token = next_token(model, 4 * S)(text)
+        if config.positions == "rotary":
+            token = next_token(config, 4 * S)(text)
         else:
-            token = next_token(model, S)(window)
+            token = next_token(config, S)(window)
             window = [*window[len(window) - S // 2 :], token] if len(window) == S else [*window, token]
         text.append(token)
     return text[len(prompt) :]
 
 
-LONGER = GPT(dataclasses.replace(CONFIG, positions="learned", context_length=40))  # prompts run through it in two pieces
+NUM_TOKENS = {
+    ROTARY: 20, LEARNED: 20, SINUSOIDAL: 20, LONGER: 70, ROTARY_IN_PARTS: 40, LEARNED_IN_PARTS: 40, IN_BLOCKS: 100,
+    ROTARY_PLAIN: 20, LEARNED_PLAIN: 20, SINUSOIDAL_PLAIN: 20, LONGER_PLAIN: 70,
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("model", "num_tokens"),
-    [(ROTARY, 20), (LEARNED, 20), (SINUSOIDAL, 20), (LONGER, 70), (ROTARY_IN_PARTS, 40), (LEARNED_IN_PARTS, 40)],
-    ids=["rotary", "learned", "sinusoidal", "longer", "rotary in parts", "learned in parts"],
-)
-def test_greedy_text_is_that_of_recomputing_the_whole_context_for_each_token(model, num_tokens):
+@for_each(*NUM_TOKENS)
+def test_greedy_text_is_that_of_recomputing_the_whole_context_for_each_token(model):
     """For prompts of different lengths in one batch, and far past the context."""
-    expected = [greedy_by_recomputation(model, prompt, num_tokens) for prompt in PROMPTS]
+    num_tokens = NUM_TOKENS[model]
+    expected = [greedy_by_recomputation(model.config, prompt, num_tokens) for prompt in PROMPTS]
     assert sampled(model, PROMPTS, num_tokens, processors=GREEDY) == expected
     assert len(set(map(tuple, expected))) == 3
     assert len(set(itertools.chain(*expected))) > 3  # it does not just repeat itself
 
 
-@pytest.mark.parametrize("context_length", [48, 80])
+@pytest.mark.parametrize(
+    ("context_length", "kernels"),
+    [(48, PLAIN), (48, SPLIT), (80, BLOCKED), (80, in_parts(BLOCKED, four_parts))],
+    ids=lambda value: getattr(value, "name", str(value)),
+)
 @pytest.mark.parametrize("lengths", [(1, 3), (24, 2), (25, 24), (48, 47)], ids=str)
-def test_prefill_in_pieces_gives_the_logits_after_each_prompt(lengths, context_length):
+def test_prefill_in_pieces_gives_the_logits_after_each_prompt(lengths, context_length, kernels):
     """For prompts of one piece and of several, up to the whole context, which the pieces divide, as they do the cache's
     parts."""
-    model = GPT(dataclasses.replace(CONFIG, context_length=context_length))
-    assert 24 < sampler.PREFILL_PIECE < 40
+    model = GPT(dataclasses.replace(CONFIG, context_length=context_length), kernels)
+    assert 24 < decode.PREFILL_CHUNK < 40
     tokens_BS = np.random.default_rng(0).integers(13, size=(2, 48))
-    prompts_BS = sampler.padded([row[:length] for row, length in zip(tokens_BS, lengths, strict=True)], context_length)
-    state, logits_BV = sampler.prefill(some_params(model), prompts_BS, np.array(lengths), model=model)
-    assert len(state.cache[0].k_parts) == PARTS.get(context_length, 1)
+    prompts_BS = context.padded([row[:length] for row, length in zip(tokens_BS, lengths, strict=True)], context_length)
+    state, logits_BV = decode.prefill(some_params(model), prompts_BS, np.array(lengths), model=model)
+    if kernels is PLAIN:
+        assert isinstance(state.cache[0], KVCache)
+    else:
+        assert isinstance(state.cache[0], PartitionedCache)
+        assert len(state.cache[0].k_parts) == (4 if kernels.empty_cache is four_parts else 1)
     uncached = jax.jit(lambda params, tokens_BS: model.apply({"params": params}, tokens_BS)[0])
     expected_BSV = uncached(some_params(model), tokens_BS)
     np.testing.assert_allclose(logits_BV, expected_BSV[np.arange(2), np.array(lengths) - 1], atol=1e-4)
@@ -134,7 +165,7 @@ def test_prefill_in_pieces_gives_the_logits_after_each_prompt(lengths, context_l
 def test_penalties_count_the_prompt_and_what_was_generated_and_no_padding():
     """With a penalty that forbids what was seen, all other tokens come once, token 0 among them."""
     prompts = [np.array(row, np.int32) for row in ([3, 4, 3], [3, 8], [1, 2])]
-    rows = sampled(ROTARY, prompts, 11, processors=(PresencePenalty(1e6), Greedy()))
+    rows = sampled(ROTARY, prompts, 11, processors=(Processor(presence_penalty, 1e6), Processor(greedy)))
     for row, prompt in zip(rows, prompts, strict=True):
         assert sorted([*row, *set(prompt.tolist())]) == list(range(13))
 
@@ -150,7 +181,7 @@ def test_text_follows_its_key_and_rows_have_randomness_of_their_own():
     assert len({row[0] for row in first + other}) > 1
 
 
-@pytest.mark.parametrize("model", [ROTARY, LEARNED, LEARNED_IN_PARTS], ids=["rotary", "learned", "learned in parts"])
+@for_each(ROTARY, LEARNED, LEARNED_IN_PARTS, ROTARY_PLAIN, LEARNED_PLAIN)
 def test_a_row_is_the_same_whatever_stands_beside_it(model):
     """Wherever the contexts of the others end."""
     expected = sampled(model, PROMPTS, 20)
@@ -158,7 +189,7 @@ def test_a_row_is_the_same_whatever_stands_beside_it(model):
         assert sampled(model, [others, PROMPTS[1], others], 20)[1] == expected[1]
 
 
-@pytest.mark.parametrize("model", [ROTARY, LEARNED], ids=lambda model: model.config.positions)
+@for_each(ROTARY, LEARNED, LEARNED_PLAIN)
 def test_where_the_pieces_are_cut_changes_nothing(model):
     expected = sampled(model, PROMPTS, 20)
     for chunk in (1, 3, 19):
@@ -189,8 +220,8 @@ def test_two_calls_do_not_see_each_other():
 def test_tokens_come_as_often_as_their_probability_says():
     """The first two tokens after a prompt, jointly, against the product of exact softmaxes after the processors."""
     V, num_rows = 5, 4000
-    model = GPT(dataclasses.replace(CONFIG, vocab_size=V))
-    params, processors = some_params(model), (Temperature(2.0), TopK(4))
+    model = GPT(dataclasses.replace(CONFIG, vocab_size=V), SPLIT)
+    params, processors = some_params(model), (Processor(temperature, 2.0), Processor(top_k, 4))
     prompt = np.array([3, 1], np.int32)
 
     @jax.jit
@@ -202,7 +233,7 @@ def test_tokens_come_as_often_as_their_probability_says():
     # Row i has the prompt and then token i: the first token's distribution stands before it, the second's after it.
     both_BTV = np.asarray(probabilities(np.array([[*prompt, token] for token in range(V)])))
     expected_VV = both_BTV[0, 0][:, None] * both_BTV[:, 1]
-    tokens_BT = sampled(model, [prompt] * num_rows, 2, processors=processors)
+    tokens_BT = sampled(model, [prompt] * num_rows, 2, processors=processors, devices=jax.local_devices())
     found_VV = np.zeros((V, V))
     np.add.at(found_VV, tuple(np.transpose(tokens_BT)), 1)
 
@@ -216,18 +247,20 @@ def test_tokens_come_as_often_as_their_probability_says():
 # ---- Compilation ----------------------------------------------------------------------------------------------------------
 
 
-def vary(model, num_rows):
+def vary(model, num_rows, **how):
     """Samples with other prompts, lengths, seeds and numbers; the longest prompt fills the context."""
     for length in range(1, 9):
         prompts = [np.arange(length, dtype=np.int32), PROMPTS[0], np.ones(length, np.int32), PROMPTS[1]][:num_rows]
-        processors = (Temperature(0.1 * length), TopK(length))
-        sampled(model, prompts, 1 + 3 * length, seed=length, processors=processors, chunk=length)
+        processors = (Processor(temperature, 0.1 * length), Processor(top_k, length))
+        sampled(model, prompts, 1 + 3 * length, seed=length, processors=processors, chunk=length, **how)
 
 
-@pytest.mark.parametrize("model", [ROTARY, LEARNED], ids=lambda model: model.config.positions)
+@for_each(ROTARY, LEARNED, LEARNED_PLAIN)
 def test_nothing_compiles_again_for_other_prompts_lengths_seeds_or_numbers(model):
+    jitted = decode.prefill_and_sample, decode.decode_chunk, context.reanchor
+
     def compiled():
-        return [function._cache_size() for function in (sampler.start, sampler.go_on, sampler.reanchor)]
+        return [function._cache_size() for function in jitted]
 
     sampled(model, PROMPTS, 20)
     before = compiled()
@@ -236,12 +269,12 @@ def test_nothing_compiles_again_for_other_prompts_lengths_seeds_or_numbers(model
     assert min(before[:2]) > 0
 
 
-@pytest.mark.parametrize("model", [ROTARY, LEARNED], ids=lambda model: model.config.positions)
+@for_each(ROTARY, LEARNED, LEARNED_PLAIN)
 def test_nothing_compiles_again_where_rows_are_divided_among_devices(model):
-    """Of compilations, since jit keeps another entry for a state that comes from `go_on`, of the same program."""
-    sampled(model, [*PROMPTS, PROMPTS[0]], 20)
+    """Of compilations, since jit keeps another entry for a state that comes from `decode_chunk`, of the same program."""
+    sampled(model, [*PROMPTS, PROMPTS[0]], 20, devices=jax.local_devices())
     with Compilations() as compilations:
-        vary(model, num_rows=4)
+        vary(model, num_rows=4, devices=jax.local_devices())
     assert not compilations.programs
 
 
@@ -256,7 +289,8 @@ def places(array):
 @pytest.mark.parametrize("num_rows", [2, 16])
 def test_rows_are_divided_among_devices_which_share_the_parameters(num_rows):
     params = {"kernel": jnp.arange(6.0).reshape(2, 3)}
-    placed, (rows,) = sampler.on_devices(params, (np.arange(num_rows * 5).reshape(-1, 5),))
+    devices = tuple(jax.local_devices())
+    placed, (rows,) = shard_rows(params, (np.arange(num_rows * 5).reshape(-1, 5),), devices)
     addresses, shapes = zip(*places(rows), strict=True)
     assert shapes == ((num_rows // 2, 5),) * 2
     assert len(set(addresses)) == 2
@@ -267,44 +301,49 @@ def test_rows_are_divided_among_devices_which_share_the_parameters(num_rows):
 @pytest.mark.parametrize("num_rows", [1, 3])
 def test_rows_that_cannot_be_divided_stay_where_they_are(num_rows):
     params, rows = {"kernel": np.ones(2)}, (np.ones((num_rows, 5)),)
-    assert sampler.on_devices(params, rows) == (params, rows)
+    assert shard_rows(params, rows, jax.local_devices()) == (params, rows)
 
 
-def test_accelerators_are_left_to_who_put_the_parameters_there(monkeypatch):
-    monkeypatch.setattr(jax, "local_devices", lambda: [types.SimpleNamespace(platform="gpu")] * 2)
+def test_without_devices_all_stays_where_it_is():
     params, rows = {"kernel": np.ones(2)}, (np.ones((2, 5)),)
-    assert sampler.on_devices(params, rows) == (params, rows)
+    assert shard_rows(params, rows, ()) == (params, rows)
 
 
-@pytest.mark.parametrize("model", [ROTARY, LEARNED], ids=lambda model: model.config.positions)
+def test_accelerators_are_left_to_who_put_the_parameters_there():
+    params, rows = {"kernel": np.ones(2)}, (np.ones((2, 5)),)
+    assert shard_rows(params, rows, [types.SimpleNamespace(platform="gpu")] * 2) == (params, rows)
+
+
+@for_each(ROTARY, LEARNED, LEARNED_PLAIN)
 def test_a_row_is_the_same_on_whatever_device(monkeypatch, model):
     divided_among = []
 
     def watched(params, state, *others, **how):
-        k_NPK = state.decode.cache[0].k_parts[0]
-        divided_among.append(len(k_NPK) // k_NPK.sharding.shard_shape(k_NPK.shape)[0])
-        return go_on(params, state, *others, **how)
+        keys = jax.tree.leaves(state.decode.cache[0])[0]
+        divided_among.append(len(keys) // keys.sharding.shard_shape(keys.shape)[0])
+        return decode_chunk(params, state, *others, **how)
 
-    go_on = sampler.go_on
-    monkeypatch.setattr(sampler, "go_on", watched)
-    alone = sampled(model, PROMPTS, 20)
+    decode_chunk = sampling.decode_chunk
+    monkeypatch.setattr(sampling, "decode_chunk", watched)
+    alone = sampled(model, PROMPTS, 20, devices=jax.local_devices())
     assert set(divided_among) == {1}
     divided_among.clear()
-    divided = sampled(model, [*PROMPTS, PROMPTS[0]], 20)
+    divided = sampled(model, [*PROMPTS, PROMPTS[0]], 20, devices=jax.local_devices())
     assert set(divided_among) == {2}
     assert divided[:3] == alone
     assert divided[3] != alone[0]  # it has a key of its own
 
 
-def test_devices_need_not_wait_for_each_other_in_the_loop():
+@for_each(LEARNED_IN_PARTS, GPT(LEARNED_IN_PARTS.config, PLAIN))
+def test_devices_need_not_wait_for_each_other_in_the_loop(model):
     rows = np.ones((4, 16), np.int32), np.full(4, 3), row_keys(jax.random.key(0), range(4))
-    params, rows = sampler.on_devices(some_params(LEARNED_IN_PARTS), rows)
-    strategy = (PresencePenalty(0.1), *SAMPLING)
-    state, _ = sampler.start(params, *rows, strategy, model=LEARNED_IN_PARTS)
+    params, rows = shard_rows(some_params(model), rows, jax.local_devices())
+    strategy = (Processor(presence_penalty, 0.1), *SAMPLING)
+    state, _ = decode.prefill_and_sample(params, *rows, strategy, model=model)
     assert state.decode.token_B.sharding.shard_shape((4,)) == (2,)
-    program = sampler.go_on.lower(params, state, strategy, 5, model=LEARNED_IN_PARTS).compile().as_text()
+    program = decode.decode_chunk.lower(params, state, strategy, 5, model=model).compile().as_text()
     assert "num_partitions=2" in program
-    assert " conditional(" in program
+    assert (" conditional(" in program) == (model is LEARNED_IN_PARTS)
     assert not re.search(r"all-|collective|reduce-scatter", program)
 
 
@@ -323,7 +362,7 @@ def test_logits_that_are_not_finite_are_an_error(value, processors):
 
 def test_processors_that_leave_nothing_to_sample_from_are_an_error():
     with pytest.raises(FloatingPointError, match="not finite"):
-        sampled(ROTARY, PROMPTS, 5, processors=(Temperature(0.0), TopK(10)))
+        sampled(ROTARY, PROMPTS, 5, processors=(Processor(temperature, 0.0), Processor(top_k, 10)))
 
 
 def test_logits_that_become_infinite_on_the_way_are_an_error():

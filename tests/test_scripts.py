@@ -755,8 +755,8 @@ def test_a_mistake_ends_a_process_with_its_status_and_without_a_traceback(tmp_pa
 @pytest.mark.parametrize(
     "name, expected",
     [
-        ("train", "--num_layers --steps --epochs --dataset --workdir --overwrite"),
-        ("generate", "--workdir --prompt --length --temperature --top_k --top_p --greedy --num_samples --seed"),
+        ("train", "--num_layers --steps --epochs --dataset --workdir --overwrite --kernels"),
+        ("generate", "--workdir --prompt --length --temperature --top_k --top_p --greedy --num_samples --seed --kernels"),
         ("evaluate", "--workdir --split"),
     ],
 )

@@ -8,17 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import assert_close, assert_equal
 
 from minigpt_jax.config import ModelConfig, TrainingConfig
+from minigpt_jax.kernels import SPLIT
 from minigpt_jax.models.gpt import GPT
+from minigpt_jax.training.experiment import eval_step
 from minigpt_jax.training.losses import next_token_loss
 from minigpt_jax.training.optimizer import make_optimizer
-from minigpt_jax.training.step import TrainState, eval_step, init_state, train_step
+from minigpt_jax.training.state import TrainState, init_state
+from minigpt_jax.training.step import train_step
 
 CONFIG = ModelConfig(num_layers=1, num_heads=2, embed_dim=16, ff_dim=32, context_length=8, vocab_size=11)
-MODEL = GPT(CONFIG)
-DROPPING = GPT(dataclasses.replace(CONFIG, dropout=0.3))
-PLAIN = optax.sgd(1.0)  # with it, a step's change of the parameters is the gradient
+MODEL = GPT(CONFIG, SPLIT)
+DROPPING = GPT(dataclasses.replace(CONFIG, dropout=0.3), SPLIT)
+SGD = optax.sgd(1.0)  # with it, a step's change of the parameters is the gradient
 ADAMW = make_optimizer(TrainingConfig(learning_rate=1e-2, warmup_steps=5, grad_clip=0.01), num_steps=200)
 
 
@@ -43,19 +47,11 @@ def state_at(step, optimizer):
     return TrainState(jnp.asarray(step, jnp.int32), params, optimizer.init(params))
 
 
-def assert_equal(tree, other):
-    jax.tree.map(np.testing.assert_array_equal, tree, other)
-
-
-def assert_close(tree, other, **tolerance):
-    jax.tree.map(functools.partial(np.testing.assert_allclose, **tolerance), tree, other)
-
-
 @jax.jit
 @jax.value_and_grad
 def mean_loss_and_gradient(params, batch):
-    """What is to be minimised, written out once more."""
-    logits_BTV, _ = MODEL.apply({"params": params}, batch["inputs_BT"])
+    """What is to be minimised, written out once more, with plain kernels."""
+    logits_BTV, _ = GPT(CONFIG).apply({"params": params}, batch["inputs_BT"])
     total, count = next_token_loss(logits_BTV, batch["targets_BT"], batch["mask_BT"])
     return total / count
 
@@ -69,7 +65,7 @@ def test_step_follows_the_gradient_of_the_mean_loss_however_the_batch_is_divided
     batch = random_batch()
     loss, grads = mean_loss_and_gradient(some_params(), batch)
     state, metrics = train_step(
-        state_at(3, PLAIN), batch, jax.random.key(0), model=MODEL, optimizer=PLAIN, grad_accumulation=grad_accumulation
+        state_at(3, SGD), batch, jax.random.key(0), model=MODEL, optimizer=SGD, grad_accumulation=grad_accumulation
     )
     assert_close(jax.tree.map(jnp.subtract, some_params(), state.params), grads, rtol=1e-4, atol=1e-6)
     assert metrics["loss"] == pytest.approx(float(loss), rel=1e-5)
@@ -79,7 +75,7 @@ def test_step_follows_the_gradient_of_the_mean_loss_however_the_batch_is_divided
 
 def test_batch_without_targets_changes_nothing_and_poisons_nothing():
     batch = random_batch() | {"mask_BT": np.zeros((4, 8), bool)}
-    state, metrics = train_step(state_at(0, PLAIN), batch, jax.random.key(0), model=MODEL, optimizer=PLAIN)
+    state, metrics = train_step(state_at(0, SGD), batch, jax.random.key(0), model=MODEL, optimizer=SGD)
     assert jax.device_get(metrics) == {"loss": 0, "grad_norm": 0, "is_finite": True}
     assert_equal(state.params, some_params())
 
@@ -108,7 +104,7 @@ def test_a_gradient_that_is_not_finite_counts_too_where_the_loss_is():
     params = jax.tree.map(np.copy, some_params())
     params["head"]["kernel"] *= 1e22
     state, metrics = train_step(
-        state_at(3, PLAIN).replace(params=params), random_batch(), jax.random.key(0), model=MODEL, optimizer=PLAIN
+        state_at(3, SGD).replace(params=params), random_batch(), jax.random.key(0), model=MODEL, optimizer=SGD
     )
     assert np.isfinite(metrics["loss"])
     assert not np.isfinite(metrics["grad_norm"])
@@ -125,10 +121,10 @@ def test_parameters_that_would_not_be_finite_are_not_taken():
 
 
 def test_the_average_follows_the_parameters_and_forgets_their_initial_values():
-    state, key = state_at(0, PLAIN).replace(average=some_params()), jax.random.key(0)
+    state, key = state_at(0, SGD).replace(average=some_params()), jax.random.key(0)
     expected = jax.device_get(some_params())
     for step in range(4):
-        state, _ = train_step(state, random_batch(), key, model=MODEL, optimizer=PLAIN, ema=0.25)
+        state, _ = train_step(state, random_batch(), key, model=MODEL, optimizer=SGD, ema=0.25)
         decay = min(0.25, (1 + step) / (10 + step))
         expected = jax.tree.map(lambda old, new, d=decay: d * old + (1 - d) * np.asarray(new), expected, state.params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), state.average, expected)
@@ -154,8 +150,8 @@ def test_one_batch_is_learned_by_heart():
 
 
 def test_same_state_batch_and_key_give_the_same_bits():
-    step = functools.partial(train_step, model=DROPPING, optimizer=PLAIN, grad_accumulation=2)
-    assert_equal(*(step(state_at(2, PLAIN), random_batch(), jax.random.key(7)) for _ in range(2)))
+    step = functools.partial(train_step, model=DROPPING, optimizer=SGD, grad_accumulation=2)
+    assert_equal(*(step(state_at(2, SGD), random_batch(), jax.random.key(7)) for _ in range(2)))
 
 
 def test_steps_do_not_compile_again():
@@ -183,7 +179,7 @@ def test_initial_state_follows_its_key():
 
 
 def test_parameters_stay_in_float32_when_the_computation_is_in_bfloat16():
-    model = GPT(dataclasses.replace(CONFIG, dtype="bfloat16"))
+    model = GPT(dataclasses.replace(CONFIG, dtype="bfloat16"), SPLIT)
     state = state_at(0, ADAMW)
     step = functools.partial(train_step, model=model, optimizer=ADAMW)
     after, metrics = jax.eval_shape(step, state, random_batch(), jax.random.key(0))
@@ -196,8 +192,8 @@ def test_parameters_stay_in_float32_when_the_computation_is_in_bfloat16():
 
 def loss_at(step, seed=0, model=DROPPING, batch=None):
     _, metrics = train_step(
-        state_at(step, PLAIN), batch or random_batch(), jax.random.key(seed),
-        model=model, optimizer=PLAIN, grad_accumulation=2,
+        state_at(step, SGD), batch or random_batch(), jax.random.key(seed),
+        model=model, optimizer=SGD, grad_accumulation=2,
     )  # fmt: skip
     return float(metrics["loss"])
 

@@ -10,6 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from minigpt_jax.api import choose_kernels
 from minigpt_jax.compare import agreement, torch_gpt
 from minigpt_jax.config import Config, ModelConfig, TrainingConfig
 from minigpt_jax.models.gpt import GPT, init_params
@@ -39,7 +40,8 @@ def some_batches(number):
 
 @pytest.mark.parametrize("choices", CHOICES, ids=str)
 def test_logits_gradients_and_training_agree(choices):
-    found = agreement.compare(config_with(**choices), list(some_batches(7)))
+    config = config_with(**choices)
+    found = agreement.compare(config, list(some_batches(7)), choose_kernels(config.model))
     assert [difference for difference in found if not difference.is_within] == []
     places = {difference.place for difference in found}
     parameters = agreement.by_torch_name(init_params(jax.random.key(0), GPT(config_with(**choices).model)))
@@ -50,6 +52,15 @@ def test_logits_gradients_and_training_agree(choices):
         assert {place for place in places if place.startswith(f"step {step}:")} == {
             f"step {step}: {what}" for what in compared
         }
+
+
+@pytest.mark.parametrize("change", [{"grad_accumulation": 3}, {"ema": 0.2}, {"weight_decay": 0.5}, {"beta1": 0.5}], ids=str)
+def test_the_twin_has_the_whole_training_section(change):
+    config = config_with(**CHOICES[1]).override(change)
+    found = agreement.compare(config, list(some_batches(7)))
+    assert [difference for difference in found if not difference.is_within] == []
+    averages = [difference for difference in found if "average of" in difference.place]
+    assert bool(averages) == ("ema" in change)
 
 
 def test_all_values_of_all_choices_are_compared():

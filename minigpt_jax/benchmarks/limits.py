@@ -40,7 +40,7 @@ class ShapedProduct(Limit):
 
     name, amount_of_run = "its own products", 1e11  # FLOPs
 
-    def prepare(self, config: Config, num_steps: int) -> tuple[Callable[[], object], int]:
+    def prepare(self, config: Config, *setup) -> tuple[Callable[[], object], int]:
         model = config.model
         return machine.product(config.training.batch_size * model.context_length, model.embed_dim, model.ff_dim)
 

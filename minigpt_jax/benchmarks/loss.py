@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from minigpt_jax.api import choose_kernels
 from minigpt_jax.benchmarks.peers import use_gpu
 from minigpt_jax.benchmarks.turns import present, race
 from minigpt_jax.config import load_preset
@@ -19,7 +20,8 @@ STEPS_PER_TURN = 50
 
 
 def prepared(preset: str, dataset: str) -> Experiment:
-    return prepare(load_preset(preset).override({"dataset": dataset}))
+    config = load_preset(preset).override({"dataset": dataset})
+    return prepare(config, kernels=choose_kernels(config.model))
 
 
 class OurRun:
@@ -36,7 +38,7 @@ class OurRun:
         experiment = self.experiment
         for _ in range(STEPS_PER_TURN):
             batch = experiment.batch(self.step)
-            self.state, _ = train_step(self.state, batch, experiment.root_key, **experiment.step_means)
+            self.state, _ = train_step(self.state, batch, experiment.root_key, **experiment.train_step_kwargs)
             self.step += 1
         jax.block_until_ready(self.state)
 
@@ -65,7 +67,7 @@ class TorchRun:
             for _ in range(STEPS_PER_TURN):
                 batch = self.experiment.batch(self.step)
                 inputs_BT, targets_BT = (torch.tensor(batch[name], dtype=torch.long) for name in ("inputs_BT", "targets_BT"))
-                torch_gpt.train_step(self.model, optimizer, schedule, inputs_BT, targets_BT, settings.grad_clip)
+                torch_gpt.train_step(self.model, optimizer, schedule, inputs_BT, targets_BT, settings)
                 self.step += 1
             wait()
 

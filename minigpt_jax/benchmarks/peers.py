@@ -31,7 +31,7 @@ class TorchStep:
 
     name, needs = "PyTorch eager", "torch"
 
-    def __init__(self, config: Config, num_steps: int):
+    def __init__(self, config: Config, num_steps: int, kernels: str = ""):  # which are ours
         import torch
 
         from minigpt_jax.compare import torch_gpt
@@ -44,7 +44,7 @@ class TorchStep:
 
         def run():
             for _ in range(num_steps):
-                torch_gpt.train_step(called, optimizer, schedule, inputs_BT, targets_BT, config.training.grad_clip)
+                torch_gpt.train_step(called, optimizer, schedule, inputs_BT, targets_BT, config.training)
             wait()
 
         self.run = run
@@ -69,7 +69,7 @@ class TorchRecompute:
 
     name, needs = "PyTorch, all anew", "torch"
 
-    def __init__(self, config: ModelConfig, batch_size: int, num_tokens: int):
+    def __init__(self, config: ModelConfig, batch_size: int, num_tokens: int, kernels: str = ""):
         import torch
 
         from minigpt_jax.compare import torch_gpt
@@ -95,7 +95,7 @@ class HuggingFace:
 
     name, needs = "Hugging Face, cache", "transformers"
 
-    def __init__(self, config: ModelConfig, batch_size: int, num_tokens: int):
+    def __init__(self, config: ModelConfig, batch_size: int, num_tokens: int, kernels: str = ""):
         import torch
         import transformers
 

@@ -1,4 +1,4 @@
-"""A training step: this project's, with and without its means, and the PyTorch twin's, eager and compiled."""
+"""A training step: this project's, with tuned and with plain kernels, and the PyTorch twin's, eager and compiled."""
 
 import statistics
 from collections.abc import Callable
@@ -6,25 +6,27 @@ from typing import Any
 
 import jax
 
+from minigpt_jax.api import choose_kernels
 from minigpt_jax.benchmarks.limits import LargeProduct, ShapedProduct, in_giga, rates
 from minigpt_jax.benchmarks.peers import TorchCompiledStep, TorchStep, random_batch
 from minigpt_jax.benchmarks.turns import milliseconds, present, race, with_spread
-from minigpt_jax.config import Config, load_preset
-from minigpt_jax.models import attention, layers
+from minigpt_jax.config import Config, ModelConfig, load_preset
 from minigpt_jax.models.gpt import GPT
+from minigpt_jax.models.kernels import PLAIN, Kernels
 from minigpt_jax.runtime import give_back_freed_memory, keep_freed_memory
 from minigpt_jax.training.optimizer import make_optimizer
 from minigpt_jax.training.report import flops_per_token
-from minigpt_jax.training.step import TrainState, init_state, train_step
+from minigpt_jax.training.state import TrainState, init_state
+from minigpt_jax.training.step import train_step
 
 ROUNDS = 7
 VOCAB_SIZE = 65  # characters of tiny Shakespeare
 SETTINGS = {"nanogpt_cpu": (12, 20), "mini_gpt": (8, 2)}  # preset: sequences in a batch, steps in a run
 
 
-def compiled_step(config: Config) -> tuple[Callable, TrainState, dict, jax.Array]:
+def compiled_step(config: Config, kernels: Kernels) -> tuple[Callable, TrainState, dict, jax.Array]:
     """The training step, compiled, and what it is called with: a first state, a random batch and a key."""
-    model, optimizer = GPT(config.model), make_optimizer(config.training, 1000)
+    model, optimizer = GPT(config.model, kernels), make_optimizer(config.training, 1000)
     batch, key = random_batch(config), jax.random.key(0)
     state = init_state(key, model=model, optimizer=optimizer)
     init_state.clear_cache()  # as the run does
@@ -36,9 +38,9 @@ class Step:
 
     name, needs = "minigpt_jax", "jax"
 
-    def __init__(self, config: Config, num_steps: int):
-        self.choose_means()
-        step, state, batch, key = compiled_step(config)
+    def __init__(self, config: Config, num_steps: int, kernels: str = "tuned"):
+        self.prepare()
+        step, state, batch, key = compiled_step(config, self.choose(config.model, kernels))
         give_back_freed_memory()
 
         def run():
@@ -49,31 +51,35 @@ class Step:
 
         self.run = run
 
-    def choose_means(self) -> None:
+    def prepare(self) -> None:
         keep_freed_memory()
+
+    def choose(self, config: ModelConfig, kernels: str) -> Kernels:
+        return choose_kernels(config, kernels)
 
 
 class RematStep(Step):
-    """The same with blocks that run anew for their gradient."""
+    """The same with blocks that are recomputed in the backward pass."""
 
     name = "with --remat"
 
-    def __init__(self, config: Config, num_steps: int):
-        super().__init__(config.override({"remat": True}), num_steps)
+    def __init__(self, config: Config, num_steps: int, kernels: str = "tuned"):
+        super().__init__(config.override({"remat": True}), num_steps, kernels)
 
 
 class PlainStep(Step):
-    """The same without the three means that gain most: memory goes back to the system, gradients of dense layers are JAX's
-    own, and attention is computed as the equation has it."""
+    """The same with plain kernels, and freed memory returned to the system."""
 
     name = "plain Linen step"
 
-    def choose_means(self) -> None:
-        layers.matmul = lambda x, kernel_DF: x @ kernel_DF
-        attention.suited_attention = lambda config, device: "whole"
+    def prepare(self) -> None:
+        pass
+
+    def choose(self, config: ModelConfig, kernels: str) -> Kernels:
+        return PLAIN
 
 
-def measure(rounds: int) -> dict:
+def measure(rounds: int, kernels: str = "tuned") -> dict:
     """Prints a table for each preset, with the machine's limits above, and returns the figures."""
     contestants = present((LargeProduct, ShapedProduct, Step, RematStep, PlainStep, TorchStep, TorchCompiledStep))
     print("float32, no dropout, all in turn; of the rate: FLOPs of a step per second, over those of large products")
@@ -83,7 +89,7 @@ def measure(rounds: int) -> dict:
         config = load_preset(preset).override(changes)
         num_tokens = batch_size * config.model.context_length
         flops = num_tokens * flops_per_token(config.model)
-        answers = race(contestants, (config, num_steps), rounds)
+        answers = race(contestants, (config, num_steps, kernels), rounds)
         large, shaped = (rates(answers.pop(limit.name)) for limit in (LargeProduct, ShapedProduct))
         rate = statistics.median(large)
         print(f"\n{preset}, {batch_size} sequences of {config.model.context_length}; "

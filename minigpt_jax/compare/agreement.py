@@ -11,8 +11,10 @@ import torch
 from minigpt_jax.compare import torch_gpt
 from minigpt_jax.config import Config
 from minigpt_jax.models.gpt import GPT, init_params
+from minigpt_jax.models.kernels import PLAIN, Kernels
 from minigpt_jax.training.optimizer import make_optimizer, warmup_cosine
-from minigpt_jax.training.step import TrainState, loss_and_count, train_step
+from minigpt_jax.training.state import TrainState
+from minigpt_jax.training.step import loss_and_count, train_step
 
 LOGITS_LIMIT = 1e-5  # absolute, in float32
 GRADIENT_LIMIT = 1e-5  # of an element, relative to the norm of its parameter's gradient
@@ -39,11 +41,14 @@ class Difference:
         return self.measured <= self.limit  # which a NaN is not
 
 
+WEIGHTS = dict.fromkeys(("kernel", "scale", "embedding"), "weight")  # what PyTorch calls so
+
+
 def torch_name(path: tuple) -> str:
     """PyTorch's name for a parameter of the Linen model: `transformer.blocks.0.attention.query.weight`."""
     *modules, leaf = [key.key for key in path]
     modules = [name.replace("block_", "blocks.") for name in modules]
-    return ".".join([*modules, "bias" if leaf == "bias" else "weight"])
+    return ".".join([*modules, WEIGHTS.get(leaf, leaf)])
 
 
 def by_torch_name(tree: Any) -> dict[str, np.ndarray]:
@@ -70,7 +75,7 @@ def to_tensors(batch: dict[str, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor
     return inputs_BT, targets_BT
 
 
-def compare(config: Config, batches: Sequence[dict[str, np.ndarray]]) -> list[Difference]:
+def compare(config: Config, batches: Sequence[dict[str, np.ndarray]], kernels: Kernels = PLAIN) -> list[Difference]:
     """All differences of one forward and backward pass and of as many training steps as there are batches.
 
     The config's vocabulary has a size, its dropout is 0 and its type float32, since the twins draw other random numbers
@@ -79,7 +84,7 @@ def compare(config: Config, batches: Sequence[dict[str, np.ndarray]]) -> list[Di
     Adam makes steps as large as any of it.
     """
     num_steps = len(batches)
-    model, optimizer = GPT(config.model), make_optimizer(config.training, num_steps)
+    model, optimizer = GPT(config.model, kernels), make_optimizer(config.training, num_steps)
     params = init_params(jax.random.key(config.training.seed), model)
     twin = make_twin(config, params)
     twin_optimizer, twin_schedule = torch_gpt.make_optimizer(config.training, twin, num_steps)
@@ -107,13 +112,18 @@ def compare(config: Config, batches: Sequence[dict[str, np.ndarray]]) -> list[Di
         norm = noise / NOISE if name in without_effect else 0.0
         note(f"gradient of {name}", grad / np.asarray(count), twin_grads[name], GRADIENT_LIMIT, relative=True, norm=norm)
 
-    state = TrainState(jax.numpy.zeros((), jax.numpy.int32), params, optimizer.init(params))
+    ema, average = config.training.ema, None
+    twin_average = make_twin(config, params) if ema else None
+    if ema:
+        average = jax.tree.map(jax.numpy.copy, params)
+    state = TrainState(jax.numpy.zeros((), jax.numpy.int32), params, optimizer.init(params), average)
+    how = {"model": model, "optimizer": optimizer, "ema": ema, "grad_accumulation": config.training.grad_accumulation}
     rate = warmup_cosine(config.training, num_steps)
     for step, batch in enumerate(batches, 1):
-        state, metrics = train_step(state, batch, jax.random.key(0), model=model, optimizer=optimizer)
+        state, metrics = train_step(state, batch, jax.random.key(0), **how)
         twin_rate = twin_schedule.get_last_lr()[0]
         twin_loss, twin_norm = torch_gpt.train_step(
-            twin, twin_optimizer, twin_schedule, *to_tensors(batch), config.training.grad_clip
+            twin, twin_optimizer, twin_schedule, *to_tensors(batch), config.training, twin_average
         )
         if step in (1, 5, num_steps):
             note(f"step {step}: learning rate", rate(step - 1), twin_rate, 1e-6, relative=True)
@@ -123,4 +133,9 @@ def compare(config: Config, batches: Sequence[dict[str, np.ndarray]]) -> list[Di
             for name, array in by_torch_name(state.params).items():
                 if name not in without_effect:
                     note(f"step {step}: {name}", array, twin_params[name].detach(), PARAMETER_LIMIT)
+            if ema:
+                twin_kept = dict(twin_average.named_parameters())
+                for name, array in by_torch_name(state.average).items():
+                    if name not in without_effect:
+                        note(f"step {step}: average of {name}", array, twin_kept[name].detach(), PARAMETER_LIMIT)
     return found

@@ -1,7 +1,7 @@
-"""The GPT of models/ in idiomatic PyTorch, for comparison: the same names, and nothing shared but the config.
+"""The GPT of reference.py in idiomatic PyTorch, for comparison: the same names, and nothing shared but the config.
 
-guide.md lays both side by side. A module here owns its parameters as attributes and is called like a function of its inputs
-alone. Those of Linen describe a function of parameters and inputs. The rest follows from that.
+guide.md sets the two side by side. A module here owns its parameters as attributes and is called like a function of its
+inputs alone, where the page has functions of parameters and inputs. The rest follows from that.
 """
 
 import math
@@ -270,18 +270,32 @@ def next_token_loss(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
     return F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
 
 
-def train_step(model, optimizer, schedule, inputs_BT, targets_BT, grad_clip) -> tuple[Tensor, Tensor]:
-    """One optimizer step, by side effects: on the model, its gradients, the optimizer and the schedule.
+def train_step(
+    model, optimizer, schedule, inputs_BT, targets_BT, config: TrainingConfig, average: nn.Module | None = None
+) -> tuple[Tensor, Tensor]:
+    """One optimizer step, by side effects: on the model, its gradients, the optimizer, the schedule and the average.
 
     Returns the loss and the norm of the gradient before clipping.
     """
-    optimizer.zero_grad()  # else they add up
-    loss = next_token_loss(model(inputs_BT), targets_BT)
-    loss.backward()
-    grad_norm = nn.utils.clip_grad_norm_(model.parameters(), grad_clip)
+    optimizer.zero_grad()  # else they add up, as they are to do over the parts of a batch
+    total, parts = 0.0, config.grad_accumulation
+    for part_inputs_BT, part_targets_BT in zip(inputs_BT.chunk(parts), targets_BT.chunk(parts), strict=True):
+        loss = next_token_loss(model(part_inputs_BT), part_targets_BT) / parts  # equal parts, in which all targets count
+        loss.backward()
+        total += loss.detach()
+    grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
     optimizer.step()
+    if average is not None:
+        update_average(average, model, min(config.ema, (1 + schedule.last_epoch) / (10 + schedule.last_epoch)))
     schedule.step()
-    return loss.detach(), grad_norm
+    return total, grad_norm
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """decay · average + (1 - decay) · model, in place."""
+    for kept, parameter in zip(average.parameters(), model.parameters(), strict=True):
+        kept.lerp_(parameter, 1 - decay)
 
 
 # ---- sampler.py -----------------------------------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ import numpy as np
 from flax import linen as nn
 from flax import struct
 
-from minigpt_jax.generation.sampler import CHUNK, Context, DecodeState, choose, decode_step, padded, prefill
+from minigpt_jax.generation.context import Context, padded
+from minigpt_jax.generation.decode import CHUNK, DecodeState, append_token, decode_step, prefill
 
 
 @struct.dataclass
@@ -50,11 +51,13 @@ def extend(state: BeamState, logits_RV: jax.Array, ends_V: jax.Array) -> tuple[B
     going_on = best(~ends_V)
     rows_R = (jnp.arange(B)[:, None] * W + going_on.parent_BW).reshape(-1)
     decode = state.decode.rows(rows_R)
-    return BeamState(choose(decode, going_on.token_BW.reshape(-1)), going_on.score_BW), (going_on, best(ends_V))
+    return BeamState(append_token(decode, going_on.token_BW.reshape(-1)), going_on.score_BW), (going_on, best(ends_V))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "width"))
-def start(params: Any, prompts_BS: jax.Array, lengths_B: jax.Array, ends_V: jax.Array, *, model: nn.Module, width: int):
+def prefill_and_extend(
+    params: Any, prompts_BS: jax.Array, lengths_B: jax.Array, ends_V: jax.Array, *, model: nn.Module, width: int
+):
     """The beams after the first token: all of them extend the prompt, so that all but one count as impossible before it."""
     decode, logits_BV = prefill(params, prompts_BS, lengths_B, model=model)
     rows_R = jnp.repeat(jnp.arange(len(lengths_B)), width)
@@ -63,7 +66,7 @@ def start(params: Any, prompts_BS: jax.Array, lengths_B: jax.Array, ends_V: jax.
 
 
 @functools.partial(jax.jit, static_argnames="model", donate_argnames="state")
-def go_on(params: Any, state: BeamState, ends_V: jax.Array, num_steps: jax.Array, *, model: nn.Module):
+def extend_chunk(params: Any, state: BeamState, ends_V: jax.Array, num_steps: jax.Array, *, model: nn.Module):
     """`num_steps` more steps, at most CHUNK: the state and the records, of which the first `num_steps` count."""
 
     def body(i, carry):
@@ -164,7 +167,9 @@ def beam_search(
     context = Context(prompts, model)
     ends_V = np.isin(np.arange(model.config.vocab_size), end_tokens)
     searches = [Search(width, num_tokens, length_penalty, early_stopping, [None] * width) for _ in prompts]
-    state, record = start(params, padded(prompts, context.size), context.position_B, ends_V, model=model, width=width)
+    state, record = prefill_and_extend(
+        params, padded(prompts, context.size), context.position_B, ends_V, model=model, width=width
+    )
     records = jax.tree.map(lambda leaf: np.asarray(leaf)[None], record)
     context.position_B, num_steps = np.repeat(context.position_B, width), 1
     while True:
@@ -182,5 +187,5 @@ def beam_search(
             for beam in search.beams
         ]
         decode, num_steps = context.make_room(params, state.decode, min(CHUNK, left))
-        state, records = go_on(params, state.replace(decode=decode), ends_V, num_steps, model=model)
+        state, records = extend_chunk(params, state.replace(decode=decode), ends_V, num_steps, model=model)
         records = jax.tree.map(np.asarray, records)

@@ -11,10 +11,13 @@ import numpy as np
 from minigpt_jax.config import ModelConfig
 from minigpt_jax.data.tokenizers import Tokenizer
 from minigpt_jax.errors import DataError, UsageError
-from minigpt_jax.generation import beam, sampler
-from minigpt_jax.generation.logits import Processor, processors
+from minigpt_jax.generation import beam, sampling
+from minigpt_jax.generation.decode import CHUNK
+from minigpt_jax.generation.logits import Processor
+from minigpt_jax.generation.strategy import processors
 from minigpt_jax.generation.text import TextStream
 from minigpt_jax.models.gpt import GPT
+from minigpt_jax.models.kernels import PLAIN, Kernels
 
 log = logging.getLogger(__name__)
 
@@ -80,11 +83,17 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModel:
-    """Made by `minigpt_jax.load(workdir)`, or from parts."""
+    """Made by `minigpt_jax.load(workdir)`, or from parts. `devices` are those of a split CPU that rows are sharded over."""
 
     config: ModelConfig
     tokenizer: Tokenizer
     params: Any
+    kernels: Kernels = PLAIN
+    devices: tuple[Any, ...] = ()
+
+    @property
+    def model(self) -> GPT:
+        return GPT(self.config, self.kernels)
 
     def generate(self, prompt: str, length: int = 200, **settings) -> str:
         """The prompt and up to `length` more tokens. `complete` says what the settings are."""
@@ -104,7 +113,7 @@ class LanguageModel:
           seed=0                  root of the randomness; text number i of a call is the same whatever the others are
           stop=()                 strings, any of which ends a text and is left out of it
           stop_tokens=()          token ids, any of which ends a text
-          temperature, top_k, top_p, greedy and so on: what `generation.logits.processors` takes
+          temperature, top_k, top_p, greedy and so on: what `generation.strategy.processors` takes
 
         The tokenizer's end-of-text token always ends a text. An empty prompt stands for a new line. Of a prompt longer than
         the context the model sees the end, and a line is logged. Raises UsageError for bad values, DataError for a prompt
@@ -144,8 +153,8 @@ class LanguageModel:
         chosen = processors(**strategy)
         encoded = [(prompt, self.encode_prompt(prompt)) for prompt in prompts]
         longest = max((len(tokens) for _, tokens in encoded), default=0)
-        if self.config.positions != "rotary" and longest + length - 1 > self.config.context_length:
-            log.info("Past its %d tokens the model goes on with the last half of them in sight.", self.config.context_length)
+        if not self.config.can_slide and longest + length - 1 > self.config.context_length:
+            log.info("Beyond its %d-token context the model continues from the last half of it.", self.config.context_length)
         rows = [
             Row(i * num_samples + j, prompt, tokens, TextStream(self.tokenizer, tuple(stop), stop_tokens))
             for i, (prompt, tokens) in enumerate(encoded)
@@ -154,12 +163,13 @@ class LanguageModel:
         return rows, seed, chosen
 
     def decode(
-        self, rows: list[Row], length: int, seed: int, strategy: tuple[Processor, ...], chunk: int = sampler.CHUNK
+        self, rows: list[Row], length: int, seed: int, strategy: tuple[Processor, ...], chunk: int = CHUNK
     ) -> Iterator[None]:
         """Feeds the rows piece by piece, until each has stopped or has `length` tokens."""
-        key_B = sampler.row_keys(jax.random.key(seed), [row.index for row in rows])
+        key_B = sampling.row_keys(jax.random.key(seed), [row.index for row in rows])
         prompts = [row.prompt_tokens for row in rows]
-        for piece in sampler.stream(self.params, prompts, length, key_B, strategy, model=GPT(self.config), chunk=chunk):
+        how = {"model": self.model, "chunk": chunk, "devices": self.devices}
+        for piece in sampling.stream(self.params, prompts, length, key_B, strategy, **how):
             columns = [leaf_BC.tolist() for leaf_BC in jax.tree.leaves(piece)]
             for row, *values in zip(rows, *columns, strict=True):
                 row.feed([TokenStep(*step) for step in zip(*values, strict=True)])
@@ -209,7 +219,7 @@ class LanguageModel:
                 self.params,
                 [self.encode_prompt(prompt) for prompt in part],
                 length,
-                model=GPT(self.config),
+                model=self.model,
                 width=beam_width,
                 length_penalty=length_penalty,
                 early_stopping=early_stopping,

@@ -40,7 +40,7 @@ from minigpt_jax.errors import DataError
 from minigpt_jax.generation.language_model import LanguageModel
 from minigpt_jax.models.gpt import GPT, init_params
 from minigpt_jax.training.experiment import Origin
-from minigpt_jax.training.step import TrainState
+from minigpt_jax.training.state import TrainState
 
 log = logging.getLogger(__name__)
 

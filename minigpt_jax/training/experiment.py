@@ -1,6 +1,7 @@
 """What follows from a config and its text before anything is trained; and the loss of given parameters on that text."""
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import math
@@ -18,9 +19,11 @@ from minigpt_jax.data.tokenizers import Tokenizer, make_tokenizer
 from minigpt_jax.data.tokens import Tokens, tokenize
 from minigpt_jax.errors import DataError, UsageError
 from minigpt_jax.models.gpt import GPT
+from minigpt_jax.models.kernels import PLAIN, Kernels
 from minigpt_jax.runtime import cache_dir
 from minigpt_jax.training.optimizer import make_optimizer
-from minigpt_jax.training.step import TrainState, eval_step, init_state
+from minigpt_jax.training.state import TrainState, init_state
+from minigpt_jax.training.step import loss_and_count
 
 TRAIN_FRACTION = 0.9  # of the characters, where there is no text for validation
 
@@ -47,8 +50,8 @@ class Experiment:
         return batches.batch_at(ids, self.config.model.context_length, settings.batch_size, settings.seed, step)
 
     @property
-    def step_means(self) -> dict[str, Any]:
-        """What `train_step` is called with by name."""
+    def train_step_kwargs(self) -> dict[str, Any]:
+        """The static arguments of `train_step`."""
         settings = self.config.training
         return {
             "model": self.model,
@@ -73,7 +76,7 @@ class Origin:
     text_sha256: str
 
 
-def prepare(config: Config, origin: Origin | None = None) -> Experiment:
+def prepare(config: Config, origin: Origin | None = None, *, kernels: Kernels = PLAIN) -> Experiment:
     """Reads the texts and tokenizes them, with the tokenizer of `origin` or one that is trained on them.
 
     Raises DataError where a text does not fit the config, or is not that of `origin`.
@@ -103,7 +106,7 @@ def prepare(config: Config, origin: Origin | None = None) -> Experiment:
         splits=splits,
         text_sha256=texts.sha256,
         num_steps=num_steps,
-        model=GPT(model_config),
+        model=GPT(model_config, kernels),
         optimizer=make_optimizer(training, num_steps),
     )
 
@@ -164,6 +167,12 @@ def require_windows(splits: dict[str, Tokens], context_length: int) -> None:
                 f"{context_length + 1}: use a longer text"
                 + (f", or a context_length of at most {shortest - 1}" if shortest > 1 else "")
             )
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def eval_step(params: Any, batch: batches.Batch, *, model: GPT) -> tuple[jax.Array, jax.Array]:
+    """Sum of the loss over a batch's targets without dropout, in nats, and their number."""
+    return loss_and_count(params, batch, None, model)
 
 
 def evaluate(

@@ -19,7 +19,7 @@ from minigpt_jax import machine
 from minigpt_jax.config import SETTINGS, Config, differences
 from minigpt_jax.errors import DataError, StoppedError, UsageError
 from minigpt_jax.generation.language_model import LanguageModel
-from minigpt_jax.models.attention import suited_attention
+from minigpt_jax.models.kernels import PLAIN, Kernels
 from minigpt_jax.runtime import give_back_freed_memory, noted_signals
 from minigpt_jax.training import checkpoint
 from minigpt_jax.training.checkpoint import CheckpointInfo
@@ -28,7 +28,8 @@ from minigpt_jax.training.metrics import Clock, MetricsFile, import_tensorboard_
 from minigpt_jax.training.optimizer import warmup_cosine
 from minigpt_jax.training.pretrained import initial_params
 from minigpt_jax.training.report import Compilations, Trace, flops_per_token
-from minigpt_jax.training.step import TrainState, init_state, train_step
+from minigpt_jax.training.state import TrainState, init_state
+from minigpt_jax.training.step import train_step
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ def train(
     workdir: Path,
     overwrite: bool = False,
     *,
+    kernels: Kernels = PLAIN,
     max_minutes: float | None = None,
     tensorboard: bool = False,
     profile: bool = False,
@@ -64,13 +66,13 @@ def train(
         checkpoint.check_not_foreign(workdir)
         if not overwrite:
             checkpoint.check_owned(workdir)
-        begun = begin(config) if is_new() else None  # what does not fit is told before a folder is made
+        begun = begin(config, kernels) if is_new() else None  # what does not fit is told before a folder is made
         with checkpoint.locked(workdir), Compilations() as compilations:
             if is_new():
-                experiment, params = begun or begin(config)
+                experiment, params = begun or begin(config, kernels)
                 Run(experiment, workdir, None, make_writer, params).go(compilations, deadline, profile)
                 return
-            experiment, newest = resume(config, workdir)
+            experiment, newest = resume(config, workdir, kernels)
             if ended := has_ended(experiment, workdir, newest):
                 log.info("%s %s", workdir, ended)
             else:
@@ -81,13 +83,13 @@ def train(
         raise DataError(f"cannot write the run to {workdir}: {error.strerror or error}") from error
 
 
-def begin(config: Config) -> tuple[Experiment, Any]:
+def begin(config: Config, kernels: Kernels) -> tuple[Experiment, Any]:
     """What a new run is made of, and the parameters that it begins with: None where they are to be drawn."""
-    experiment = prepare(config)
+    experiment = prepare(config, kernels=kernels)
     return experiment, initial_params(experiment)
 
 
-def resume(config: Config, workdir: Path) -> tuple[Experiment, int]:
+def resume(config: Config, workdir: Path, kernels: Kernels) -> tuple[Experiment, int]:
     """What the run in a folder goes on with, and the step of its newest whole checkpoint; damaged ones are set aside.
 
     Raises DataError where the run there is another one, its text has changed, or all of its checkpoints are damaged.
@@ -99,7 +101,7 @@ def resume(config: Config, workdir: Path) -> tuple[Experiment, int]:
     refuse(workdir, [change for name, change in changes.items() if not SETTINGS[name].field.metadata["may_change"]])
     steps = checkpoint.steps(workdir)[::-1]
     newest = checkpoint.first_whole(workdir, steps)
-    experiment = prepare(config, checkpoint.read_origin(workdir, newest))
+    experiment = prepare(config, checkpoint.read_origin(workdir, newest), kernels=kernels)
     if newest > experiment.num_steps:
         refuse(workdir, [f"{newest} steps done (now {experiment.num_steps})"])
     for damaged in steps[: steps.index(newest)]:
@@ -170,7 +172,7 @@ class Run:
         """All steps that are left, then a report on the whole; or those until the `deadline` on the monotonic clock."""
         experiment, settings = self.experiment, self.settings
         self.announce()
-        step_once, means = compilations.expect_one(train_step), experiment.step_means
+        step_once, means = compilations.expect_one(train_step), experiment.train_step_kwargs
         start = self.info.step
         trace = Trace(self.workdir / "profile", start, self.num_steps) if profile else None
         with (
@@ -313,8 +315,9 @@ class Run:
     def print_sample(self) -> None:
         """A short text, with the same randomness each time, so that what changes is the model."""
         with self.clock.stopped(self.state):
-            model = LanguageModel(self.experiment.config.model, self.experiment.tokenizer, self.state.eval_params)
-            tokenizer, ids = self.experiment.tokenizer, self.experiment.splits["val"].ids
+            parts, tokenizer = self.experiment, self.experiment.tokenizer
+            model = LanguageModel(parts.config.model, tokenizer, self.state.eval_params, parts.model.kernels)
+            ids = parts.splits["val"].ids
             # The first character, which may be four tokens; words need not know the one with which the text was cut.
             start = tokenizer.decode(ids[:4])[:1] if tokenizer.unknown is None else "\n"
             tqdm.write(f"\n{model.generate(start, SAMPLE_LENGTH, temperature=0.8)}\n", file=sys.stdout)
@@ -328,13 +331,13 @@ class Run:
     def announce(self) -> None:
         data = self.experiment.config.data
         log.info(
-            "%s in %s%s: %.2f M parameters; %s, %.2f M training tokens%s; %d steps of %d tokens; on %s, attention: %s.",
+            "%s in %s%s: %.2f M parameters; %s, %.2f M training tokens%s; %d steps of %d tokens; on %s, kernels: %s.",
             f"Resuming at step {self.info.step}" if self.info.step else "New run",
             self.workdir, f", begun from {self.settings.init_from}" if self.settings.init_from else "",
             sum(leaf.size for leaf in jax.tree.leaves(self.state.params)) / 1e6,
             data.dataset, len(self.experiment.splits["train"].ids) / 1e6, self.unknown_tokens("train"),
             self.num_steps, self.tokens_per_step, jax.devices()[0].device_kind,
-            suited_attention(self.experiment.config.model, jax.devices()[0]),
+            self.experiment.model.kernels.name,
         )  # fmt: skip
 
     def conclude(self) -> None:

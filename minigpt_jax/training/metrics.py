@@ -12,7 +12,7 @@ import jax
 
 from minigpt_jax.errors import UsageError
 from minigpt_jax.training import checkpoint
-from minigpt_jax.training.step import TrainState
+from minigpt_jax.training.state import TrainState
 
 log = logging.getLogger(__name__)
 

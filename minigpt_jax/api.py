@@ -1,0 +1,31 @@
+"""The edge for Python callers: where it is decided which kernels and devices a model runs on."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+
+from minigpt_jax import kernels as kernels_room
+from minigpt_jax.config import Config, ModelConfig
+from minigpt_jax.generation.language_model import LanguageModel
+from minigpt_jax.models.kernels import Kernels
+from minigpt_jax.training import loop, pretrained
+
+
+def choose_kernels(config: ModelConfig, kernels: str = "tuned") -> Kernels:
+    """The kernels that suit this machine's first device or, with "plain", the equations. UsageError for another choice."""
+    return kernels_room.select(config, jax.devices()[0], kernels)
+
+
+def train(config: Config, workdir: str | Path, overwrite: bool = False, *, kernels: str = "tuned", **options) -> None:
+    """Trains in a run's folder, continuing from its newest checkpoint where it has one. `kernels` is "tuned" or "plain".
+
+    For the options and what is raised see `training.loop.train`.
+    """
+    loop.train(config, Path(workdir), overwrite, kernels=choose_kernels(config.model, kernels), **options)
+
+
+def load(folder: str | Path, *, kernels: str = "tuned") -> LanguageModel:
+    """The language model in a folder: that of a run, or of Hugging Face. See `training.pretrained.load`."""
+    model = pretrained.load(folder)
+    return dataclasses.replace(model, kernels=choose_kernels(model.config, kernels), devices=tuple(jax.local_devices()))

@@ -1,0 +1,116 @@
+"""Decoding: prefill the prompts, then one jitted loop of decode steps with a cache, compiled once for a model, a number of
+rows and a choice of processors. A row draws from its own key, so the rows beside it change nothing."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from minigpt_jax.generation.logits import process
+
+CHUNK, PREFILL_CHUNK = 64, 32  # tokens of a decoding loop, and columns of the prompts that run at once, at most
+
+
+@struct.dataclass
+class DecodeState:
+    """`token_B`, chosen last, belongs at `position_B`; the model has not seen it yet."""
+
+    cache: tuple
+    token_B: jax.Array
+    position_B: jax.Array
+
+    def rows(self, rows_R: jax.Array) -> "DecodeState":
+        return DecodeState(tuple(layer.rows(rows_R) for layer in self.cache), self.token_B[rows_R], self.position_B[rows_R])
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def prefill(params, prompts_BS, lengths_B, *, model) -> tuple[DecodeState, jax.Array]:
+    """Runs prompts through the model, in chunks of columns. Returns the state, without a token yet, and the next logits_BV.
+    The last `lengths_B` of S = context_length columns hold a row's tokens. Padding is too old to be seen in the cache."""
+    (B, S), V = prompts_BS.shape, model.config.vocab_size
+    cache = (model.kernels.empty_cache(B, model.config),) * model.config.num_layers
+    T = max(size for size in range(1, min(S, PREFILL_CHUNK) + 1) if cache[0].append_unit % size == 0)
+
+    def body(chunk, carry):
+        tokens_BT = jax.lax.dynamic_slice_in_dim(prompts_BS, chunk * T, T, axis=1)
+        positions_BT = (chunk * T + jnp.arange(T))[None, :] - (S - lengths_B)[:, None]
+        logits_BTV, cache = model.apply({"params": params}, tokens_BT, jnp.maximum(positions_BT, 0), carry[0])
+        return cache, logits_BTV[:, -1]
+
+    cache, logits_BV = jax.lax.fori_loop((S - jnp.max(lengths_B)) // T, S // T, body, (cache, jnp.zeros((B, V))))
+    return DecodeState(cache, token_B=jnp.zeros_like(lengths_B), position_B=lengths_B - 1), logits_BV
+
+
+def decode_step(params, state: DecodeState, model) -> tuple[DecodeState, jax.Array]:
+    """Runs the token chosen last through the model. Returns logits_BV of the token after it."""
+    logits_B1V, cache = model.apply({"params": params}, state.token_B[:, None], state.position_B[:, None], state.cache)
+    return state.replace(cache=cache), logits_B1V[:, 0]
+
+
+def append_token(state: DecodeState, token_B: jax.Array) -> DecodeState:
+    return state.replace(token_B=token_B, position_B=state.position_B + 1)
+
+
+@struct.dataclass
+class SamplerState:
+    decode: DecodeState
+    counts_BV: jax.Array  # how often each token is in a row, prompt included
+    key_B: jax.Array
+    num_sampled: jax.Array
+
+
+@struct.dataclass
+class Sampled:
+    """What is known of a sampled token. Each array has the shape (B,), or (B, C) for the tokens of a chunk."""
+
+    token: jax.Array
+    log_prob: jax.Array  # in nats, under the model
+    prob: jax.Array  # after the processors, which is what it was drawn with
+    num_kept: jax.Array  # candidates that the processors left
+    mass_kept: jax.Array  # their probability under the model
+    entropy: jax.Array  # in nats, of the model's distribution
+
+
+count = jax.vmap(lambda counts_V, tokens, times: counts_V.at[tokens].add(times))  # by row, so that devices need not meet
+
+
+def sample(state: SamplerState, logits_BV: jax.Array, processors: tuple) -> tuple[SamplerState, Sampled]:
+    """The next token of each row, drawn from softmax(logits) after the processors."""
+    processed_BV = process(processors, logits_BV, state.counts_BV)
+    draw = jax.vmap(lambda key, logits_V: jax.random.categorical(jax.random.fold_in(key, state.num_sampled), logits_V))
+    token_B = draw(state.key_B, processed_BV)
+
+    def of_token(values_BV):
+        return jnp.take_along_axis(values_BV, token_B[:, None], axis=1)[:, 0]
+
+    log_probs_BV, kept_BV = jax.nn.log_softmax(logits_BV), jnp.isfinite(processed_BV)
+    probs_BV, log_prob_B, prob_B = jnp.exp(log_probs_BV), of_token(log_probs_BV), of_token(jax.nn.softmax(processed_BV))
+    entropy_B = -jnp.where(probs_BV == 0, 0.0, probs_BV * log_probs_BV).sum(axis=-1)
+    sampled = Sampled(token_B, log_prob_B, prob_B, kept_BV.sum(axis=-1), (probs_BV * kept_BV).sum(axis=-1), entropy_B)
+    counts_BV = count(state.counts_BV, token_B, jnp.ones_like(token_B))
+    return SamplerState(append_token(state.decode, token_B), counts_BV, state.key_B, state.num_sampled + 1), sampled
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def prefill_and_sample(params, prompts_BS, lengths_B, key_B, processors, *, model) -> tuple[SamplerState, Sampled]:
+    """Prefills the prompts and samples the first token after each."""
+    decode, logits_BV = prefill(params, prompts_BS, lengths_B, model=model)
+    is_prompt_BS = jnp.arange(prompts_BS.shape[1])[None, :] >= (prompts_BS.shape[1] - lengths_B)[:, None]
+    counts_BV = count(jnp.zeros_like(logits_BV), prompts_BS, is_prompt_BS)
+    return sample(SamplerState(decode, counts_BV, key_B, jnp.zeros((), jnp.int32)), logits_BV, processors)
+
+
+@functools.partial(jax.jit, static_argnames="model", donate_argnames="state")
+def decode_chunk(params, state: SamplerState, processors, num_steps, *, model) -> tuple[SamplerState, Sampled]:
+    """`num_steps` more tokens, at most CHUNK: the state and (B, CHUNK) arrays, whose first `num_steps` columns count."""
+
+    def body(i, carry):
+        state, chunk = carry
+        decode, logits_BV = decode_step(params, state.decode, model)
+        state, sampled = sample(state.replace(decode=decode), logits_BV, processors)
+        return state, jax.tree.map(lambda column_BC, value_B: column_BC.at[:, i].set(value_B), chunk, sampled)
+
+    one = jax.eval_shape(lambda state: sample(state, state.counts_BV, processors)[1], state)
+    empty = jax.tree.map(lambda leaf: jnp.zeros((*leaf.shape, CHUNK), leaf.dtype), one)
+    return jax.lax.fori_loop(0, num_steps, body, (state, empty))

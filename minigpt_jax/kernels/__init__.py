@@ -1,0 +1,38 @@
+"""The ops of `models/`, faster: which of them suit a device is chosen once, at the edge, and passed to the model.
+
+Each file says which op it computes, what it saves and which test proves it equal. The savings are of whole training or
+decoding steps: `python scripts/benchmark.py kernels` measures them on your machine.
+"""
+
+from typing import Any
+
+from minigpt_jax.config import ModelConfig
+from minigpt_jax.errors import require_choice
+from minigpt_jax.kernels.activations import activate
+from minigpt_jax.kernels.blocked_attention import BLOCK, blocked_attention
+from minigpt_jax.kernels.cudnn_attention import cudnn_attention, has_cudnn
+from minigpt_jax.kernels.dense import matmul
+from minigpt_jax.kernels.norms import center, unit_rms
+from minigpt_jax.kernels.partitioned_cache import empty_cache
+from minigpt_jax.kernels.recompute import recompute
+from minigpt_jax.kernels.split_attention import split_attention
+from minigpt_jax.models.kernels import PLAIN, Kernels
+
+TUNED = Kernels("tuned", matmul, center, unit_rms, activate, recompute=recompute)
+BLOCKED = Kernels("tuned, blocked attention", matmul, center, unit_rms, activate, blocked_attention, empty_cache, recompute)
+SPLIT = Kernels("tuned, split attention", matmul, center, unit_rms, activate, split_attention, empty_cache, recompute)
+CUDNN = Kernels("tuned, cuDNN attention", matmul, center, unit_rms, activate, cudnn_attention, recompute=recompute)
+
+
+def select(config: ModelConfig, device: Any, kernels: str = "tuned") -> Kernels:
+    """The kernels for a model on a device, which is one of `jax.devices()`; with "plain" the equations themselves.
+
+    On a CPU attention is blocked where there are several blocks, else split; accelerators would wait for the host at each
+    turn of a loop whose length is not fixed. Raises UsageError for another choice.
+    """
+    require_choice("kernels", kernels, ("tuned", "plain"))
+    if kernels == "plain":
+        return PLAIN
+    if device.platform == "cpu":
+        return BLOCKED if config.context_length > BLOCK else SPLIT
+    return CUDNN if has_cudnn(config, device) else TUNED

@@ -1,0 +1,28 @@
+"""Computes `matmul`. JAX's gradient of it contracts several axes at once, for which XLA on a CPU transposes the large
+cotangent element by element. Saves: FIGURE
+Proof: tests/test_kernel_gradients.py, test_matmul_and_its_gradients_are_those_of_jax.
+"""
+
+import jax
+
+
+@jax.custom_vjp
+def matmul(x: jax.Array, kernel_DF: jax.Array) -> jax.Array:
+    """x W over the last axis of x. Its gradients are products of two matrices, with all leading axes of x in one."""
+    return x @ kernel_DF
+
+
+def matmul_forward(x, kernel_DF):
+    return x @ kernel_DF, (x, kernel_DF)
+
+
+def matmul_backward(residuals, dy):
+    x, kernel_DF = residuals
+    x_ND, dy_NF = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])  # N: all leading axes in one
+    D, F = kernel_DF.shape
+    # XLA on a CPU is slower at a tall matmul than at a wide one; the barrier keeps it from turning this one back.
+    dkernel_DF = x_ND.T @ dy_NF if D <= F else jax.lax.optimization_barrier(dy_NF.T @ x_ND).T
+    return (dy_NF @ kernel_DF.T).reshape(x.shape), dkernel_DF
+
+
+matmul.defvjp(matmul_forward, matmul_backward)

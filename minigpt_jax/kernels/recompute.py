@@ -1,0 +1,38 @@
+"""Computes `recompute`. It keeps the promise of `nn.remat` on a CPU, too, where XLA takes out the barriers that `nn.remat`
+relies on and keeps everything all the same. Saves: FIGURE
+Proof: tests/test_kernel_gradients.py, test_recomputed_blocks_give_the_same_gradients.
+"""
+
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from minigpt_jax.models.masks import Mask
+
+
+def recompute(
+    block: nn.Module, x_BTD: jax.Array, mask: Mask, positions_BT: jax.Array, cache: None, deterministic: bool
+) -> jax.Array:
+    """block(x_BTD, …), of which only the inputs are kept for the backward pass, which computes the rest again."""
+    unbound, variables = block.unbind()
+    rngs = None if deterministic else {"dropout": block.make_rng("dropout")}
+
+    def run(variables: Any, x_BTD: jax.Array, others: Any) -> jax.Array:
+        mask, positions_BT, rngs = others  # what has no gradient
+        return unbound.apply(variables, x_BTD, mask, positions_BT, cache, deterministic, rngs=rngs)[0]
+
+    def forward(*inputs):
+        return run(*inputs), inputs
+
+    def backward(inputs, dy_BTD):
+        variables, x_BTD, others = inputs
+        # The zero makes the second run wait for dy, and so for the blocks after this one. (Where dy is not finite it is NaN;
+        # so are the gradients then anyway.)
+        x_BTD = x_BTD + 0 * dy_BTD[:, :1, :1]
+        _, gradient = jax.vjp(lambda variables, x_BTD: run(variables, x_BTD, others), variables, x_BTD)
+        return *gradient(dy_BTD), None
+
+    recomputed = jax.custom_vjp(run)
+    recomputed.defvjp(forward, backward)
+    return recomputed(variables, x_BTD, (mask, positions_BT, rngs))

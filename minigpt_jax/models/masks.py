@@ -1,0 +1,47 @@
+"""Who may attend to whom, and how much: one rule, which the equation, the kernels and the cache all read."""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+
+@struct.dataclass
+class Mask:
+    """A rule on the age of a key, which is the query's position less the key's: 0 for the query's own, negative ahead.
+
+        Mask()                causal=True           causal=True, window=2     padding_BS=[[1, 1, 1, 0]]
+
+           s 0 1 2 3             s 0 1 2 3             s 0 1 2 3                 s 0 1 2 3
+        t 0  ■ ■ ■ ■          t 0  ■ · · ·          t 0  ■ · · ·              t 0  ■ ■ ■ ·
+          1  ■ ■ ■ ■            1  ■ ■ · ·            1  ■ ■ · ·                1  ■ ■ ■ ·
+          2  ■ ■ ■ ■            2  ■ ■ ■ ·            2  · ■ ■ ·                2  ■ ■ ■ ·
+          3  ■ ■ ■ ■            3  ■ ■ ■ ■            3  · · ■ ■                3  ■ ■ ■ ·
+
+    `causal` hides the future. `window` hides keys whose age is `window` or more. `slopes`, one for each query head, lower a
+    score by slope · |age| (ALiBi, Press et al. 2022). `padding_BS` is True where a row has a token. Every query must be
+    allowed at least one key.
+    """
+
+    causal: bool = struct.field(pytree_node=False, default=False)
+    window: int | None = struct.field(pytree_node=False, default=None)
+    slopes: tuple[float, ...] | None = struct.field(pytree_node=False, default=None)
+    padding_BS: jax.Array | None = None
+
+    @property
+    def only_past(self) -> bool:
+        """Whether ages say all, and none of them lies ahead: what a cache needs, and a kernel that skips the future."""
+        return self.causal and self.padding_BS is None
+
+    def __call__(self, scores_BHTS: jax.Array, age_BTS: jax.Array, exists_BTS: jax.Array | bool = True) -> jax.Array:
+        """The scores under this rule, in float32. B may be 1 in the ages. Keys that do not exist are hidden, too."""
+        scores_BHTS, allowed_BTS = scores_BHTS.astype(jnp.float32), jnp.ones(age_BTS.shape, bool) & exists_BTS
+        if self.causal:
+            allowed_BTS &= age_BTS >= 0
+        if self.window is not None:
+            allowed_BTS &= age_BTS < self.window
+        if self.padding_BS is not None:
+            allowed_BTS &= self.padding_BS[:, None, :]
+        if self.slopes is not None:
+            scores_BHTS -= jnp.array(self.slopes)[None, :, None, None] * jnp.abs(age_BTS)[:, None]
+        # The lowest finite number and not, say, -1e4: a model can learn scores that make up for that and see the future.
+        return jnp.where(allowed_BTS[:, None], scores_BHTS, jnp.finfo(jnp.float32).min)

@@ -1,0 +1,270 @@
+"""The fast implementations against the equations: every kernel, with every mask, at every size that matters."""
+
+import dataclasses
+import functools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import assert_close, normal
+
+from minigpt_jax import kernels
+from minigpt_jax.config import ModelConfig
+from minigpt_jax.errors import UsageError
+from minigpt_jax.kernels import partitioned_cache
+from minigpt_jax.kernels.blocked_attention import BLOCK
+from minigpt_jax.models import ops
+from minigpt_jax.models.attention import attention
+from minigpt_jax.models.cache import KVCache
+from minigpt_jax.models.kernels import PLAIN, Kernels
+from minigpt_jax.models.masks import Mask
+
+CONFIG = ModelConfig(num_layers=1, num_heads=4, embed_dim=16, ff_dim=16, context_length=8, vocab_size=5)
+ALL = {name: value for name, value in vars(kernels).items() if isinstance(value, Kernels)}
+
+
+def implementations(field):
+    """All that the kernels of this package have for an op, without the equation itself."""
+    found = {getattr(each, field) for each in ALL.values()} - {getattr(PLAIN, field)}
+    return sorted(found, key=lambda function: function.__name__)
+
+
+def test_there_is_an_implementation_of_each_op():
+    for field in dataclasses.fields(Kernels):
+        assert field.name == "name" or implementations(field.name), field.name
+
+
+def test_kernels_are_values_that_jit_can_tell_apart():
+    assert len(set(ALL.values())) == len(ALL) == len({each.name for each in ALL.values()})
+    assert hash(dataclasses.replace(kernels.SPLIT)) == hash(kernels.SPLIT)
+    assert Kernels() == PLAIN
+
+
+# ---- Which suit a device --------------------------------------------------------------------------------------------------
+
+CPU = types.SimpleNamespace(platform="cpu")
+TPU = types.SimpleNamespace(platform="tpu")
+
+
+def gpu(capability):
+    return types.SimpleNamespace(platform="gpu", compute_capability=capability)
+
+
+@pytest.mark.parametrize(
+    "device, changes, expected",
+    [
+        (CPU, {}, kernels.SPLIT),
+        (CPU, {"context_length": 64}, kernels.SPLIT),
+        (CPU, {"context_length": 65}, kernels.BLOCKED),
+        (CPU, {"context_length": 65, "dtype": "bfloat16", "embed_dim": 32}, kernels.BLOCKED),
+        (gpu("8.0"), {"dtype": "bfloat16", "embed_dim": 32}, kernels.CUDNN),
+        (gpu("10.0"), {"dtype": "bfloat16", "embed_dim": 512}, kernels.CUDNN),
+        (gpu("9.0"), {"dtype": "bfloat16", "embed_dim": 544}, kernels.TUNED),  # heads of 136
+        (gpu("9.0"), {"dtype": "bfloat16", "embed_dim": 16}, kernels.TUNED),  # heads of 4
+        (gpu("9.0"), {"dtype": "float32", "embed_dim": 32}, kernels.TUNED),
+        (gpu("7.5"), {"dtype": "bfloat16", "embed_dim": 32}, kernels.TUNED),  # Turing
+        (gpu("gfx942"), {"dtype": "bfloat16", "embed_dim": 32}, kernels.TUNED),  # AMD
+        (TPU, {"dtype": "bfloat16", "embed_dim": 32}, kernels.TUNED),
+    ],
+)
+def test_the_kernels_that_suit_a_device(device, changes, expected):
+    config = dataclasses.replace(CONFIG, **changes)
+    assert kernels.select(config, device) is expected
+    assert kernels.select(config, device, "plain") is PLAIN
+
+
+def test_another_choice_is_refused():
+    with pytest.raises(UsageError, match=r"kernels='fast'.*tuned, plain"):
+        kernels.select(CONFIG, CPU, "fast")
+
+
+# ---- Attention ------------------------------------------------------------------------------------------------------------
+
+MASKS = {
+    "causal": Mask(causal=True),
+    "window": Mask(causal=True, window=70),
+    "narrow window": Mask(causal=True, window=3),
+    "slopes": Mask(causal=True, slopes=(0.02, 0.3)),
+    "all at once": Mask(causal=True, window=70, slopes=(0.02, 0.3)),
+    "none": Mask(),
+    "padding": Mask(padding_BS=jnp.arange(200)[None, :] < jnp.array([[40], [200], [3]])),
+    "causal padding": Mask(causal=True, padding_BS=jnp.arange(200)[None, :] != jnp.array([[7], [70], [30]])),
+}
+
+
+def test_masks_of_all_kinds_are_tried():
+    """A field that no mask here has would be one that a kernel may forget."""
+    for field in dataclasses.fields(Mask):
+        assert any(getattr(mask, field.name) not in (False, None) for mask in list(MASKS.values())[:6]) or (
+            MASKS["padding"].padding_BS is not None and field.name == "padding_BS"
+        )
+
+
+def value_and_grads(attend, qkv_BTHK, mask, weights_BTHK):
+    def loss(*qkv_BTHK):
+        return jnp.sum(attend(*qkv_BTHK, mask) * weights_BTHK)
+
+    return jax.jit(lambda *qkv_BTHK: (attend(*qkv_BTHK, mask), jax.grad(loss, (0, 1, 2))(*qkv_BTHK)))(*qkv_BTHK)
+
+
+@pytest.mark.parametrize("num_positions", [5, BLOCK, BLOCK + 1, 150])
+@pytest.mark.parametrize("kind", MASKS)
+def test_attention_follows_every_mask(monkeypatch, kind, num_positions):
+    """Values and gradients of each implementation, for three rows, which do not divide into halves.
+
+    Of cuDNN's what can be known without a GPU: that it is asked for the same.
+    """
+
+    def on_a_cpu(*qkv, implementation, **options):
+        assert implementation == "cudnn"
+        return library(*qkv, implementation="xla", **options)
+
+    library = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", on_a_cpu)
+    mask = MASKS[kind]
+    if mask.padding_BS is not None:
+        mask = mask.replace(padding_BS=mask.padding_BS[:, :num_positions])
+    shape = (3, num_positions, 2, 4)
+    qkv_BTHK = 3 * normal(*shape), normal(*shape, seed=1), normal(*shape, seed=2)
+    expected = value_and_grads(attention, qkv_BTHK, mask, normal(*shape, seed=3))
+    for attend in implementations("attention"):
+        found = value_and_grads(attend, qkv_BTHK, mask, normal(*shape, seed=3))
+        assert_close(found, expected, rtol=1e-4, atol=3e-5)
+
+
+def test_cudnn_is_asked_for_the_causal_mask_alone(monkeypatch):
+    asked = []
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda q, k, v, **how: asked.append(how) or v)
+    qkv_BTHK = [normal(2, 6, 2, 4, seed=seed) for seed in range(3)]
+    for mask in (*list(MASKS.values())[:6], Mask(padding_BS=jnp.ones((2, 6), bool))):
+        kernels.CUDNN.attention(*qkv_BTHK, mask)
+    assert asked == [{"is_causal": True, "implementation": "cudnn"}]
+
+
+def test_queries_may_be_fewer_than_keys():
+    q_BTHK, k_BSHK, v_BSHK = normal(2, 3, 2, 4), normal(2, 5, 2, 4, seed=1), normal(2, 5, 2, 4, seed=2)
+    for attend in implementations("attention"):
+        for mask in (Mask(), Mask(causal=True)):
+            expected_BTHK = attention(q_BTHK, k_BSHK, v_BSHK, mask)
+            np.testing.assert_allclose(attend(q_BTHK, k_BSHK, v_BSHK, mask), expected_BTHK, rtol=1e-5, atol=1e-6)
+
+
+def test_blocked_attention_survives_large_scores_and_keeps_the_type():
+    q_BTHK = k_BTHK = jnp.asarray(100 * normal(2, 100, 2, 4), jnp.bfloat16)
+    v_BTHK = jnp.asarray(normal(2, 100, 2, 4), jnp.bfloat16)
+    attend = functools.partial(kernels.BLOCKED.attention, mask=Mask(causal=True))
+    grads = jax.grad(lambda *qkv: attend(*qkv).astype(jnp.float32).sum(), (0, 1, 2))(q_BTHK, k_BTHK, v_BTHK)
+    for array in (attend(q_BTHK, k_BTHK, v_BTHK), *grads):
+        assert array.dtype == jnp.bfloat16
+        assert jnp.isfinite(array).all()
+
+
+def test_what_blocked_attention_keeps_for_the_gradient_does_not_grow_with_the_square_of_the_context():
+    qkv_BTHK = [normal(2, 256, 2, 4, seed=seed) for seed in range(3)]
+    _, gradient = jax.vjp(lambda *qkv: kernels.BLOCKED.attention(*qkv, Mask(causal=True)), *qkv_BTHK)
+    assert 0 < max(leaf.size for leaf in jax.tree.leaves(gradient)) <= qkv_BTHK[0].size
+
+
+def test_what_blocked_attention_takes_for_a_moment_does_not_grow_with_the_square_of_the_context():
+    def temporary_bytes(num_positions):
+        qkv = [jax.ShapeDtypeStruct((2, num_positions, 2, 4), jnp.float32)] * 3
+        gradient = jax.grad(lambda *qkv: kernels.BLOCKED.attention(*qkv, Mask(causal=True)).sum(), (0, 1, 2))
+        return jax.jit(gradient).lower(*qkv).compile().memory_analysis().temp_size_in_bytes
+
+    assert 0 < temporary_bytes(2048) < 2.2 * temporary_bytes(1024)
+
+
+# ---- Caches ---------------------------------------------------------------------------------------------------------------
+
+
+def empty_caches(batch_size, config):
+    """The plain ring, what the kernels give, and the same in parts, which these are too small for."""
+    yield KVCache.empty(batch_size, config)
+    yield from (empty(batch_size, config) for empty in implementations("empty_cache"))
+    yield from (partitioned_cache.partitioned(batch_size, config, num_parts) for num_parts in (2, 4))
+
+
+CACHE_MASKS = Mask(causal=True), Mask(causal=True, window=3), Mask(causal=True, slopes=(0.1, 0.4, 1.0, 3.0))
+
+
+@pytest.mark.parametrize(
+    ("num_kv_heads", "T", "mask"),
+    [*((2, T, mask) for T in (1, 2) for mask in CACHE_MASKS), (1, 1, CACHE_MASKS[0]), (4, 2, CACHE_MASKS[0])],
+)
+def test_caches_are_the_plain_ring(num_kv_heads, T, mask):
+    """Through every operation: filling, going round, rows in another order, rows of another cache. Parts that hold nothing
+    yet are made unreadable.
+    """
+    config = dataclasses.replace(CONFIG, num_kv_heads=num_kv_heads)
+    H, G, S, K = config.num_heads, num_kv_heads, config.context_length, config.head_size
+
+    def all_outputs(cache):
+        parts = getattr(cache, "k_parts", ())
+        if len(parts) > 1:
+            unreadable = tuple(part if c == 0 else jnp.full_like(part, jnp.nan) for c, part in enumerate(parts))
+            begun = cache.replace(k_parts=unreadable, v_parts=unreadable)
+            q_BTHK, new_BTGK = normal(2, T, H, K), normal(2, T, G, K)
+            positions_BT = jnp.broadcast_to(jnp.arange(T), (2, T))
+            assert jnp.isfinite(begun.append(new_BTGK, new_BTGK).attend(q_BTHK, mask, positions_BT)).all()
+        append, other = type(cache).append, cache
+        for step in range(3):
+            other = append(other, normal(2, T, G, K, seed=90 + step), normal(2, T, G, K, seed=80 + step))
+        num_steps = (2 * S + 3 if T == 1 else S) // T
+        for step in range(num_steps):
+            cache = append(cache, normal(2, T, G, K, seed=step), normal(2, T, G, K, seed=50 + step))
+            positions_BT = jnp.maximum(step * T + jnp.arange(T)[None, :] - jnp.array([[0], [2]]), 0)
+            yield cache.attend(normal(2, T, H, K, seed=70 + step), mask, positions_BT)
+            if step == 2:
+                cache = cache.rows(jnp.array([1, 0]))
+            if T == 1 and step == num_steps - 3:
+                cache = cache.with_rows_of(other, jnp.array([False, True]))
+
+    with jax.disable_jit():
+        expected, *others = (list(all_outputs(cache)) for cache in empty_caches(2, config))
+    assert len(others) == 3
+    for found in others:
+        assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_parts", [1, 2, 4])
+def test_parts_hold_what_the_ring_holds(num_parts):
+    """Around a ring of eight slots, one position after another and two at once, whatever part they go to."""
+    ring, cache = KVCache.empty(2, CONFIG), partitioned_cache.partitioned(2, CONFIG, num_parts)
+    assert cache.append_unit == 8 // num_parts
+    for step in range(6):
+        k_BTGK, v_BTGK = normal(2, 2, 4, 4, seed=step), normal(2, 2, 4, 4, seed=50 + step)
+        ring, cache = ring.append(k_BTGK, v_BTGK), cache.append(k_BTGK, v_BTGK)
+        np.testing.assert_array_equal(np.concatenate(cache.k_parts, axis=2).swapaxes(1, 2), ring.k_BSGK)
+        np.testing.assert_array_equal(np.concatenate(cache.v_parts, axis=2).swapaxes(1, 2), ring.v_BSGK)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "changes", "num_parts"),
+    [
+        (64, {"context_length": 256}, 4),
+        (63, {"context_length": 256}, 1),
+        (64, {"context_length": 254}, 1),
+        (128, {"context_length": 384}, 4),
+        (128, {"context_length": 260}, 1),  # whose quarters have no piece of a prompt but 1, 5, 13, 65
+        (64, {"context_length": 256, "num_kv_heads": 2}, 1),
+    ],
+)
+def test_a_large_cache_has_parts(batch_size, changes, num_parts):
+    cache = partitioned_cache.empty_cache(batch_size, dataclasses.replace(CONFIG, **changes))
+    assert len(cache.k_parts) == len(cache.v_parts) == num_parts
+
+
+# ---- Activations ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("activation", ops.ACTIVATIONS)
+def test_activations_are_those_of_the_equations(activation):
+    x, weights = 3 * normal(2, 5, 8), normal(2, 5, 8, seed=1)
+
+    def value_and_grad(activate):
+        return activate(x, activation), jax.grad(lambda x: jnp.sum(activate(x, activation) * weights))(x)
+
+    [activate] = implementations("activate")
+    assert_close(value_and_grad(activate), value_and_grad(PLAIN.activate), rtol=1e-5, atol=1e-5)

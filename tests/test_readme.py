@@ -1,0 +1,36 @@
+"""What the README says of the code, counted: how many lines there are to read."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ROWS = re.findall(r"^\| `(minigpt_jax/\S+)` \| (\d+) \|", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+
+# What a newcomer should have to read, at most.
+BOUNDS = {
+    "minigpt_jax/reference.py": 200,
+    "minigpt_jax/models/{ops,masks,attention,layers,transformer,gpt}.py": 350,
+    "minigpt_jax/training/{losses,optimizer,step}.py": 100,
+    "minigpt_jax/generation/{logits,decode}.py": 200,
+}
+
+
+def files(pattern):
+    """Braces as in a shell; a folder means all Python files in it."""
+    if pattern.endswith("/"):
+        return sorted((ROOT / pattern).glob("*.py"))
+    before, names, after = re.fullmatch(r"([^{]*)(?:\{(.*)\})?(.*)", pattern).groups()
+    return [ROOT / f"{before}{name}{after}" for name in (names or "").split(",")]
+
+
+@pytest.mark.parametrize("pattern, stated", ROWS)
+def test_lines_are_as_many_as_the_readme_says(pattern, stated):
+    count = sum(path.read_bytes().count(b"\n") for path in files(pattern))
+    assert count == int(stated)
+    assert count <= BOUNDS.get(pattern, count)
+
+
+def test_what_has_a_bound_is_in_the_readme():
+    assert {pattern for pattern, _ in ROWS} >= set(BOUNDS)

@@ -1,0 +1,348 @@
+"""The engine against the page: the same logits, gradients, training steps and texts, for every preset and every choice.
+
+The lists come from the settings. A choice that is named but missing somewhere (page, layer, kernel, cache, sampler) fails
+here without anybody adding a test for it. Without jit, since compiling so many small programs would take most of the time;
+the presets are compiled.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import random_params, random_tokens
+
+from minigpt_jax import kernels, reference
+from minigpt_jax.config import Config, ModelConfig, TrainingConfig, load_preset, preset_names
+from minigpt_jax.generation import logits
+from minigpt_jax.generation.logits import Processor
+from minigpt_jax.generation.sampling import row_keys, stream
+from minigpt_jax.kernels.partitioned_cache import partitioned
+from minigpt_jax.models.gpt import GPT, init_params
+from minigpt_jax.models.kernels import PLAIN
+from minigpt_jax.training.optimizer import make_optimizer
+from minigpt_jax.training.state import TrainState
+from minigpt_jax.training.step import loss_and_count, train_step
+
+BASE = ModelConfig(num_layers=1, num_heads=4, embed_dim=16, ff_dim=24, context_length=16, vocab_size=17)
+SIZES = {"num_layers": 2, "num_heads": 2, "embed_dim": 12, "ff_dim": 20, "vocab_size": 18}
+TRAINING = TrainingConfig(learning_rate=5e-4, min_learning_rate=1e-4, warmup_steps=1, ema=0.15, grad_clip=0.02)
+CONTEXTS = (16, 80)  # below and above a block of positions
+CPU = jax.devices("cpu")[0]
+
+
+# ---- What there is to choose ----------------------------------------------------------------------------------------------
+
+
+def other_values(section, field):
+    """All other choices; the other truth value; for a number, the next one that the section accepts."""
+    if field.metadata["choices"]:
+        return [value for value in field.metadata["choices"] if value != getattr(section, field.name)]
+    value = getattr(section, field.name)
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, float):
+        return [0.5 * value or 0.125]
+    for candidate in (2, 3, 5, 7, 18, 32):
+        with contextlib.suppress(ValueError):
+            dataclasses.replace(section, **{field.name: candidate})
+            if candidate != value:
+                return [candidate]
+    raise AssertionError(f"no other value found for {field.name}")
+
+
+def changes_of(section, but=()):
+    """One setting at a time; but all sizes at once, since each new shape takes long to compile."""
+    fields = [field for field in dataclasses.fields(section) if field.name not in but]
+    sizes = set(SIZES) if section is BASE else set()
+    single = [{field.name: value} for field in fields if field.name not in sizes for value in other_values(section, field)]
+    return [*single, SIZES] if sizes else single
+
+
+MODEL_CHANGES = [{}, *changes_of(BASE, but=("context_length",))]  # which CONTEXTS vary
+# What belongs to the loop, the data or the disk: it decides when something happens, not what a step computes.
+OF_THE_LOOP = {
+    "batch_size", "steps", "epochs", "seed", "init_from", "eval_every", "eval_batches", "checkpoint_every", "sample_every",
+    "log_every", "patience", "max_bad_steps", "keep_checkpoints",
+}  # fmt: skip
+TRAINING_CHANGES = changes_of(TRAINING, but=OF_THE_LOOP)
+
+
+def test_each_setting_of_the_model_is_tried():
+    tried = {name for change in MODEL_CHANGES for name in change}
+    assert tried == {field.name for field in dataclasses.fields(ModelConfig)} - {"context_length"}
+    assert {field.name for field in dataclasses.fields(TrainingConfig)} > OF_THE_LOOP
+
+
+def tuned(config):
+    """What a CPU is given, with a cache in parts, which these models are too small for."""
+    return dataclasses.replace(kernels.select(config, CPU), name="tuned", empty_cache=in_two_parts)
+
+
+def in_two_parts(batch_size, config):
+    return partitioned(batch_size, config, 2)
+
+
+@functools.cache
+def some_params(config):
+    """Of which all count, biases and scales, too."""
+    config = dataclasses.replace(config, remat=False)
+    return random_params(GPT(config), np.zeros((2, 1), np.int32), scale=config.embed_dim**-0.5)
+
+
+@pytest.fixture
+def without_jit():
+    with jax.disable_jit(), jax.debug_key_reuse(False):  # which takes its time for each single operation
+        yield
+
+
+def some_batch(config, seed=0):
+    """Rows of which some end early."""
+    tokens_BN = random_tokens(4, config.context_length + 1, vocab_size=config.vocab_size, seed=seed)
+    ends_B = np.array([config.context_length, config.context_length // 2, config.context_length, 3])
+    mask_BT = np.arange(config.context_length)[None, :] < ends_B[:, None]
+    return {"inputs_BT": tokens_BN[:, :-1], "targets_BT": tokens_BN[:, 1:], "mask_BT": mask_BT}
+
+
+@pytest.fixture(autouse=True)
+def same_dropout(monkeypatch):
+    """Page and engine draw from different keys, so that what is dropped follows from the shape alone here."""
+
+    def bernoulli(key, p, shape):
+        return (np.arange(np.prod(shape)) * 2654435761 % 1009 < 1009 * p).reshape(shape)
+
+    monkeypatch.setattr(jax.random, "bernoulli", bernoulli)
+
+
+def tolerance(config):
+    return 1e-5 if config.dtype == "float32" else 3e-2  # the page has no 16-bit types
+
+
+def assert_near(ours, theirs, limit):
+    """Leaf by leaf, within `limit` of the leaf's largest value or of 1."""
+
+    def check(path, a, b):
+        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+        scale = max(1.0, np.abs(b).max())
+        np.testing.assert_allclose(a / scale, b / scale, rtol=0, atol=limit, err_msg=jax.tree_util.keystr(path))
+
+    jax.tree_util.tree_map_with_path(check, ours, theirs)
+
+
+# ---- Logits and gradients -------------------------------------------------------------------------------------------------
+
+
+def of_page(config):
+    def run(params, batch, key):
+        logits_BTV = reference.gpt(params, batch["inputs_BT"], config)
+        return logits_BTV, jax.value_and_grad(reference.loss)(params, batch, config, key)
+
+    return run
+
+
+def of_engine(config, kernels):
+    model = GPT(config, kernels)
+
+    def loss(params, batch, key):
+        total, count = loss_and_count(params, batch, key, model)
+        return total / count
+
+    def run(params, batch, key):
+        logits_BTV, _ = model.apply({"params": params}, batch["inputs_BT"])
+        return logits_BTV, jax.value_and_grad(loss)(params, batch, key)
+
+    return run
+
+
+def some_key(config):
+    return jax.random.key(1) if config.dropout else None
+
+
+@pytest.mark.usefixtures("without_jit")
+@pytest.mark.parametrize("context_length", CONTEXTS)
+@pytest.mark.parametrize("change", MODEL_CHANGES, ids=str)
+def test_engine_computes_the_logits_and_gradients_of_the_page(change, context_length):
+    config = dataclasses.replace(BASE, context_length=context_length, **change)
+    page = of_page(config)(some_params(config), some_batch(config), some_key(config))
+    for used in (PLAIN, tuned(config)):
+        engine = of_engine(config, used)(some_params(config), some_batch(config), some_key(config))
+        assert_near(engine, page, tolerance(config))
+    _, (_, grads) = page
+    assert all(np.abs(leaf).max() > 1e-4 for leaf in jax.tree.leaves(grads))  # else it would prove nothing
+
+
+def test_sequences_longer_than_the_context_agree_too():
+    """Each position sees as many as the context has."""
+    config = dataclasses.replace(BASE, context_length=24)
+    tokens_BT, params = random_tokens(2, 100, vocab_size=17), some_params(config)
+    expected_BTV = reference.gpt(params, tokens_BT, config)
+    for used in (PLAIN, kernels.BLOCKED, kernels.SPLIT):
+        logits_BTV, _ = jax.jit(GPT(config, used).apply)({"params": params}, tokens_BT)
+        assert_near(logits_BTV, expected_BTV, 1e-5)
+
+
+FIELDS_WITH_CHOICES = [field.name for field in dataclasses.fields(ModelConfig) if field.metadata["choices"]]
+
+
+@pytest.mark.parametrize("name", FIELDS_WITH_CHOICES)
+def test_each_choice_computes_something_else(name):
+    """A name that nothing reads would compute what one of the others does."""
+    values = next(field.metadata["choices"] for field in dataclasses.fields(ModelConfig) if field.name == name)
+    batch = some_batch(BASE)
+    configs = [dataclasses.replace(BASE, **{name: value}) for value in values]
+    params = [init_params(jax.random.key(0), GPT(config)) if name == "init" else some_params(config) for config in configs]
+    pairs = list(zip(configs, params, strict=True))
+    engine = [GPT(config).apply({"params": params}, batch["inputs_BT"])[0] for config, params in pairs]
+    page = [reference.gpt(params, batch["inputs_BT"], config) for config, params in pairs]
+    for found in (engine,) if name == "dtype" else (engine, page):
+        for one, other in itertools.combinations(found, 2):
+            assert np.abs(np.asarray(one) - np.asarray(other)).max() > 1e-4
+
+
+@pytest.mark.parametrize("positions", ModelConfig.__dataclass_fields__["positions"].metadata["choices"])
+def test_whatever_the_positions_the_order_of_the_tokens_counts(positions):
+    config = dataclasses.replace(BASE, positions=positions)
+    tokens_BT = np.array([[1, 2, 3, 4], [2, 1, 3, 4]], np.int32)
+    for logits_BTV in (
+        GPT(config).apply({"params": some_params(config)}, tokens_BT)[0],
+        reference.gpt(some_params(config), tokens_BT, config),
+    ):
+        assert np.abs(logits_BTV[0, -1] - logits_BTV[1, -1]).max() > 1e-3
+
+
+# ---- Training -------------------------------------------------------------------------------------------------------------
+
+
+def page_after(config, num_steps=3):
+    state = reference.init_state(some_params(config.model))
+    for step in range(num_steps):
+        batch = some_batch(config.model, seed=step)
+        state, loss = reference.train_step(state, batch, config, 10, some_key(config.model))
+    return state, loss
+
+
+def engine_after(config, kernels, num_steps=3):
+    """The engine's state in the page's terms."""
+    optimizer, params = make_optimizer(config.training, 10), jax.tree.map(jnp.array, some_params(config.model))
+    average = jax.tree.map(jnp.array, params) if config.training.ema else None
+    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
+    how = {"model": GPT(config.model, kernels), "optimizer": optimizer, "ema": config.training.ema}
+    how |= {"grad_accumulation": config.training.grad_accumulation}
+    for step in range(num_steps):
+        state, metrics = train_step(state, some_batch(config.model, seed=step), jax.random.key(0), **how)
+    mean, square = (optax.tree_utils.tree_get(state.opt_state, name) for name in ("mu", "nu"))
+    found = {"step": state.step, "params": state.params, "mean": mean, "square": square, "average": state.eval_params}
+    return found, metrics["loss"]
+
+
+@pytest.mark.usefixtures("without_jit")
+@pytest.mark.parametrize("change", MODEL_CHANGES, ids=str)
+def test_three_training_steps_of_the_engine_are_those_of_the_page(change):
+    config = Config(dataclasses.replace(BASE, **change), TRAINING)
+    assert_near(engine_after(config, tuned(config.model)), page_after(config), tolerance(config.model))
+
+
+@functools.cache
+def unchanged_engine():
+    return engine_after(Config(BASE, TRAINING), PLAIN)[0]
+
+
+@pytest.mark.usefixtures("without_jit")
+@pytest.mark.parametrize("change", TRAINING_CHANGES, ids=str)
+def test_each_number_of_the_training_section_means_the_same_on_the_page(change):
+    config = Config(BASE, dataclasses.replace(TRAINING, **change))
+    found = engine_after(config, PLAIN)
+    assert_near(found, page_after(config), 1e-5)
+    if "grad_accumulation" not in change:
+        before = unchanged_engine()
+        differences = jax.tree.map(lambda a, b: np.abs(a - b).max(), found[0]["average"], before["average"])
+        assert max(jax.tree.leaves(differences)) > 1e-6
+
+
+# ---- Texts ----------------------------------------------------------------------------------------------------------------
+
+
+def text_of_page(config, prompt_BN, num_tokens, process):
+    tokens_BN = reference.sample(some_params(config), prompt_BN, num_tokens, jax.random.key(3), config, process)
+    return tokens_BN[:, prompt_BN.shape[1] :].tolist()
+
+
+def text_of_engine(config, used, prompt_BN, num_tokens, processors):
+    keys = row_keys(jax.random.key(3), range(len(prompt_BN)))
+    chunks = stream(some_params(config), list(prompt_BN), num_tokens, keys, processors, model=GPT(config, used))
+    return np.concatenate([chunk.token for chunk in chunks], axis=1).tolist()
+
+
+def most_probable(logits_BV, tokens_BN):
+    return np.where(logits_BV == logits_BV.max(axis=-1, keepdims=True), 0.0, -np.inf)
+
+
+def assert_texts_agree(config, num_tokens, prompt_length, used):
+    prompt_BN = random_tokens(2, prompt_length, vocab_size=config.vocab_size)
+    expected = text_of_page(config, prompt_BN, num_tokens, most_probable)
+    for each in used:
+        assert text_of_engine(config, each, prompt_BN, num_tokens, (Processor(logits.greedy),)) == expected
+    assert expected[0] != expected[1]
+
+
+@pytest.mark.usefixtures("without_jit")
+@pytest.mark.parametrize("context_length", CONTEXTS)
+@pytest.mark.parametrize("change", [change for change in MODEL_CHANGES if "dtype" not in change], ids=str)
+def test_greedy_text_of_the_cache_is_that_of_recomputing_everything(change, context_length):
+    """And past the context, where models with a table of positions re-anchor and the others slide."""
+    config = dataclasses.replace(BASE, context_length=context_length, **change)
+    if context_length == CONTEXTS[0]:
+        assert_texts_agree(config, 12, 8, (PLAIN, tuned(config)))
+    else:
+        assert_texts_agree(config, 10, context_length - 5, (tuned(config),))
+
+
+@pytest.mark.usefixtures("without_jit")
+@pytest.mark.parametrize("positions", ModelConfig.__dataclass_fields__["positions"].metadata["choices"])
+def test_sampled_text_is_that_of_the_page_too(positions):
+    """Row i draws from fold_in(key, i), and token n of it from fold_in of that and n."""
+    config = dataclasses.replace(BASE, positions=positions, num_heads=2)
+    prompt_BN = random_tokens(3, 4, vocab_size=17)
+    sampled = text_of_engine(config, PLAIN, prompt_BN, 30, (Processor(logits.temperature, 0.7),))
+    assert sampled == text_of_page(config, prompt_BN, 30, lambda logits_BV, tokens_BN: logits_BV / 0.7)
+
+
+# ---- Presets --------------------------------------------------------------------------------------------------------------
+
+
+def presets():
+    """Each with two layers and the same vocabulary, by which those that differ in the tokenizer alone are one."""
+    found = {}
+    for name in preset_names():
+        preset = load_preset(name)
+        model = dataclasses.replace(preset.model, num_layers=2, vocab_size=65)
+        found.setdefault(Config(model, dataclasses.replace(preset.training, steps=None)), []).append(name)
+    return [pytest.param(config, id=", ".join(names)) for config, names in found.items()]
+
+
+@pytest.mark.parametrize("config", presets())
+def test_presets_are_the_same_on_page_and_engine(config):
+    used = kernels.select(config.model, CPU)
+    inputs = some_params(config.model), some_batch(config.model), some_key(config.model)
+    page, engine = (jax.jit(run)(*inputs) for run in (of_page(config.model), of_engine(config.model, used)))
+    assert_near(engine, page, 1e-5)
+    assert_near(engine_after(config, used), page_after(config), 1e-5)
+    assert_texts_agree(config.model, 6, config.model.context_length - 4, (used,))
+
+
+def test_the_page_is_a_program(capsys, monkeypatch, tmp_path):
+    text = tmp_path / "plays.txt"
+    text.write_text("KING: To be, or not to be, that is the question.\n" * 40, encoding="utf-8")
+    open_text = reference.corpora.open_text
+    monkeypatch.setattr(reference.corpora, "open_text", lambda name: open_text(str(text)))
+    reference.main(num_steps=100)
+    step, sample = capsys.readouterr().out.split("nats per character\n")
+    assert step.startswith("step 100/100  loss ")
+    assert float(step.split()[-1]) < 1.0  # where guessing is above 3
+    assert sample.startswith("KING")
+    assert len(sample) == len("KING") + 200 + 1
