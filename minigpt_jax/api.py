@@ -1,15 +1,20 @@
-"""The edge for Python callers: where it is decided which kernels and devices a model runs on."""
+"""The edge for Python callers: where it is decided which kernels and devices a model runs on.
+
+What trains and what reads runs is imported when it is asked for: who only decodes need not have it in memory.
+"""
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 
 from minigpt_jax import kernels as kernels_room
 from minigpt_jax.config import Config, ModelConfig
-from minigpt_jax.generation.language_model import LanguageModel
 from minigpt_jax.models.kernels import Kernels
-from minigpt_jax.training import loop, pretrained
+
+if TYPE_CHECKING:
+    from minigpt_jax.generation.language_model import LanguageModel
 
 
 def choose_kernels(config: ModelConfig, kernels: str = "tuned") -> Kernels:
@@ -22,10 +27,14 @@ def train(config: Config, workdir: str | Path, overwrite: bool = False, *, kerne
 
     For the options and what is raised see `training.loop.train`.
     """
+    from minigpt_jax.training import loop
+
     loop.train(config, Path(workdir), overwrite, kernels=choose_kernels(config.model, kernels), **options)
 
 
-def load(folder: str | Path, *, kernels: str = "tuned") -> LanguageModel:
+def load(folder: str | Path, *, kernels: str = "tuned") -> "LanguageModel":
     """The language model in a folder: that of a run, or of Hugging Face. See `training.pretrained.load`."""
+    from minigpt_jax.training import pretrained
+
     model = pretrained.load(folder)
     return dataclasses.replace(model, kernels=choose_kernels(model.config, kernels), devices=tuple(jax.local_devices()))

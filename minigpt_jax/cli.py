@@ -26,9 +26,9 @@ def define_setting_flags(*names: str) -> None:
         DEFINE[setting_type(known.field)](name, None, setting_help(known))
 
 
-def define_kernels_flag() -> flags.FlagHolder:
-    """Which implementation of the model runs. `benchmark.py` has it for its training and decoding steps."""
-    text = "tuned: what is fast on this machine; plain: the equations as they are in models/"
+def define_kernels_flag(what_for: str = "") -> flags.FlagHolder:
+    """Which implementation of the model runs. `what_for` says what it applies to, if not to all."""
+    text = what_for + "tuned: what is fast on this machine; plain: the equations as they are in models/"
     return flags.DEFINE_enum("kernels", "tuned", ["tuned", "plain"], text)
 
 

@@ -3,7 +3,10 @@
 Read it from top to bottom. `python -m minigpt_jax.reference` trains a small model for some seconds and prints a sample. The
 engine computes the same functions of the same parameters, only faster: tests compare the two for every choice of the config.
 Suffixes name dimensions: B batch, T query positions, S key positions, D model width, F feed-forward width, H query heads,
-G key/value heads, K head size, V vocabulary, N positions of a whole text.
+G key/value heads, K head size, V vocabulary, N positions of a whole text. Without the engine's guards and 16-bit types.
+
+params = {embedding: {tokens, positions}, transformer: {block_0: {attention: {query, key, value, output}, attention_norm,
+          feed_forward: {up, gate, down}, feed_forward_norm}, block_1, ..., final_norm}, head}, initialised by the engine
 """
 
 import functools
@@ -16,6 +19,18 @@ import numpy as np
 from minigpt_jax.config import Config, ModelConfig, TrainingConfig
 from minigpt_jax.data import batches, corpora
 from minigpt_jax.models.gpt import GPT, init_params
+
+
+def embed(params, tokens_BT, config):
+    x_BTD = params["tokens"]["embedding"][tokens_BT]
+    T, D = x_BTD.shape[1:]
+    if config.positions == "learned":
+        x_BTD = x_BTD + params["positions"]["embedding"][None, :T]
+    if config.positions == "sinusoidal":  # sections 3.4 and 3.5
+        angles = jnp.arange(T)[:, None] / 10000 ** (jnp.arange(0, D, 2) / D)[None, :]
+        waves_TD = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(T, -1)[:, :D]
+        x_BTD = x_BTD * math.sqrt(D) + waves_TD[None]
+    return x_BTD
 
 
 def dense(params, x_BTD):
@@ -67,7 +82,7 @@ ACTIVATIONS = {
     "relu2": lambda x: jnp.maximum(x, 0) ** 2,
     "relu": lambda x: jnp.maximum(x, 0),
     "gelu": lambda x: x * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
-    "swiglu": lambda x: x / (1 + jnp.exp(-x)),
+    "swiglu": lambda x: x / (1 + jnp.exp(-x)),  # SiLU, of the gate
 }
 
 
@@ -76,18 +91,6 @@ def feed_forward(params, x_BTD, config):
     f, h_BTF = ACTIVATIONS[config.activation], dense(params["up"], x_BTD)
     h_BTF = f(dense(params["gate"], x_BTD)) * h_BTF if config.activation == "swiglu" else f(h_BTF)
     return dense(params["down"], h_BTF)
-
-
-def embed(params, tokens_BT, config):
-    x_BTD = params["tokens"]["embedding"][tokens_BT]
-    T, D = x_BTD.shape[1:]
-    if config.positions == "learned":
-        x_BTD = x_BTD + params["positions"]["embedding"][None, :T]
-    if config.positions == "sinusoidal":  # sections 3.4 and 3.5
-        angles = jnp.arange(T)[:, None] / 10000 ** (jnp.arange(0, D, 2) / D)[None, :]
-        waves_TD = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(T, -1)[:, :D]
-        x_BTD = x_BTD * math.sqrt(D) + waves_TD[None]
-    return x_BTD
 
 
 def block(params, x_BTD, config, dropout):
@@ -101,12 +104,8 @@ def block(params, x_BTD, config, dropout):
     return x_BTD
 
 
-def gpt(params, tokens_BT, config, key=None):
-    """logits_BTV: position t scores the token at t + 1, from the tokens up to t. A key turns dropout on.
-
-    params = {embedding: {tokens, positions}, transformer: {block_0: {attention: {query, key, value, output}, attention_norm,
-              feed_forward: {up, gate, down}, feed_forward_norm}, block_1, ..., final_norm}, head}
-    """
+def gpt(params, tokens_BT, config: ModelConfig, key=None):
+    """logits_BTV: position t scores the token at t + 1, from the tokens up to t. A key turns dropout on."""
     keys = None if key is None else iter(jax.random.split(key, 2 * config.num_layers + 1))
 
     def dropout(x_BTD):
@@ -128,17 +127,22 @@ def loss(params, batch, config, key=None):
     return (nats_BT * batch["mask_BT"]).sum() / batch["mask_BT"].sum()
 
 
-def learning_rate(step, config, num_steps):
+def learning_rate(step, training: TrainingConfig, num_steps):
     """A linear warmup to the peak, then half a cosine to the minimum, which the last step has."""
-    peak, lowest, warmup = config.learning_rate, config.min_learning_rate, min(config.warmup_steps, num_steps)
+    peak, lowest, warmup = training.learning_rate, training.min_learning_rate, min(training.warmup_steps, num_steps)
     progress = jnp.clip((step - warmup) / max(1, num_steps - 1 - warmup), 0, 1)
     cosine = lowest + (peak - lowest) * (1 + jnp.cos(jnp.pi * progress)) / 2
     return jnp.where(step < warmup, peak * (step + 1) / max(1, warmup), cosine)
 
 
+def init_state(params):
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    return {"step": 0, "params": params, "mean": zeros, "square": zeros, "average": params}
+
+
 @functools.partial(jax.jit, static_argnames=("config", "num_steps"))
 def train_step(state, batch, config: Config, num_steps, key=None):
-    """Clip the gradient by its global norm, then AdamW (Loshchilov & Hutter 2019). Returns the next state and the loss."""
+    """Clip the gradient by its global norm, then AdamW (Loshchilov & Hutter 2019). Returns the next state, and the loss."""
     c, step, tree_map = config.training, state["step"], jax.tree.map
     value, grads = jax.value_and_grad(loss)(state["params"], batch, config.model, key)
     grad_norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(grads)))
@@ -152,7 +156,7 @@ def train_step(state, batch, config: Config, num_steps, key=None):
         return p - learning_rate(step, c, num_steps) * (adam + decay)
 
     params = tree_map(update, state["params"], mean, square)
-    ema = jnp.minimum(c.ema, (1 + step) / (10 + step))  # forgets the initial values soon
+    ema = jnp.minimum(c.ema, (1 + step) / (10 + step))  # less at first: initial values are soon forgotten
     average = tree_map(lambda a, p: ema * a + (1 - ema) * p, state["average"], params)
     return {"step": step + 1, "params": params, "mean": mean, "square": square, "average": average}, value
 
@@ -171,11 +175,6 @@ def sample(params, prompt_BN, num_tokens, key, config, process=lambda logits_BV,
         step_key_B = jax.vmap(jax.random.fold_in, (0, None))(row_key_B, n - N)
         tokens_BN[:, n] = jax.vmap(jax.random.categorical)(step_key_B, process(logits_BV, tokens_BN[:, :n]))
     return tokens_BN
-
-
-def init_state(params):
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    return {"step": 0, "params": params, "mean": zeros, "square": zeros, "average": params}
 
 
 def main(num_steps=400):

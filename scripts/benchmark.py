@@ -22,7 +22,7 @@ from minigpt_jax.errors import DataError, UsageError, did_you_mean
 ROUNDS = flags.DEFINE_integer("rounds", None, "how often each contestant is asked, or each point measured")
 MEGABYTES = flags.DEFINE_integer("megabytes", 50, "data: size of the text that is tokenized")
 DATASET = flags.DEFINE_string("dataset", "tiny_shakespeare", "loss: the text")
-KERNELS = cli.define_kernels_flag()
+KERNELS = cli.define_kernels_flag("train, generate: ")
 JSON = flags.DEFINE_string("json", None, "also write the figures to this file")
 PLOT = flags.DEFINE_string("plot", None, "also draw the figures into this PNG (extra plot)")
 

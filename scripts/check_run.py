@@ -25,6 +25,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
+import minigpt_jax as mg
 from minigpt_jax import cli
 from minigpt_jax.config import load_preset
 from minigpt_jax.errors import DataError, UsageError
@@ -83,7 +84,7 @@ class Checks:
         clock = {"seconds", "tokens_per_second"}
         rows = [{name: row[name] for name in row.keys() - clock} for row in read_metrics(workdir / "metrics.jsonl")]
         info = dataclasses.replace(checkpoint.read_info(workdir, NUM_STEPS), seconds=0.0)
-        return leaves, rows, info, checkpoint.load(workdir).generate("\n", 50, seed=1)
+        return leaves, rows, info, mg.load(workdir).generate("\n", 50, seed=1)
 
     def is_straight(self, workdir: Path) -> bool:
         return self.outcome(workdir) == self.straight

@@ -1,4 +1,4 @@
-"""The GPT of reference.py in idiomatic PyTorch, for comparison: the same names, and nothing shared but the config.
+"""The GPT of reference.py in idiomatic PyTorch, for comparison. Nothing is shared but the config.
 
 guide.md sets the two side by side. A module here owns its parameters as attributes and is called like a function of its
 inputs alone, where the page has functions of parameters and inputs. The rest follows from that.
@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from minigpt_jax.config import ModelConfig, TrainingConfig
 
-# ---- layers.py ------------------------------------------------------------------------------------------------------------
+# ---- Layers --------------------------------------------------------------------------------------------------------------
 
 
 def init_kernel(kernel_FD: Tensor, config: ModelConfig, scale: float = 1.0) -> None:
@@ -130,7 +130,7 @@ class TokenAndPosition(nn.Module):
         return x_BTD
 
 
-# ---- attention.py ---------------------------------------------------------------------------------------------------------
+# ---- Attention -----------------------------------------------------------------------------------------------------------
 
 
 class MultiHeadAttention(nn.Module):
@@ -166,7 +166,7 @@ class MultiHeadAttention(nn.Module):
         return self.output(o_BHTK.transpose(1, 2).reshape(B, T, D))
 
 
-# ---- transformer.py -------------------------------------------------------------------------------------------------------
+# ---- Block and stack -----------------------------------------------------------------------------------------------------
 
 
 class Block(nn.Module):
@@ -212,7 +212,7 @@ class Transformer(nn.Module):
         return self.final_norm(x_BTD)
 
 
-# ---- gpt.py ---------------------------------------------------------------------------------------------------------------
+# ---- GPT -----------------------------------------------------------------------------------------------------------------
 
 
 class GPT(nn.Module):
@@ -235,7 +235,7 @@ class GPT(nn.Module):
         return self.head(x_BTD)
 
 
-# ---- optimizer.py ---------------------------------------------------------------------------------------------------------
+# ---- Optimizer -----------------------------------------------------------------------------------------------------------
 
 
 def warmup_cosine(config: TrainingConfig, num_steps: int) -> Callable[[int], float]:
@@ -262,7 +262,7 @@ def make_optimizer(config: TrainingConfig, model: nn.Module, num_steps: int) -> 
     return optimizer, LambdaLR(optimizer, warmup_cosine(config, num_steps))
 
 
-# ---- step.py --------------------------------------------------------------------------------------------------------------
+# ---- Training step -------------------------------------------------------------------------------------------------------
 
 
 def next_token_loss(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
@@ -298,7 +298,7 @@ def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
         kept.lerp_(parameter, 1 - decay)
 
 
-# ---- sampler.py -----------------------------------------------------------------------------------------------------------
+# ---- Sampling ------------------------------------------------------------------------------------------------------------
 
 
 def sample(logits_BV: Tensor, uniform_BV: Tensor) -> Tensor:

@@ -83,7 +83,10 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModel:
-    """Made by `minigpt_jax.load(workdir)`, or from parts. `devices` are those of a split CPU that rows are sharded over."""
+    """Made by `minigpt_jax.load(workdir)`, or from parts: then with plain kernels, unless others are given.
+
+    `devices` are those of a split CPU that rows are sharded over.
+    """
 
     config: ModelConfig
     tokenizer: Tokenizer

@@ -13,15 +13,15 @@ from minigpt_jax.kernels.blocked_attention import BLOCK, blocked_attention
 from minigpt_jax.kernels.cudnn_attention import cudnn_attention, has_cudnn
 from minigpt_jax.kernels.dense import matmul
 from minigpt_jax.kernels.norms import center, unit_rms
-from minigpt_jax.kernels.partitioned_cache import empty_cache
+from minigpt_jax.kernels.partitioned_cache import empty_cache, whole_cache
 from minigpt_jax.kernels.recompute import recompute
 from minigpt_jax.kernels.split_attention import split_attention
 from minigpt_jax.models.kernels import PLAIN, Kernels
 
-TUNED = Kernels("tuned", matmul, center, unit_rms, activate, recompute=recompute)
+TUNED = Kernels("tuned", matmul, center, unit_rms, activate, empty_cache=whole_cache, recompute=recompute)
 BLOCKED = Kernels("tuned, blocked attention", matmul, center, unit_rms, activate, blocked_attention, empty_cache, recompute)
 SPLIT = Kernels("tuned, split attention", matmul, center, unit_rms, activate, split_attention, empty_cache, recompute)
-CUDNN = Kernels("tuned, cuDNN attention", matmul, center, unit_rms, activate, cudnn_attention, recompute=recompute)
+CUDNN = Kernels("tuned, cuDNN attention", matmul, center, unit_rms, activate, cudnn_attention, whole_cache, recompute)
 
 
 def select(config: ModelConfig, device: Any, kernels: str = "tuned") -> Kernels:

@@ -1,4 +1,4 @@
-"""How wide initial weights are drawn."""
+"""Standard deviations of the random initial weights."""
 
 from flax import linen as nn
 

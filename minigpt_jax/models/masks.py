@@ -29,8 +29,8 @@ class Mask:
 
     @property
     def only_past(self) -> bool:
-        """Whether ages say all, and none of them lies ahead: what a cache needs, and a kernel that skips the future."""
-        return self.causal and self.padding_BS is None
+        """Whether it hides the future and depends on age alone: what caches need, and kernels that skip the future."""
+        return self.causal and not jax.tree.leaves(self)
 
     def __call__(self, scores_BHTS: jax.Array, age_BTS: jax.Array, exists_BTS: jax.Array | bool = True) -> jax.Array:
         """The scores under this rule, in float32. B may be 1 in the ages. Keys that do not exist are hidden, too."""
