@@ -47,7 +47,7 @@ def forward(model):
 
 
 def log_probs_after(model, rows):
-    """log p of the next token after each row (all of one length), by the plain model, with everything computed anew."""
+    """log p of the next token after each row (all of one length), by the plain model, with everything recomputed."""
     tokens_BT = np.zeros((len(rows), CONFIG.context_length), np.int32)
     tokens_BT[:, : len(rows[0])] = rows
     return np.asarray(forward(model)(tokens_BT))[:, len(rows[0]) - 1]

@@ -83,7 +83,7 @@ def configured(**changes):
 
 
 def test_gradient_of_the_residual_stream_is_summed_once():
-    """And not anew in each block from those of all later blocks, for which XLA would make ever larger programs."""
+    """And not recomputed in each block from those of all later blocks, for which XLA would make ever larger programs."""
 
     def most_inputs(num_layers):
         """Of an operation of the compiled gradient."""

@@ -172,7 +172,7 @@ class Run:
         """All steps that are left, then a report on the whole; or those until the `deadline` on the monotonic clock."""
         experiment, settings = self.experiment, self.settings
         self.announce()
-        step_once, means = compilations.expect_one(train_step), experiment.train_step_kwargs
+        step_once, static = compilations.expect_one(train_step), experiment.train_step_kwargs
         start = self.info.step
         trace = Trace(self.workdir / "profile", start, self.num_steps) if profile else None
         with (
@@ -188,11 +188,11 @@ class Run:
                 self.seconds_waiting += time.perf_counter() - began
                 if step == start + 1:
                     init_state.clear_cache()  # it has served, and its program takes some 50 MB
-                    compiled = train_step.lower(self.state, batch, experiment.root_key, **means).compile()
+                    compiled = train_step.lower(self.state, batch, experiment.root_key, **static).compile()
                     give_back_freed_memory()
                 if trace:
                     trace.step_begins(step, self.clock, self.state)
-                self.state, step_metrics = step_once(self.state, batch, experiment.root_key, **means)
+                self.state, step_metrics = step_once(self.state, batch, experiment.root_key, **static)
                 self.unread.append(step_metrics)
                 progress.update()
                 if step == start + 1:
