@@ -1,10 +1,13 @@
-"""What several test files need: reproducible arrays, parameters far from their initial values, comparisons of trees."""
+"""What several test files need: reproducible arrays, parameters far from their initial values, masks, comparisons."""
 
 import functools
 import zlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+
+from minigpt_jax.models.masks import Mask
 
 
 def normal(*shape, seed=0):
@@ -34,6 +37,43 @@ def assert_equal(tree, other):
 
 def assert_close(tree, other, **tolerance):
     jax.tree.map(functools.partial(np.testing.assert_allclose, **tolerance), tree, other)
+
+
+def masks(num_rows, num_keys, num_heads):
+    """A mask of every kind, by name, for keys as many as these. Each query is allowed at least its own key or the first."""
+    slopes = tuple(0.02 * 4.0**head for head in range(num_heads))
+    ends_B = np.resize([max(1, num_keys // 2), num_keys, min(3, num_keys)], num_rows)
+    holes_B = np.resize([num_keys // 2, num_keys - 1, max(1, num_keys // 3)], num_rows)
+    ends_BS, holes_BS = (jnp.arange(num_keys)[None, :] - jnp.asarray(each_B)[:, None] for each_B in (ends_B, holes_B))
+    return {
+        "none": Mask(),
+        "causal": Mask(causal=True),
+        "window": Mask(causal=True, window=70),
+        "narrow window": Mask(causal=True, window=3),
+        "slopes": Mask(causal=True, slopes=slopes),
+        "slopes both ways": Mask(slopes=slopes),
+        "all at once": Mask(causal=True, window=70, slopes=slopes),
+        "padding": Mask(padding_BS=ends_BS < 0),
+        "causal padding": Mask(causal=True, padding_BS=holes_BS != 0),
+    }
+
+
+MASKS = tuple(masks(1, 2, 1))
+
+
+def allowed_and_bias(mask, num_rows, num_queries, num_keys):
+    """(allowed_BTS, bias_HTS or None): a mask's docstring, word by word, for one row, query and key at a time."""
+    shape = num_rows, num_queries, num_keys
+    allowed_BTS = np.zeros(shape, bool)
+    for b, t, s in np.ndindex(shape):
+        past = not mask.causal or s <= t
+        near = mask.window is None or t - s < mask.window
+        real = mask.padding_BS is None or mask.padding_BS[b, s]
+        allowed_BTS[b, t, s] = past and near and real
+    if mask.slopes is None:
+        return allowed_BTS, None
+    distances_TS = [[abs(t - s) for s in range(num_keys)] for t in range(num_queries)]
+    return allowed_BTS, -np.multiply.outer(mask.slopes, distances_TS)
 
 
 def attention_by_loop(q_BTHK, k_BSHK, v_BSHK, allowed_BTS, bias_HTS=None):

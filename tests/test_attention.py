@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import attention_by_loop, normal, random_params
+from helpers import MASKS, allowed_and_bias, attention_by_loop, masks, normal, random_params
 
 from minigpt_jax import kernels
 from minigpt_jax.config import ModelConfig
@@ -23,20 +23,12 @@ attend = jax.jit(attention)
 # ---- The equation ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["all", "causal", "window", "padding", "slopes"])
+@pytest.mark.parametrize("kind", MASKS)
 def test_attention_is_the_equation(kind):
     B, T, S, H, K = 2, 5, 7, 3, 4
     q_BTHK, k_BSHK, v_BSHK = 3 * normal(B, T, H, K), normal(B, S, H, K, seed=1), normal(B, S, H, K, seed=2)
-    age_TS = np.arange(T)[:, None] - np.arange(S)[None, :]
-    padding_BS, slopes = np.arange(S)[None, :] < np.array([[4], [7]]), (0.1, 1.0, 3.0)
-    mask, allowed_BTS, bias_HTS = {
-        "all": (Mask(), np.ones((B, T, S)), None),
-        "causal": (Mask(causal=True), np.broadcast_to(age_TS >= 0, (B, T, S)), None),
-        "window": (Mask(causal=True, window=3), np.broadcast_to((age_TS >= 0) & (age_TS < 3), (B, T, S)), None),
-        "padding": (Mask(padding_BS=padding_BS), np.broadcast_to(padding_BS[:, None], (B, T, S)), None),
-        "slopes": (Mask(slopes=slopes), np.ones((B, T, S)), -np.array(slopes)[:, None, None] * np.abs(age_TS)[None]),
-    }[kind]
-    expected_BTHK = attention_by_loop(q_BTHK, k_BSHK, v_BSHK, allowed_BTS, bias_HTS)
+    mask = masks(B, S, H)[kind]
+    expected_BTHK = attention_by_loop(q_BTHK, k_BSHK, v_BSHK, *allowed_and_bias(mask, B, T, S))
     np.testing.assert_allclose(attend(q_BTHK, k_BSHK, v_BSHK, mask), expected_BTHK, rtol=1e-5, atol=1e-5)
 
 

@@ -12,10 +12,12 @@ import jax
 import numpy as np
 import pytest
 
-from minigpt_jax.benchmarks import generate, limits, loss, scaling, train, turns
+from minigpt_jax.api import choose_kernels
+from minigpt_jax.benchmarks import data, generate, kernels, limits, loss, scaling, train, turns
 from minigpt_jax.config import ModelConfig, load_preset
 from minigpt_jax.errors import DataError
 from minigpt_jax.models.gpt import GPT, init_params
+from minigpt_jax.models.kernels import PLAIN
 from minigpt_jax.training.experiment import evaluate
 from minigpt_jax.training.step import train_step
 
@@ -43,6 +45,19 @@ class FirstToy(Toy):
 
 class SecondToy(Toy):
     name, letter = "second", "b"
+
+
+class LetteredToy(Toy):
+    def __init__(self, path: Path, letter: str):
+        super().__init__(path)
+        self.letter = letter
+
+
+def test_a_contestant_may_have_settings_of_its_own(tmp_path):
+    contestants = [turns.With(LetteredToy, f"toy {letter}", {"letter": letter}) for letter in "xy"]
+    answers = turns.race(turns.present(contestants), (tmp_path / "turns",), rounds=1)
+    assert (tmp_path / "turns").read_text() == "xyxy"
+    assert list(answers) == ["toy x", "toy y"]
 
 
 class MissingToy(Toy):
@@ -130,6 +145,41 @@ def test_a_step_is_compared_with_products_that_take_turns_with_it(monkeypatch, c
     train.measure(rounds=1)
     [row] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("minigpt_jax")]
     assert "40%" in row  # of 1600 a second
+
+
+def test_kernels_of_a_benchmark_are_tuned_but_for_the_op_that_is_named():
+    config = load_preset("debug").model
+    tuned = choose_kernels(config)
+    assert train.kernels_called("tuned", config) == tuned
+    assert train.kernels_called("plain", config) == PLAIN
+    found = train.kernels_called("plain attention", config)
+    assert (found.attention, found.matmul) == (PLAIN.attention, tuned.matmul)
+
+
+def test_what_a_kernel_saves_is_a_share_of_the_step_without_it(monkeypatch, capsys):
+    seconds = {"minigpt_jax": 3.0, "plain attention": 4.0}
+    asked = []
+
+    def race(contestants, setup, rounds):
+        asked.extend(contestant.settings["kernels"] for contestant in contestants[1:])
+        told = {"peak_mb": 1.0}
+        return {one.name: [told | {"seconds": seconds.get(one.name, 2.0)}] * 3 for one in contestants}
+
+    monkeypatch.setattr(kernels, "race", race)
+    monkeypatch.setattr(kernels, "SETTINGS", {"debug": (2, 1)})
+    figures = kernels.measure(rounds=2)
+    assert set(asked) == {f"plain {op}" for op in vars(PLAIN) if op != "name"}  # no kernel is left unmeasured
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["plain", "attention"] in [row[:2] for row in rows if "25.0%" in row]
+    assert list(figures) == ["training, debug", "training, debug, --remat", "decoding 16 rows, 6 × 256"]
+
+
+def test_what_a_step_waits_for_its_batch_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "NUM_STEPS", 2)
+    monkeypatch.setattr(data, "load_preset", lambda name: load_preset("debug"))
+    np.resize(np.arange(65, dtype="<u2"), 1000).tofile(tmp_path / "tokens")
+    figures = data.feed(tmp_path / "tokens", rounds=2)
+    assert figures["training"] > figures["reading"] > 0
 
 
 def test_bytes_of_a_decoding_step_are_weights_and_what_the_cache_holds():
@@ -227,6 +277,7 @@ def test_figures_are_drawn_a_panel_for_each_title():
         },
         "generate": {f"batch_{size}": {"answers": answers, "bound_ms": 0.1} for size in generate.BATCH_SIZES},
         "loss": {"races": [{"ours": [{"seconds": 1.0, "val_loss": 2.0}, {"seconds": 1.0, "val_loss": 1.5}]}]},
+        "kernels": {"training, debug": {"answers": answers, "steps": 2}},
         "data": {kind: {"megabytes_per_second": {"tokenizing": [1.0]}} for kind in ("char", "byte", "word", "bpe")},
         "startup": {"debug": {"first": [{"first_step": 4.0}], "later": [{"first_step": 2.0}]}},
         "scaling": {
@@ -236,7 +287,7 @@ def test_figures_are_drawn_a_panel_for_each_title():
     }
     figure = draw(figures)
     titles = [axes.get_title(loc="left") for axes in figure.axes]
-    assert len(titles) == len(set(titles)) == 2 + 2 + 1 + 1 + 1 + 4
+    assert len(titles) == len(set(titles)) == 2 + 2 + 1 + 1 + 1 + 1 + 4
     [steps] = [axes for axes in figure.axes if axes.get_title(loc="left") == "A training step of mini_gpt, ms"]
     assert [bar.get_width() for bar in steps.patches] == [1000.0, 500.0]
     [over_context] = [axes for axes in figure.axes if axes.get_title(loc="left") == "Training over context: ms a step"]

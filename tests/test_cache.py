@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import attention_by_loop, normal
+from helpers import attention_by_loop, masks, normal
 
 from minigpt_jax.config import ModelConfig
 from minigpt_jax.models.cache import KVCache, slot_ages
-from minigpt_jax.models.masks import Mask
 
 CONFIG = ModelConfig(num_layers=1, num_heads=4, embed_dim=16, ff_dim=16, context_length=8, vocab_size=5)
 RING = dataclasses.replace(CONFIG, num_heads=1, embed_dim=4, context_length=4)
@@ -72,10 +71,10 @@ def test_rows_of_another_cache_are_turned_to_where_this_one_writes():
     assert merged.v_BSGK[1, :, 0, 0].tolist() == [121, 122, 0, 120]
 
 
-MASKS = Mask(causal=True), Mask(causal=True, window=3), Mask(causal=True, slopes=(0.1, 0.4, 1, 3))
+MASKS = {kind: mask for kind, mask in masks(2, CONFIG.context_length, CONFIG.num_heads).items() if mask.only_past}
 
 
-@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("T", [1, 2])
 def test_attending_to_a_cache_is_the_equation(num_kv_heads, T, mask):

@@ -87,7 +87,7 @@ def test_all_combinations_of_choices_have_the_right_shapes_and_types(kernels):
         assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}, choices
         assert next_cache == cache, choices  # so that a loop can carry it
         G, S, K = config.kv_heads, config.context_length, config.head_size
-        slots = (B, S, G, K) if kernels is PLAIN else (B, G, S, K)
+        slots = (B, S, G, K) if kernels is PLAIN else (B * G, S, K)
         arrays = [(leaf.shape, leaf.dtype.name) for leaf in jax.tree.leaves(cache)]
         assert arrays == [(slots, config.dtype), (slots, config.dtype), ((), "int32")], choices
 

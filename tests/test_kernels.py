@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, normal
+from helpers import MASKS, assert_close, masks, normal, random_params
 
 from minigpt_jax import kernels
 from minigpt_jax.config import ModelConfig
@@ -23,6 +23,7 @@ from minigpt_jax.models.attention import attention
 from minigpt_jax.models.cache import KVCache
 from minigpt_jax.models.kernels import PLAIN, Kernels
 from minigpt_jax.models.masks import Mask
+from minigpt_jax.models.transformer import Transformer
 
 CONFIG = ModelConfig(num_layers=1, num_heads=4, embed_dim=16, ff_dim=16, context_length=8, vocab_size=5)
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,9 +36,49 @@ def implementations(field):
     return sorted(found, key=lambda function: function.__name__)
 
 
-def test_there_is_an_implementation_of_each_op():
-    for field in dataclasses.fields(Kernels):
-        assert field.name == "name" or implementations(field.name), field.name
+def with_gradients(function, *inputs):
+    """Its value, and the gradients of a weighted sum of it by each input."""
+    outputs, gradient = jax.vjp(function, *inputs)
+    return outputs, gradient(jax.tree.map(lambda leaf: normal(*leaf.shape, seed=9), outputs))
+
+
+def through_a_cache(empty_cache):
+    config = dataclasses.replace(CONFIG, num_kv_heads=2)
+    cache = empty_cache(3, config).append(normal(3, 4, 2, 4), normal(3, 4, 2, 4, seed=1))
+    return cache.attend(normal(3, 4, 4, 4, seed=2), Mask(causal=True), jnp.broadcast_to(jnp.arange(4), (3, 4)))
+
+
+def through_a_block(recompute):
+    model = Transformer(dataclasses.replace(CONFIG, remat=True), dataclasses.replace(PLAIN, recompute=recompute))
+    inputs = normal(2, 5, 16), Mask(causal=True), jnp.broadcast_to(jnp.arange(5), (2, 5))
+    params = random_params(model, *inputs)
+    return with_gradients(lambda params, x_BTD: model.apply({"params": params}, x_BTD, *inputs[1:])[0], params, inputs[0])
+
+
+# What each op makes of some inputs, its gradients with them: for every implementation what it is for the equation.
+EXAMPLES = {
+    "matmul": lambda matmul: with_gradients(matmul, normal(2, 3, 4), normal(4, 5, seed=1)),
+    "center": lambda center: with_gradients(center, 1 + normal(2, 3, 8)),
+    "unit_rms": lambda unit_rms: with_gradients(lambda x: unit_rms(x, 1e-5), 1 + normal(2, 3, 8)),
+    "activate": lambda activate: [
+        with_gradients(functools.partial(activate, activation=name), 3 * normal(2, 5, 8)) for name in ops.ACTIVATIONS
+    ],
+    "attention": lambda attention: [
+        with_gradients(lambda q_BTHK: attention(q_BTHK, q_BTHK, q_BTHK, mask), normal(2, 6, 2, 4))  # noqa: B023
+        for mask in masks(2, 6, 2).values()
+    ],
+    "empty_cache": through_a_cache,
+    "recompute": through_a_block,
+}
+
+
+@pytest.mark.parametrize("op", [field.name for field in dataclasses.fields(Kernels) if field.name != "name"])
+@pytest.mark.usefixtures("cudnn_on_a_cpu")
+def test_every_implementation_of_an_op_is_its_equation(op):
+    assert implementations(op)
+    expected = EXAMPLES[op](getattr(PLAIN, op))
+    for implementation in implementations(op):
+        assert_close(EXAMPLES[op](implementation), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_no_set_of_kernels_forgets_one():
@@ -110,23 +151,12 @@ def test_another_choice_is_refused():
 
 # ---- Attention ------------------------------------------------------------------------------------------------------------
 
-MASKS = {
-    "causal": Mask(causal=True),
-    "window": Mask(causal=True, window=70),
-    "narrow window": Mask(causal=True, window=3),
-    "slopes": Mask(causal=True, slopes=(0.02, 0.3)),
-    "all at once": Mask(causal=True, window=70, slopes=(0.02, 0.3)),
-    "none": Mask(),
-    "padding": Mask(padding_BS=jnp.arange(200)[None, :] < jnp.array([[40], [200], [3]])),
-    "causal padding": Mask(causal=True, padding_BS=jnp.arange(200)[None, :] != jnp.array([[7], [70], [30]])),
-}
-
 
 def test_masks_of_all_kinds_are_tried():
     """A field that no mask here has would be one that a kernel may forget; one that changes nothing is not read."""
     qkv_BTHK = [normal(3, 200, 2, 4, seed=seed) for seed in range(3)]
     for field in dataclasses.fields(Mask):
-        used = [mask for mask in MASKS.values() if getattr(mask, field.name) is not field.default]
+        used = [mask for mask in masks(3, 200, 2).values() if getattr(mask, field.name) is not field.default]
         assert used, field.name
         without = used[0].replace(**{field.name: field.default})
         assert np.abs(attention(*qkv_BTHK, used[0]) - attention(*qkv_BTHK, without)).max() > 1e-3, field.name
@@ -141,22 +171,10 @@ def value_and_grads(attend, qkv_BTHK, mask, weights_BTHK):
 
 @pytest.mark.parametrize("num_positions", [5, BLOCK, BLOCK + 1, 150])
 @pytest.mark.parametrize("kind", MASKS)
-def test_attention_follows_every_mask(monkeypatch, kind, num_positions):
-    """Values and gradients of each implementation, for three rows, which do not divide into halves.
-
-    Of cuDNN's what can be known without a GPU: that it is asked for the same.
-    """
-
-    def on_a_cpu(*qkv, implementation, **options):
-        assert implementation == "cudnn"
-        return library(*qkv, implementation="xla", **options)
-
-    library = jax.nn.dot_product_attention
-    monkeypatch.setattr(jax.nn, "dot_product_attention", on_a_cpu)
-    mask = MASKS[kind]
-    if mask.padding_BS is not None:
-        mask = mask.replace(padding_BS=mask.padding_BS[:, :num_positions])
-    shape = (3, num_positions, 2, 4)
+@pytest.mark.usefixtures("cudnn_on_a_cpu")
+def test_attention_follows_every_mask(kind, num_positions):
+    """Values and gradients of each implementation, for three rows, which do not divide into halves."""
+    mask, shape = masks(3, num_positions, 2)[kind], (3, num_positions, 2, 4)
     qkv_BTHK = 3 * normal(*shape), normal(*shape, seed=1), normal(*shape, seed=2)
     expected = value_and_grads(attention, qkv_BTHK, mask, normal(*shape, seed=3))
     for attend in implementations("attention"):
@@ -168,7 +186,7 @@ def test_cudnn_is_asked_for_the_causal_mask_alone(monkeypatch):
     asked = []
     monkeypatch.setattr(jax.nn, "dot_product_attention", lambda q, k, v, **how: asked.append(how) or v)
     qkv_BTHK = [normal(2, 6, 2, 4, seed=seed) for seed in range(3)]
-    for mask in (*(mask for mask in MASKS.values() if mask.padding_BS is None), Mask(padding_BS=jnp.ones((2, 6), bool))):
+    for mask in masks(2, 6, 2).values():
         kernels.CUDNN.attention(*qkv_BTHK, mask)
     assert asked == [{"is_causal": True, "implementation": "cudnn"}]
 
@@ -216,19 +234,20 @@ def empty_caches(batch_size, config):
     yield from (partitioned_cache.partitioned(batch_size, config, num_parts) for num_parts in (2, 4))
 
 
-CACHE_MASKS = Mask(causal=True), Mask(causal=True, window=3), Mask(causal=True, slopes=(0.1, 0.4, 1.0, 3.0))
+CACHE_MASKS = [kind for kind, mask in masks(2, 8, 4).items() if mask.only_past]
 
 
 @pytest.mark.parametrize(
-    ("num_kv_heads", "T", "mask"),
-    [*((2, T, mask) for T in (1, 2) for mask in CACHE_MASKS), (1, 1, CACHE_MASKS[0]), (4, 2, CACHE_MASKS[0])],
+    ("num_kv_heads", "T", "kind"),
+    [*((2, T, kind) for T in (1, 2) for kind in CACHE_MASKS), (1, 1, "causal"), (4, 2, "causal")],
 )
-def test_caches_are_the_plain_ring(num_kv_heads, T, mask):
+def test_caches_are_the_plain_ring(num_kv_heads, T, kind):
     """Through every operation: filling, going round, rows in another order, rows of another cache. Parts that hold nothing
     yet are made unreadable.
     """
     config = dataclasses.replace(CONFIG, num_kv_heads=num_kv_heads)
     H, G, S, K = config.num_heads, num_kv_heads, config.context_length, config.head_size
+    mask = masks(2, S, H)[kind]
 
     def all_outputs(cache):
         parts = getattr(cache, "k_parts", ())
@@ -284,17 +303,3 @@ def test_parts_hold_what_the_ring_holds(num_parts):
 def test_a_large_cache_has_parts(batch_size, changes, num_parts):
     cache = partitioned_cache.empty_cache(batch_size, dataclasses.replace(CONFIG, **changes))
     assert len(cache.k_parts) == len(cache.v_parts) == num_parts
-
-
-# ---- Activations ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("activation", ops.ACTIVATIONS)
-def test_activations_are_those_of_the_equations(activation):
-    x, weights = 3 * normal(2, 5, 8), normal(2, 5, 8, seed=1)
-
-    def value_and_grad(activate):
-        return activate(x, activation), jax.grad(lambda x: jnp.sum(activate(x, activation) * weights))(x)
-
-    [activate] = implementations("activate")
-    assert_close(value_and_grad(activate), value_and_grad(PLAIN.activate), rtol=1e-5, atol=1e-5)

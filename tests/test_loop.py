@@ -11,13 +11,14 @@ import shutil
 import signal
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from helpers import assert_close, assert_equal
 
-from minigpt_jax.api import train
+from minigpt_jax.api import load, train
 from minigpt_jax.config import Config, DataConfig, Expectation, ModelConfig, TrainingConfig
 from minigpt_jax.data import batches
 from minigpt_jax.errors import DataError, StoppedError, UsageError
@@ -202,6 +203,19 @@ def test_overwriting_begins_anew(config, workdir):
     assert all(row not in before for row in rows(workdir))
     assert checkpoint.steps(workdir)[-1] == STEPS
     assert checkpoint.read_config(workdir).training.seed == 1
+
+
+def test_a_run_of_an_earlier_day_goes_on_to_where_it_would_have_come_then(tmp_path, monkeypatch):
+    """Made on 2026-11-28, before the models had kernels, and stopped at step 20 of 30; the figures are of that day, too."""
+    workdir = shutil.copytree(Path(__file__).parent / "earlier_run", tmp_path / "run")
+    numbers = ((i, i * 7 % 13) for i in range(200))
+    (tmp_path / "text.txt").write_text("".join(f"{i} and {k} make {i + k}.\n" for i, k in numbers))
+    monkeypatch.chdir(tmp_path)
+    assert load(workdir).generate("1 and", 24, greedy=True) == "1 and m\n1   m\n1 mm\n\n\n1  m\n1 m"
+    train(checkpoint.read_config(workdir), workdir)
+    *_, at_25, at_30, evaluated = rows(workdir)
+    assert [row["train_loss"] for row in (at_25, at_30)] == pytest.approx([2.2875200, 2.2935147], abs=1e-4)
+    assert evaluated["val_loss"] == pytest.approx(2.2163802, abs=1e-4)
 
 
 # ---- What it writes -------------------------------------------------------------------------------------------------------

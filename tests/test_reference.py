@@ -1,11 +1,8 @@
 """The engine against the page: the same logits, gradients, training steps and texts, for every preset and every choice.
 
-The lists come from the settings. A choice that is named but missing somewhere (page, layer, kernel, cache, sampler) fails
-here without anybody adding a test for it. Without jit, since compiling so many small programs would take most of the time;
-the presets are compiled.
+Without jit, since compiling so many small programs would take most of the time; the presets are compiled.
 """
 
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -16,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 from helpers import random_params, random_tokens
+from settings import BASE, CONTEXTS, MODEL_CHANGES, OF_THE_LOOP, TRAINING, TRAINING_CHANGES
 
 from minigpt_jax import kernels, reference
 from minigpt_jax.config import Config, ModelConfig, TrainingConfig, load_preset, preset_names
@@ -29,48 +27,7 @@ from minigpt_jax.training.optimizer import make_optimizer
 from minigpt_jax.training.state import TrainState
 from minigpt_jax.training.step import loss_and_count, train_step
 
-BASE = ModelConfig(num_layers=1, num_heads=4, embed_dim=16, ff_dim=24, context_length=16, vocab_size=17)
-SIZES = {"num_layers": 2, "num_heads": 2, "embed_dim": 12, "ff_dim": 20, "vocab_size": 18}
-TRAINING = TrainingConfig(learning_rate=5e-4, min_learning_rate=1e-4, warmup_steps=1, ema=0.15, grad_clip=0.02)
-CONTEXTS = (16, 80)  # below and above a block of positions
 CPU = jax.devices("cpu")[0]
-
-
-# ---- What there is to choose ----------------------------------------------------------------------------------------------
-
-
-def other_values(section, field):
-    """All other choices; the other truth value; for a number, the next one that the section accepts."""
-    if field.metadata["choices"]:
-        return [value for value in field.metadata["choices"] if value != getattr(section, field.name)]
-    value = getattr(section, field.name)
-    if isinstance(value, bool):
-        return [not value]
-    if isinstance(value, float):
-        return [0.5 * value or 0.125]
-    for candidate in (2, 3, 5, 7, 18, 32):
-        with contextlib.suppress(ValueError):
-            dataclasses.replace(section, **{field.name: candidate})
-            if candidate != value:
-                return [candidate]
-    raise AssertionError(f"no other value found for {field.name}")
-
-
-def changes_of(section, but=()):
-    """One setting at a time; but all sizes at once, since each new shape takes long to compile."""
-    fields = [field for field in dataclasses.fields(section) if field.name not in but]
-    sizes = set(SIZES) if section is BASE else set()
-    single = [{field.name: value} for field in fields if field.name not in sizes for value in other_values(section, field)]
-    return [*single, SIZES] if sizes else single
-
-
-MODEL_CHANGES = [{}, *changes_of(BASE, but=("context_length",))]  # which CONTEXTS vary
-# What belongs to the loop, the data or the disk: it decides when something happens, not what a step computes.
-OF_THE_LOOP = {
-    "batch_size", "steps", "epochs", "seed", "init_from", "eval_every", "eval_batches", "checkpoint_every", "sample_every",
-    "log_every", "patience", "max_bad_steps", "keep_checkpoints",
-}  # fmt: skip
-TRAINING_CHANGES = changes_of(TRAINING, but=OF_THE_LOOP)
 
 
 def test_each_setting_of_the_model_is_tried():
@@ -93,12 +50,6 @@ def some_params(config):
     """Of which all count, biases and scales, too."""
     config = dataclasses.replace(config, remat=False)
     return random_params(GPT(config), np.zeros((2, 1), np.int32), scale=config.embed_dim**-0.5)
-
-
-@pytest.fixture
-def without_jit():
-    with jax.disable_jit(), jax.debug_key_reuse(False):  # which takes its time for each single operation
-        yield
 
 
 def some_batch(config, seed=0):
@@ -174,6 +125,20 @@ def test_engine_computes_the_logits_and_gradients_of_the_page(change, context_le
         assert_near(engine, page, tolerance(config))
     _, (_, grads) = page
     assert all(np.abs(leaf).max() > 1e-4 for leaf in jax.tree.leaves(grads))  # else it would prove nothing
+
+
+SETS = {name: value for name, value in vars(kernels).items() if isinstance(value, kernels.Kernels)}
+
+
+@pytest.mark.parametrize("context_length", CONTEXTS)
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.usefixtures("cudnn_on_a_cpu")
+def test_every_set_of_kernels_computes_the_logits_and_gradients_of_the_page(name, context_length):
+    """Those for accelerators, too, and compiled as they are there."""
+    config = dataclasses.replace(BASE, context_length=context_length)
+    inputs = some_params(config), some_batch(config), None
+    page, engine = (jax.jit(run)(*inputs) for run in (of_page(config), of_engine(config, SETS[name])))
+    assert_near(engine, page, 1e-5)
 
 
 def test_sequences_longer_than_the_context_agree_too():
@@ -274,10 +239,13 @@ def engine_after(config, kernels, num_steps=3):
 
 
 @pytest.mark.usefixtures("without_jit")
+@pytest.mark.parametrize("context_length", CONTEXTS)
 @pytest.mark.parametrize("change", MODEL_CHANGES, ids=str)
-def test_three_training_steps_of_the_engine_are_those_of_the_page(change):
-    config = Config(dataclasses.replace(BASE, **change), TRAINING)
-    assert_same_states(engine_after(config, tuned(config.model)), page_after(config), tolerance(config.model))
+def test_three_training_steps_of_the_engine_are_those_of_the_page(change, context_length):
+    config = Config(dataclasses.replace(BASE, context_length=context_length, **change), TRAINING)
+    expected = page_after(config)
+    for used in (PLAIN, tuned(config.model)):
+        assert_same_states(engine_after(config, used), expected, tolerance(config.model))
 
 
 @functools.cache
@@ -329,10 +297,7 @@ def assert_texts_agree(config, num_tokens, prompt_length, used):
 def test_greedy_text_of_the_cache_is_that_of_recomputing_everything(change, context_length):
     """And past the context, where models with a table of positions re-anchor and the others slide."""
     config = dataclasses.replace(BASE, context_length=context_length, **change)
-    if context_length == CONTEXTS[0]:
-        assert_texts_agree(config, 12, 8, (PLAIN, tuned(config)))
-    else:
-        assert_texts_agree(config, 10, context_length - 5, (tuned(config),))
+    assert_texts_agree(config, 10, context_length - 5, (PLAIN, tuned(config)))
 
 
 @pytest.mark.usefixtures("without_jit")

@@ -1,12 +1,14 @@
 """The PyTorch twin: whatever the config chooses, it is the same model and the same step, and a difference is found."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from settings import BASE, CONTEXTS, MODEL_CHANGES, OF_THE_LOOP, changes_of
 
 torch = pytest.importorskip("torch")
 
@@ -15,59 +17,60 @@ from minigpt_jax.compare import agreement, torch_gpt
 from minigpt_jax.config import Config, ModelConfig, TrainingConfig
 from minigpt_jax.models.gpt import GPT, init_params
 
+torch.set_num_threads(1)  # as many as a test process has cores
+
 SHAPE = {"num_layers": 1, "num_heads": 4, "embed_dim": 16, "ff_dim": 24, "context_length": 8, "vocab_size": 11}
 TRAINING = TrainingConfig(batch_size=3, steps=7, learning_rate=1e-2, min_learning_rate=1e-3, warmup_steps=3, grad_clip=0.2)
-
-# Every value of every choice, two or three to a model.
-CHOICES = [
-    {"positions": "learned", "norm": "layernorm", "bias": True, "activation": "gelu", "qk_norm": False},
-    {"positions": "rotary", "norm": "rmsnorm", "num_kv_heads": 2, "activation": "swiglu", "init": "gpt2", "qk_norm": True},
-    {"positions": "sinusoidal", "norm": "layernorm", "norm_placement": "post", "tie_embeddings": True, "qk_norm": True},
-    {"positions": "learned", "num_kv_heads": 1, "tie_embeddings": True, "activation": "relu", "bias": True, "qk_norm": True},
-]
+# Like GPT-2: with biases of keys that have no effect.
+GPT2 = {"positions": "learned", "norm": "layernorm", "bias": True, "activation": "gelu", "qk_norm": False}
+NOT_COMPARED = "dropout", "dtype"  # the twins draw other random numbers and round bfloat16 in other places
 
 
 def config_with(**choices):
     return Config(model=ModelConfig(**SHAPE | choices), training=TRAINING)
 
 
-def some_batches(number):
-    random = np.random.default_rng(0)
+def some_batches(number, context_length=8, vocab_size=11):
+    random, shape = np.random.default_rng(0), (3, context_length + 1)
     for _ in range(number):
-        tokens_BT = random.integers(0, SHAPE["vocab_size"], (3, 9), np.int32)
-        yield {"inputs_BT": tokens_BT[:, :-1], "targets_BT": tokens_BT[:, 1:], "mask_BT": np.ones((3, 8), bool)}
+        tokens_BT = random.integers(0, vocab_size, shape, np.int32)
+        mask_BT = np.ones((3, context_length), bool)
+        yield {"inputs_BT": tokens_BT[:, :-1], "targets_BT": tokens_BT[:, 1:], "mask_BT": mask_BT}
 
 
-@pytest.mark.parametrize("choices", CHOICES, ids=str)
-def test_logits_gradients_and_training_agree(choices):
-    config = config_with(**choices)
-    found = agreement.compare(config, list(some_batches(7)), choose_kernels(config.model))
+def assert_the_twins_agree(config, num_steps, without_effect=()):
+    """In every place in which they are compared, and these are all that there are."""
+    batches = list(some_batches(num_steps, config.model.context_length, config.model.vocab_size))
+    found = agreement.compare(config, batches, choose_kernels(config.model))
     assert [difference for difference in found if not difference.is_within] == []
-    places = {difference.place for difference in found}
-    parameters = agreement.by_torch_name(init_params(jax.random.key(0), GPT(config_with(**choices).model)))
-    assert places >= {"logits", "loss"} | {f"gradient of {name}" for name in parameters}
-    without_effect = {name for name in parameters if name.endswith("key.bias") and choices["qk_norm"] is False}
-    for step in (1, 5, 7):
-        compared = {"learning rate", "loss", "gradient norm", *parameters} - without_effect
-        assert {place for place in places if place.startswith(f"step {step}:")} == {
-            f"step {step}: {what}" for what in compared
-        }
+    shapes = jax.eval_shape(functools.partial(init_params, model=GPT(config.model)), jax.random.key(0))
+    parameters = {agreement.torch_name(path) for path, _ in jax.tree.leaves_with_path(shapes)}
+    moving = {name for name in parameters if not name.endswith(without_effect)}
+    expected = {"logits", "loss"} | {f"gradient of {name}" for name in parameters}
+    for step in {1, 5, num_steps} & set(range(num_steps + 1)):
+        expected |= {f"step {step}: {what}" for what in {"learning rate", "loss", "gradient norm", *moving}}
+        if config.training.ema:
+            expected |= {f"step {step}: average of {name}" for name in moving}
+    assert {difference.place for difference in found} == expected
+    assert expected > {f"step {num_steps}: loss"}
 
 
-@pytest.mark.parametrize("change", [{"grad_accumulation": 3}, {"ema": 0.2}, {"weight_decay": 0.5}, {"beta1": 0.5}], ids=str)
-def test_the_twin_has_the_whole_training_section(change):
-    config = config_with(**CHOICES[1]).override(change)
-    found = agreement.compare(config, list(some_batches(7)))
-    assert [difference for difference in found if not difference.is_within] == []
-    averages = [difference for difference in found if "average of" in difference.place]
-    assert bool(averages) == ("ema" in change)
+@pytest.mark.usefixtures("without_jit")
+@pytest.mark.parametrize("context_length", CONTEXTS)
+@pytest.mark.parametrize("change", [change for change in MODEL_CHANGES if not set(change) & set(NOT_COMPARED)], ids=str)
+def test_the_twins_agree_whatever_the_model(change, context_length):
+    """In logits, gradients and training. As on the page, the changes come from the settings."""
+    assert_the_twins_agree(Config(dataclasses.replace(BASE, context_length=context_length, **change), TRAINING), num_steps=2)
 
 
-def test_all_values_of_all_choices_are_compared():
-    for field in dataclasses.fields(ModelConfig):
-        if allowed := field.metadata["choices"]:
-            used = {choices.get(field.name, field.default) for choices in CHOICES}
-            assert used >= set(allowed) - {"bfloat16"}
+@pytest.mark.usefixtures("without_jit")
+@pytest.mark.parametrize("change", [{}, *changes_of(TRAINING, but=OF_THE_LOOP)], ids=str)
+def test_the_twins_agree_whatever_the_training(change):
+    assert_the_twins_agree(config_with().override(change), num_steps=7)
+
+
+def test_parameters_without_effect_are_left_out_of_the_steps():
+    assert_the_twins_agree(config_with(**GPT2), num_steps=7, without_effect=("key.bias",))
 
 
 CLIP, LAYER_NORM, ADAMW = torch.nn.utils.clip_grad_norm_, torch.nn.LayerNorm, torch.optim.AdamW
@@ -80,11 +83,12 @@ DEVIATIONS = {
 DECAY = {"weight_decay": 0.1}
 
 
+@pytest.mark.usefixtures("without_jit")
 @pytest.mark.parametrize("name", DEVIATIONS)
 def test_a_small_deviation_is_found(monkeypatch, name):
     owner, attribute, value = DEVIATIONS[name]
     (monkeypatch.setitem if isinstance(owner, dict) else monkeypatch.setattr)(owner, attribute, value)
-    found = agreement.compare(config_with(**CHOICES[0]), list(some_batches(7)))
+    found = agreement.compare(config_with(**GPT2), list(some_batches(7)))
     assert any(not difference.is_within for difference in found)
 
 

@@ -6,15 +6,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from minigpt_jax.api import choose_kernels
 from minigpt_jax.benchmarks.limits import Copy, in_giga, rates
 from minigpt_jax.benchmarks.peers import PROMPT_LENGTH, TOP_K, HuggingFace, TorchRecompute
-from minigpt_jax.benchmarks.turns import milliseconds, present, race, with_spread
+from minigpt_jax.benchmarks.train import kernels_called
+from minigpt_jax.benchmarks.turns import With, milliseconds, present, race, with_spread
 from minigpt_jax.config import ModelConfig
 from minigpt_jax.generation import sampling
 from minigpt_jax.generation.strategy import processors
 from minigpt_jax.models.gpt import GPT, init_params
-from minigpt_jax.models.kernels import Kernels
 from minigpt_jax.runtime import keep_freed_memory, split_cpu
 
 # The shape of GPT-2, so that all three compute the same.
@@ -35,15 +34,12 @@ class MiniGPT:
     def __init__(self, config: ModelConfig, batch_size: int, num_tokens: int, kernels: str = "tuned"):
         keep_freed_memory()
         split_cpu()
-        model = GPT(config, self.choose(config, kernels))
+        model = GPT(config, kernels_called(kernels, config))
         params = jax.jit(init_params, static_argnames="model")(jax.random.key(0), model=model)
         prompts = [np.arange(PROMPT_LENGTH, dtype=np.int32)] * batch_size
         keys = sampling.row_keys(jax.random.key(0), range(batch_size))
         how = {"model": model, "devices": jax.local_devices()}
         self.run = lambda: list(sampling.stream(params, prompts, num_tokens, keys, processors(top_k=TOP_K), **how))
-
-    def choose(self, config: ModelConfig, kernels: str) -> Kernels:
-        return choose_kernels(config, kernels)
 
 
 def bytes_per_step(config: ModelConfig, batch_size: int, num_positions: float) -> float:
@@ -55,11 +51,11 @@ def bytes_per_step(config: ModelConfig, batch_size: int, num_positions: float) -
 
 def measure(rounds: int, kernels: str = "tuned") -> dict:
     """Prints a table for batches of 1 and 16, and returns the figures."""
-    contestants = present((Copy, MiniGPT, TorchRecompute, HuggingFace))
+    contestants = present((Copy, With(MiniGPT, MiniGPT.name, {"kernels": kernels}), TorchRecompute, HuggingFace))
     print(f"{MODEL.num_layers} layers, {MODEL.embed_dim} wide, {NUM_TOKENS} tokens, top-k {TOP_K}, float32, all in turn")
     figures = {}
     for batch_size in BATCH_SIZES:
-        answers = race(contestants, (MODEL, batch_size, NUM_TOKENS, kernels), rounds)
+        answers = race(contestants, (MODEL, batch_size, NUM_TOKENS), rounds)
         bandwidths = rates(answers.pop(Copy.name))
         bandwidth = statistics.median(bandwidths)
         print(f"\n{f'batch {batch_size}':<20}{'ms a step':<28}of ours   tokens/s       start   peak memory")

@@ -31,7 +31,7 @@ class TorchStep:
 
     name, needs = "PyTorch eager", "torch"
 
-    def __init__(self, config: Config, num_steps: int, kernels: str = ""):  # which are ours
+    def __init__(self, config: Config, num_steps: int):
         import torch
 
         from minigpt_jax.compare import torch_gpt
@@ -69,7 +69,7 @@ class TorchRecompute:
 
     name, needs = "PyTorch, all anew", "torch"
 
-    def __init__(self, config: ModelConfig, batch_size: int, num_tokens: int, kernels: str = ""):
+    def __init__(self, config: ModelConfig, batch_size: int, num_tokens: int):
         import torch
 
         from minigpt_jax.compare import torch_gpt
@@ -95,7 +95,7 @@ class HuggingFace:
 
     name, needs = "Hugging Face, cache", "transformers"
 
-    def __init__(self, config: ModelConfig, batch_size: int, num_tokens: int, kernels: str = ""):
+    def __init__(self, config: ModelConfig, batch_size: int, num_tokens: int):
         import torch
         import transformers
 

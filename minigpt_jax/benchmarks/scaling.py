@@ -12,7 +12,6 @@ from typing import Any
 import jax
 
 from minigpt_jax import machine
-from minigpt_jax.api import choose_kernels
 from minigpt_jax.benchmarks.generate import MiniGPT, bytes_per_step
 from minigpt_jax.benchmarks.train import compiled_step
 from minigpt_jax.benchmarks.turns import in_own_process
@@ -48,7 +47,7 @@ DECODING = {"context": (64, 256, 1024, 2048), "batch": (1, 4, 16, 64), "length":
 
 def train_point(config: Config) -> dict[str, float]:
     """Seconds of a step, and its memory in MB: what the compiler plans for it, parameters and optimizer included."""
-    step, state, batch, key = compiled_step(config, choose_kernels(config.model))
+    step, state, batch, key = compiled_step(config)
     planned = step.memory_analysis()
     seconds = []
     while sum(seconds) < SECONDS or len(seconds) < 4:

@@ -1,5 +1,6 @@
 """A training step: this project's, with tuned and with plain kernels, and the PyTorch twin's, eager and compiled."""
 
+import dataclasses
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +10,7 @@ import jax
 from minigpt_jax.api import choose_kernels
 from minigpt_jax.benchmarks.limits import LargeProduct, ShapedProduct, in_giga, rates
 from minigpt_jax.benchmarks.peers import TorchCompiledStep, TorchStep, random_batch
-from minigpt_jax.benchmarks.turns import milliseconds, present, race, with_spread
+from minigpt_jax.benchmarks.turns import With, milliseconds, present, race, with_spread
 from minigpt_jax.config import Config, ModelConfig, load_preset
 from minigpt_jax.models.gpt import GPT
 from minigpt_jax.models.kernels import PLAIN, Kernels
@@ -24,9 +25,17 @@ VOCAB_SIZE = 65  # characters of tiny Shakespeare
 SETTINGS = {"nanogpt_cpu": (12, 20), "mini_gpt": (8, 2)}  # preset: sequences in a batch, steps in a run
 
 
-def compiled_step(config: Config, kernels: Kernels) -> tuple[Callable, TrainState, dict, jax.Array]:
+def kernels_called(name: str, config: ModelConfig) -> Kernels:
+    """ "tuned" or "plain", or "plain attention", say: the tuned ones, but for this one op."""
+    op = name.removeprefix("plain ")
+    if op == name:
+        return choose_kernels(config, name)
+    return dataclasses.replace(choose_kernels(config), name=name, **{op: getattr(PLAIN, op)})
+
+
+def compiled_step(config: Config, kernels: str = "tuned") -> tuple[Callable, TrainState, dict, jax.Array]:
     """The training step, compiled, and what it is called with: a first state, a random batch and a key."""
-    model, optimizer = GPT(config.model, kernels), make_optimizer(config.training, 1000)
+    model, optimizer = GPT(config.model, kernels_called(kernels, config.model)), make_optimizer(config.training, 1000)
     batch, key = random_batch(config), jax.random.key(0)
     state = init_state(key, model=model, optimizer=optimizer)
     init_state.clear_cache()  # as the run does
@@ -40,7 +49,7 @@ class Step:
 
     def __init__(self, config: Config, num_steps: int, kernels: str = "tuned"):
         self.prepare()
-        step, state, batch, key = compiled_step(config, self.choose(config.model, kernels))
+        step, state, batch, key = compiled_step(config, kernels)
         give_back_freed_memory()
 
         def run():
@@ -53,9 +62,6 @@ class Step:
 
     def prepare(self) -> None:
         keep_freed_memory()
-
-    def choose(self, config: ModelConfig, kernels: str) -> Kernels:
-        return choose_kernels(config, kernels)
 
 
 class RematStep(Step):
@@ -72,16 +78,17 @@ class PlainStep(Step):
 
     name = "plain Linen step"
 
+    def __init__(self, config: Config, num_steps: int):
+        super().__init__(config, num_steps, "plain")
+
     def prepare(self) -> None:
         pass
-
-    def choose(self, config: ModelConfig, kernels: str) -> Kernels:
-        return PLAIN
 
 
 def measure(rounds: int, kernels: str = "tuned") -> dict:
     """Prints a table for each preset, with the machine's limits above, and returns the figures."""
-    contestants = present((LargeProduct, ShapedProduct, Step, RematStep, PlainStep, TorchStep, TorchCompiledStep))
+    chosen = [With(step, step.name, {"kernels": kernels}) for step in (Step, RematStep)]
+    contestants = present((LargeProduct, ShapedProduct, *chosen, PlainStep, TorchStep, TorchCompiledStep))
     print("float32, no dropout, all in turn; of the rate: FLOPs of a step per second, over those of large products")
     figures = {}
     for preset, (batch_size, num_steps) in SETTINGS.items():
@@ -89,7 +96,7 @@ def measure(rounds: int, kernels: str = "tuned") -> dict:
         config = load_preset(preset).override(changes)
         num_tokens = batch_size * config.model.context_length
         flops = num_tokens * flops_per_token(config.model)
-        answers = race(contestants, (config, num_steps, kernels), rounds)
+        answers = race(contestants, (config, num_steps), rounds)
         large, shaped = (rates(answers.pop(limit.name)) for limit in (LargeProduct, ShapedProduct))
         rate = statistics.median(large)
         print(f"\n{preset}, {batch_size} sequences of {config.model.context_length}; "

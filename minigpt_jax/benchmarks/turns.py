@@ -1,9 +1,11 @@
 """Taking turns: each contestant in a process of its own, asked A B C A B C …, so that all meet the same weather.
 
 A machine gets slower and faster as its other guests come and go. What is compared are therefore medians of runs that
-alternate; the spread is given beside. A contestant is a class with a `name`, the module that it `needs`, and `run()`.
+alternate; the spread is given beside. A contestant is a class with a `name`, the module that it `needs`, and `run()`, or
+such a class `With` settings of its own.
 """
 
+import dataclasses
 import importlib.util
 import multiprocessing
 import os
@@ -18,7 +20,26 @@ from minigpt_jax.errors import DataError
 from minigpt_jax.runtime import keep_freed_memory
 
 
-def serve(contestant: type, setup: Any, began: float, connection) -> None:
+@dataclasses.dataclass(frozen=True)
+class With:
+    """A contestant, made with a setting that the others do not have; `name` is what the tables call it."""
+
+    contestant: type
+    name: str
+    settings: dict[str, Any]
+
+    @property
+    def needs(self) -> str:
+        return self.contestant.needs
+
+    def __call__(self, *setup: Any) -> Any:
+        return self.contestant(*setup, **self.settings)
+
+
+Contestant = type | With
+
+
+def serve(contestant: Contestant, setup: Any, began: float, connection) -> None:
     """A contestant's process: gets ready, then runs once for each request and answers with what that took.
 
     `since_start` of the first answer is what it took to import, to compile and to run once. What the contestant can `tell()`
@@ -35,7 +56,7 @@ def serve(contestant: type, setup: Any, began: float, connection) -> None:
             return
 
 
-def present(contestants: Sequence[type]) -> list[type]:
+def present(contestants: Sequence[Contestant]) -> list[Contestant]:
     """Those of them whose packages are installed; says which are left out."""
     installed = [contestant for contestant in contestants if importlib.util.find_spec(contestant.needs)]
     for contestant in contestants:
@@ -44,7 +65,7 @@ def present(contestants: Sequence[type]) -> list[type]:
     return installed
 
 
-def race(contestants: Sequence[type], setup: tuple, rounds: int) -> dict[str, list[dict]]:
+def race(contestants: Sequence[Contestant], setup: tuple, rounds: int) -> dict[str, list[dict]]:
     """By name, what each contestant answers to its runs, which are taken in turn. All are made with the same `setup`.
 
     The first run, which compiles what there is to compile, comes before the `rounds`, of each contestant on its own. Raises
