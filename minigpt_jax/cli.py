@@ -1,5 +1,6 @@
 """What all scripts share: flags made from the settings, one line for what is wrong, logs on standard error."""
 
+import dataclasses
 import logging
 import os
 import sys
@@ -10,7 +11,7 @@ from typing import Any
 from absl import flags
 from tqdm import tqdm
 
-from minigpt_jax.config import SETTINGS, Setting, setting_type
+from minigpt_jax.config import SETTINGS, Section, setting_type
 from minigpt_jax.errors import DataError, StoppedError, UsageError
 from minigpt_jax.runtime import keep_freed_memory, kept_programs
 
@@ -22,8 +23,16 @@ DEFINE = {int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFI
 def define_setting_flags(*names: str) -> None:
     """A flag for every setting, or for these, without a default of its own: what is not given comes from the preset."""
     for name in names or SETTINGS:
-        known = SETTINGS[name]
-        DEFINE[setting_type(known.field)](name, None, setting_help(known))
+        define_flag(SETTINGS[name].field)
+
+
+def define_section_flags(section: type[Section]) -> dict[str, flags.FlagHolder]:
+    """A flag for every setting of a section that is not part of a run, by name."""
+    return {field.name: define_flag(field) for field in dataclasses.fields(section)}
+
+
+def define_flag(field: dataclasses.Field) -> flags.FlagHolder:
+    return DEFINE[setting_type(field)](field.name, None, setting_help(field))
 
 
 def define_kernels_flag(what_for: str = "") -> flags.FlagHolder:
@@ -32,9 +41,9 @@ def define_kernels_flag(what_for: str = "") -> flags.FlagHolder:
     return flags.DEFINE_enum("kernels", "tuned", ["tuned", "plain"], text)
 
 
-def setting_help(known: Setting) -> str:
-    choices, default = known.field.metadata["choices"], known.field.default
-    text = known.field.metadata["help"] + (f": {' | '.join(choices)}" if choices else "")
+def setting_help(field: dataclasses.Field) -> str:
+    choices, default = field.metadata["choices"], field.default
+    text = field.metadata["help"] + (f": {' | '.join(choices)}" if choices else "")
     return text if default is None else f"{text} (default {str(default).lower() if isinstance(default, bool) else default})"
 
 

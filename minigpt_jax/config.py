@@ -20,13 +20,15 @@ from minigpt_jax.errors import DataError, UsageError, did_you_mean, require_choi
 PRESETS_DIR = Path(__file__).resolve().parent.parent / "configs"
 
 
-def setting(default: Any, help: str, *, choices=(), at_least=None, above=None, below=None, may_change=False) -> Any:
+def setting(
+    default: Any, help: str, *, choices=(), at_least=None, at_most=None, above=None, below=None, may_change=False
+) -> Any:
     """A dataclass field with what users are told about it (`help`) and what is allowed.
 
-    `at_least` is inclusive, `above` and `below` are exclusive bounds. `may_change` marks what may differ when a run is
-    resumed. Of these only `steps` and `epochs` change what training computes from then on: the cosine ends elsewhere.
+    `at_least` and `at_most` are inclusive, `above` and `below` exclusive bounds. `may_change` marks what may differ when a
+    run is resumed. Of these only `steps` and `epochs` change what is computed from then on: the schedule ends elsewhere.
     """
-    rules = {"help": help, "choices": choices, "at_least": at_least, "above": above, "below": below}
+    rules = {"help": help, "choices": choices, "at_least": at_least, "at_most": at_most, "above": above, "below": below}
     return dataclasses.field(default=default, metadata=rules | {"may_change": may_change})
 
 
@@ -51,6 +53,8 @@ def check_setting(field: dataclasses.Field, value: Any) -> None:
         require_choice(name, value, rules["choices"])
     if rules["at_least"] is not None and value < rules["at_least"]:
         raise UsageError(f"{name}={value} must be at least {rules['at_least']}")
+    if rules["at_most"] is not None and value > rules["at_most"]:
+        raise UsageError(f"{name}={value} must be at most {rules['at_most']}")
     if rules["above"] is not None and value <= rules["above"]:
         raise UsageError(f"{name}={value} must be above {rules['above']}")
     if rules["below"] is not None and value >= rules["below"]:
@@ -58,7 +62,7 @@ def check_setting(field: dataclasses.Field, value: Any) -> None:
 
 
 class Section:
-    """Base of the three groups of settings: checks each field against its own rules."""
+    """Base of the groups of settings: checks each field against its own rules."""
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -141,6 +145,11 @@ class TrainingConfig(Section):
     learning_rate: float = setting(1e-3, "peak learning rate", above=0.0)
     min_learning_rate: float = setting(1e-4, "learning rate at the last step", at_least=0.0)
     warmup_steps: int = setting(100, "steps over which the rate rises linearly to its peak", at_least=0)
+    schedule: str = setting(
+        "cosine",
+        "how the rate falls from its peak after the warmup: along half a cosine, or a line, or not at all",
+        choices=("cosine", "linear", "constant"),
+    )
     weight_decay: float = setting(0.1, "decoupled weight decay, on matrices only", at_least=0.0)
     beta1: float = setting(0.9, "AdamW: decay of the mean of gradients", at_least=0.0, below=1.0)
     beta2: float = setting(0.99, "AdamW: decay of the mean of squared gradients", at_least=0.0, below=1.0)

@@ -12,7 +12,6 @@ import glob
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from flax import traverse_util
 from minigpt_jax.config import ModelConfig
 from minigpt_jax.data import tokenizers
 from minigpt_jax.errors import DataError, UsageError
+from minigpt_jax.files import replaced
 from minigpt_jax.generation.language_model import LanguageModel
 from minigpt_jax.models.gpt import GPT, init_params
 
@@ -191,14 +191,12 @@ def write(model: LanguageModel, folder: Path) -> str:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise DataError(f"{folder} is there already: choose another folder")
         folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.absolute().parent, prefix=f"{folder.name}.") as aside:
-            whole = Path(aside) / "whole"  # with the usual permissions, which a temporary folder has not
+        with replaced(folder.absolute()) as whole:
             whole.mkdir()
             for name, text in files.items():
                 (whole / name).write_text(text, encoding="utf-8")
             safetensors.numpy.save_file(to_tensors(model, model_type), whole / WEIGHTS, metadata={"format": "pt"})
             (whole / WEIGHTS).chmod((whole / "config.json").stat().st_mode)  # the library lets nobody else read it
-            whole.replace(folder)
     except (OSError, safetensors.SafetensorError) as error:
         raise DataError(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}") from error
     return model_type

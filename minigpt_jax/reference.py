@@ -128,11 +128,11 @@ def loss(params, batch, config, key=None):
 
 
 def learning_rate(step, training: TrainingConfig, num_steps):
-    """A linear warmup to the peak, then half a cosine to the minimum, which the last step has."""
+    """A linear warmup to the peak, then the decay to the minimum, which the last step has (or the peak for good)."""
     peak, lowest, warmup = training.learning_rate, training.min_learning_rate, min(training.warmup_steps, num_steps)
     progress = jnp.clip((step - warmup) / max(1, num_steps - 1 - warmup), 0, 1)
-    cosine = lowest + (peak - lowest) * (1 + jnp.cos(jnp.pi * progress)) / 2
-    return jnp.where(step < warmup, peak * (step + 1) / max(1, warmup), cosine)
+    left = {"cosine": (1 + jnp.cos(jnp.pi * progress)) / 2, "linear": 1 - progress, "constant": 1.0}[training.schedule]
+    return jnp.where(step < warmup, peak * (step + 1) / max(1, warmup), lowest + (peak - lowest) * left)
 
 
 def init_state(params):

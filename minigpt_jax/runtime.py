@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import hashlib
 import os
 import platform
 import signal
@@ -10,6 +9,8 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+
+from minigpt_jax.files import sha256
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from <malloc.h>
 
@@ -104,7 +105,7 @@ def kept_programs() -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):
             for path in set(folder.glob("*-cache")) - found:
-                checksum_of(path).write_text(sha256(path))
+                checksum_of(path).write_text(sha256(path.read_bytes()))
 
 
 def delete_unchecked(folder: Path, most: int = 2**29) -> None:
@@ -114,7 +115,7 @@ def delete_unchecked(folder: Path, most: int = 2**29) -> None:
     for path in programs:
         total += path.stat().st_size
         checksum = checksum_of(path)
-        if total > most or not checksum.exists() or checksum.read_bytes() != sha256(path).encode():
+        if total > most or not checksum.exists() or checksum.read_bytes() != sha256(path.read_bytes()).encode():
             path.unlink(missing_ok=True)
             checksum.unlink(missing_ok=True)
 
@@ -123,17 +124,13 @@ def checksum_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def processor() -> str:
     """A short name for the kind of processor that this is, with all of its extensions."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith(("flags", "Features")):
-                return hashlib.sha256(line.encode()).hexdigest()[:8]
-    return hashlib.sha256(f"{platform.machine()} {platform.processor()}".encode()).hexdigest()[:8]
+                return sha256(line.encode())[:8]
+    return sha256(f"{platform.machine()} {platform.processor()}".encode())[:8]
 
 
 @contextlib.contextmanager

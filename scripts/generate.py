@@ -21,7 +21,7 @@ from minigpt_jax import cli
 from minigpt_jax.data.texts import decode_text, read_text_file
 from minigpt_jax.errors import DataError, UsageError, require_choice
 from minigpt_jax.generation.language_model import BeamText, Completion, LanguageModel
-from minigpt_jax.generation.strategy import processors
+from minigpt_jax.generation.strategy import DecodingConfig, processors
 from minigpt_jax.runtime import split_cpu
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: the newest under runs/)")
@@ -32,23 +32,7 @@ NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "texts for each prompt")
 SEED = flags.DEFINE_integer("seed", 0, "root of the randomness: the same seed gives the same text")
 STOP = flags.DEFINE_multi_string("stop", [], "text that ends a sample and is left out of it; may be given several times")
 STOP_TOKENS = flags.DEFINE_multi_integer("stop_tokens", [], "token id that ends a sample; may be given several times")
-STRATEGY = {
-    "temperature": flags.DEFINE_float(
-        "temperature", None, "below 1 more predictable, above 1 wilder; 0 is greedy (default 1)"
-    ),
-    "top_k": flags.DEFINE_integer("top_k", None, "sample from the k most probable tokens; 0: from all"),
-    "top_p": flags.DEFINE_float("top_p", None, "sample from the most probable tokens with this mass together; 1: from all"),
-    "min_p": flags.DEFINE_float(
-        "min_p", None, "sample from tokens at least this share as probable as the best; 0: from all"
-    ),
-    "typical_p": flags.DEFINE_float("typical_p", None, "sample from the most typical tokens with this mass; 1: from all"),
-    "repetition_penalty": flags.DEFINE_float("repetition_penalty", None, "above 1: tokens seen before get less probable"),
-    "frequency_penalty": flags.DEFINE_float(
-        "frequency_penalty", None, "taken from a token's logit for each time it was seen"
-    ),
-    "presence_penalty": flags.DEFINE_float("presence_penalty", None, "taken from a token's logit if it was seen"),
-    "greedy": flags.DEFINE_bool("greedy", None, "always take the most probable token"),
-}
+STRATEGY = cli.define_section_flags(DecodingConfig)
 BEAM = {
     "beam_width": flags.DEFINE_integer("beam_width", None, "beam search with this many beams, instead of sampling"),
     "length_penalty": flags.DEFINE_float(

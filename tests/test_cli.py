@@ -41,10 +41,10 @@ def test_where_there_is_no_run_the_way_to_one_is_told(tmp_path, monkeypatch, fol
 
 
 def test_help_of_a_setting_says_what_is_allowed_and_the_default_as_one_types_it():
-    assert cli.setting_help(SETTINGS["norm"]) == "normalisation: layernorm | rmsnorm (default rmsnorm)"
-    assert cli.setting_help(SETTINGS["qk_norm"]).endswith(" (default true)")
-    assert cli.setting_help(SETTINGS["sample_every"]).endswith("0: none (default 250)")
-    assert "default" not in cli.setting_help(SETTINGS["data_dir"])
+    assert cli.setting_help(SETTINGS["norm"].field) == "normalisation: layernorm | rmsnorm (default rmsnorm)"
+    assert cli.setting_help(SETTINGS["qk_norm"].field).endswith(" (default true)")
+    assert cli.setting_help(SETTINGS["sample_every"].field).endswith("0: none (default 250)")
+    assert "default" not in cli.setting_help(SETTINGS["data_dir"].field)
 
 
 def test_messages_are_one_line_on_standard_error_whatever_is_in_them(capsys):

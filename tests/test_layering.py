@@ -11,7 +11,8 @@ PACKAGE = "minigpt_jax"
 
 # From the bottom upwards: a room imports from itself and from the floors below.
 FLOORS = [
-    {"errors", "machine", "runtime"},
+    {"errors", "files", "machine"},
+    {"runtime"},
     {"config"},
     {"data", "models"},
     {"reference"},  # the page
@@ -34,6 +35,7 @@ ORDER_WITHIN = {
     "generation": ["logits", "strategy", "decode", "context", "devices", "sampling", "beam", "text", "language_model"],
     "training": [
         "losses",
+        "schedule",
         "optimizer",
         "state",
         "step",

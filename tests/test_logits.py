@@ -1,5 +1,6 @@
 """Processors: each against a few lines of NumPy, on logits with ties, removed tokens and a single token left."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,10 +10,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from minigpt_jax.config import setting_type
 from minigpt_jax.errors import UsageError
 from minigpt_jax.generation import logits
 from minigpt_jax.generation.logits import Processor, process
-from minigpt_jax.generation.strategy import processors
+from minigpt_jax.generation.strategy import DecodingConfig, processors
 
 RepetitionPenalty, FrequencyPenalty, PresencePenalty, Temperature, TopK, TopP, MinP, TypicalP, Greedy = makers = [
     functools.partial(Processor, function)
@@ -233,6 +235,18 @@ def test_values_that_make_no_sense_are_named(name, values):
     for value in values:
         with pytest.raises(UsageError, match=f"^{name}={value} must be"):
             processors(**{name: value})
+
+
+def test_a_setting_that_does_not_exist_is_named_and_what_was_meant():
+    with pytest.raises(UsageError, match=r"'topk'.*did you mean 'top_k'"):
+        processors(topk=3)
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(DecodingConfig), ids=lambda field: field.name)
+def test_every_setting_of_decoding_has_its_processor(field):
+    value = {float: 0.5, int: 2, bool: True}[setting_type(field)]
+    [chosen] = processors(**{field.name: value})
+    assert chosen == Processor(getattr(logits, field.name), None if field.name == "greedy" else value)
 
 
 def test_greedy_and_a_temperature_contradict_each_other():

@@ -25,8 +25,9 @@ from minigpt_jax.errors import DataError, StoppedError, UsageError
 from minigpt_jax.training import checkpoint, experiment, loop
 from minigpt_jax.training.experiment import prepare
 from minigpt_jax.training.loop import Run
-from minigpt_jax.training.optimizer import make_optimizer, warmup_cosine
+from minigpt_jax.training.optimizer import make_optimizer
 from minigpt_jax.training.report import Compilations
+from minigpt_jax.training.schedule import learning_rate_schedule
 from minigpt_jax.training.step import train_step
 
 TEXT = "".join(np.random.default_rng(0).choice(list("abcd \n"), 160)) + "abcd \n"
@@ -232,7 +233,7 @@ def test_metrics_have_the_rows_that_were_promised(finished, config):
     assert all(set(row) == fields for row in training)
     assert all(set(row) == {"step", "val_loss", "seconds"} for row in evaluations)
     assert all(math.isfinite(value) for row in lines for value in row.values())
-    schedule = warmup_cosine(config.training, STEPS)
+    schedule = learning_rate_schedule(config.training, STEPS)
     assert [row["learning_rate"] for row in training] == pytest.approx(
         [float(schedule(row["step"] - 1)) for row in training]
     )
@@ -524,7 +525,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted_also_over_a_kill(conf
     assert "NaN" not in text
     training = [row for row in rows(tmp_path / "straight") if "train_loss" in row]
     assert [(row["step"], row.get("skipped_steps", 0)) for row in training] == [(3, 0), (6, 3), (9, 4), (12, 5), (13, 5)]
-    rate = warmup_cosine(config.training, STEPS)  # the optimizer has not seen the steps that were skipped
+    rate = learning_rate_schedule(config.training, STEPS)  # the optimizer has not seen the steps that were skipped
     for row in training:
         assert row["learning_rate"] == pytest.approx(float(rate(row["step"] - 1 - row.get("skipped_steps", 0))))
     assert training[1]["train_loss"] is None
@@ -545,7 +546,7 @@ def test_too_many_in_a_row_end_the_run_with_the_step_the_last_loss_and_likely_ca
         train(strict, tmp_path)
     assert len(str(ended.value).splitlines()) == 1
     for step in checkpoint.steps(tmp_path):
-        jax.tree.map(lambda leaf: np.testing.assert_array_equal(leaf, leaf), final_state(config, tmp_path, step))
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(final_state(config, tmp_path, step)))
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8")
 
 

@@ -10,13 +10,14 @@ import pytest
 
 from minigpt_jax.config import ModelConfig, TrainingConfig
 from minigpt_jax.models.gpt import GPT
-from minigpt_jax.training.optimizer import make_optimizer, warmup_cosine
+from minigpt_jax.training.optimizer import make_optimizer
+from minigpt_jax.training.schedule import DECAYS, learning_rate_schedule
 
 CONFIG = TrainingConfig(learning_rate=1e-2, min_learning_rate=1e-3, warmup_steps=10, weight_decay=0.1, grad_clip=1.0)
 
 
 def rates(num_steps, **changes):
-    return np.asarray(warmup_cosine(dataclasses.replace(CONFIG, **changes), num_steps)(np.arange(num_steps)))
+    return np.asarray(learning_rate_schedule(dataclasses.replace(CONFIG, **changes), num_steps)(np.arange(num_steps)))
 
 
 # ---- The schedule ---------------------------------------------------------------------------------------------------------
@@ -36,7 +37,7 @@ def test_rate_falls_in_half_a_cosine_to_the_minimum_at_the_last_step():
 
 
 def test_rate_stays_at_the_minimum_after_the_last_step():
-    assert warmup_cosine(CONFIG, 100)(5000) == pytest.approx(CONFIG.min_learning_rate)
+    assert learning_rate_schedule(CONFIG, 100)(5000) == pytest.approx(CONFIG.min_learning_rate)
 
 
 def test_without_warmup_the_first_step_has_the_peak():
@@ -48,6 +49,19 @@ def test_without_warmup_the_first_step_has_the_peak():
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 9, 10])
 def test_warmup_as_long_as_the_run_is_cut_to_it(num_steps):
     np.testing.assert_allclose(rates(num_steps), CONFIG.learning_rate * np.arange(1, num_steps + 1) / num_steps, rtol=1e-6)
+
+
+def test_a_linear_schedule_falls_in_a_line_and_a_constant_one_not_at_all():
+    line = np.linspace(CONFIG.learning_rate, CONFIG.min_learning_rate, 90)
+    np.testing.assert_allclose(rates(100, schedule="linear")[10:], line, rtol=1e-5)
+    np.testing.assert_allclose(rates(100, schedule="constant")[10:], CONFIG.learning_rate, rtol=1e-6)
+    for schedule in DECAYS:
+        np.testing.assert_array_equal(rates(100, schedule=schedule)[:10], rates(100)[:10])
+
+
+def test_there_is_a_decay_for_every_choice():
+    [field] = [field for field in dataclasses.fields(TrainingConfig) if field.name == "schedule"]
+    assert tuple(DECAYS) == field.metadata["choices"]
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 10, 11, 12])

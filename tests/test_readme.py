@@ -1,12 +1,16 @@
-"""What the README says of the code, counted: how many lines there are to read."""
+"""What the README says of the code: how many lines there are to read, and in which order processors run."""
 
+import dataclasses
 import re
 from pathlib import Path
 
 import pytest
 
+from minigpt_jax.generation.strategy import DecodingConfig
+
 ROOT = Path(__file__).resolve().parents[1]
-ROWS = re.findall(r"^\| `(minigpt_jax/\S+)` \| (\d+) \|", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+ROWS = re.findall(r"^\| `(minigpt_jax/\S+)` \| (\d+) \|", README, re.MULTILINE)
 
 # What a newcomer should have to read, at most.
 BOUNDS = {
@@ -34,3 +38,8 @@ def test_lines_are_as_many_as_the_readme_says(pattern, stated):
 
 def test_what_has_a_bound_is_in_the_readme():
     assert {pattern for pattern, _ in ROWS} >= set(BOUNDS)
+
+
+def test_the_order_of_the_processors_is_that_of_the_settings():
+    names = [f"`{field.name}`" for field in dataclasses.fields(DecodingConfig) if field.name != "greedy"]
+    assert ", ".join(names) in " ".join(README.split())

@@ -10,6 +10,7 @@ import pytest
 
 from minigpt_jax import runtime
 from minigpt_jax.benchmarks.turns import in_own_process
+from minigpt_jax.files import sha256
 
 
 @pytest.mark.parametrize("value", ["", "relative/cache", None])
@@ -137,7 +138,7 @@ def test_the_oldest_programs_go_first(tmp_path):
         path = tmp_path / f"{age}-cache"
         path.write_bytes(bytes([age]) * 10)
         os.utime(path, (1000 - age, 1000 - age))
-        runtime.checksum_of(path).write_text(runtime.sha256(path))
+        runtime.checksum_of(path).write_text(sha256(path.read_bytes()))
     runtime.delete_unchecked(tmp_path, most=25)
     assert {path.name for path in tmp_path.iterdir()} == {"0-cache", "0-cache.sha256", "1-cache", "1-cache.sha256"}
 

@@ -1,6 +1,7 @@
 """Token files: the tokenizer's ids, written once, found again, and made anew when a byte of them is wrong."""
 
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -151,7 +152,7 @@ def test_a_write_that_fails_leaves_nothing_behind(source, tmp_path, monkeypatch,
 
     folder, tokenizer = tmp_path / "data", CharTokenizer.train(TEXT)
     with monkeypatch.context() as patch:
-        patch.setattr(*((Path, "write_text") if failing == "write_text" else (tokens.os, "replace")), fill_the_disk)
+        patch.setattr(*((Path, "write_text") if failing == "write_text" else (os, "replace")), fill_the_disk)
         with pytest.raises(DataError, match=r"No space left on device.*--data_dir"):
             tokenize(source, tokenizer, folder)
     assert list(folder.iterdir()) == []

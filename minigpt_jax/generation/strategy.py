@@ -1,67 +1,56 @@
 """From the settings that a user names to the processors that carry them out."""
 
-import math
+import dataclasses
 
-from minigpt_jax.errors import UsageError
+from minigpt_jax.config import Section, setting
+from minigpt_jax.errors import UsageError, did_you_mean
 from minigpt_jax.generation import logits
 from minigpt_jax.generation.logits import Processor
 
 LOWEST_TEMPERATURE = 1e-30  # above 0: what is much lower is 0 in float32
 
 
-def processors(
-    *,
-    temperature: float | None = None,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    typical_p: float = 1.0,
-    repetition_penalty: float = 1.0,
-    frequency_penalty: float = 0.0,
-    presence_penalty: float = 0.0,
-    greedy: bool = False,
-) -> tuple[Processor, ...]:
-    """The processors for these settings, in the order of Hugging Face's generation. Each default means "not at all";
-    temperature 0 means greedy.
+@dataclasses.dataclass(frozen=True)
+class DecodingConfig(Section):
+    """How the next token is chosen, each setting by the function of its name in `logits`, in this order, which is that of
+    Hugging Face's generation. The defaults change nothing."""
 
-    Raises UsageError for values that make no sense, and for those that contradict each other.
-    """
-
-    def require(condition: bool, message: str) -> None:
-        if not condition:
-            raise UsageError(message)
-
-    require(not (greedy and temperature), f"greedy excludes temperature={temperature}: give one of them")
-    temperature = 1.0 if temperature is None else temperature
-    require(
-        temperature == 0 or (temperature >= LOWEST_TEMPERATURE and math.isfinite(temperature)),
-        f"temperature={temperature} must be 0 (greedy) or a number from {LOWEST_TEMPERATURE} up",
+    repetition_penalty: float = setting(1.0, "above 1: tokens seen before get less probable", above=0.0)
+    frequency_penalty: float = setting(0.0, "taken from a token's logit for each time it was seen")
+    presence_penalty: float = setting(0.0, "taken from a token's logit if it was seen")
+    temperature: float | None = setting(None, "below 1 more predictable, above 1 wilder; 0 is greedy; None: 1")
+    top_k: int = setting(0, "sample from the k most probable tokens; 0: from all", at_least=0)
+    top_p: float = setting(1.0, "sample from the most probable tokens with this mass together", above=0.0, at_most=1.0)
+    min_p: float = setting(
+        0.0, "sample from tokens at least this share as probable as the best; 0: from all", at_least=0.0, at_most=1.0
     )
-    require(0 <= top_k < math.inf and top_k == int(top_k), f"top_k={top_k} must be 0 (off) or a whole number above")
-    require(0 < top_p <= 1, f"top_p={top_p} must be above 0 and at most 1 (off)")
-    require(0 <= min_p <= 1, f"min_p={min_p} must be between 0 (off) and 1")
-    require(0 < typical_p <= 1, f"typical_p={typical_p} must be above 0 and at most 1 (off)")
-    require(
-        repetition_penalty > 0 and math.isfinite(repetition_penalty),
-        f"repetition_penalty={repetition_penalty} must be above 0",
-    )
-    require(math.isfinite(frequency_penalty), f"frequency_penalty={frequency_penalty} must be a finite number")
-    require(math.isfinite(presence_penalty), f"presence_penalty={presence_penalty} must be a finite number")
+    typical_p: float = setting(1.0, "sample from the most typical tokens with this mass together", above=0.0, at_most=1.0)
+    greedy: bool = setting(False, "always take the most probable token")
 
-    # Numbers always of the same type, so that 1 compiles nothing that 1.0 has not; and a k that fits into 32 bits.
-    chosen = [
-        (logits.repetition_penalty, float(repetition_penalty), 1),
-        (logits.frequency_penalty, float(frequency_penalty), 0),
-        (logits.presence_penalty, float(presence_penalty), 0),
+    def __post_init__(self):
+        super().__post_init__()
+        if self.temperature and self.temperature < LOWEST_TEMPERATURE:
+            raise UsageError(f"temperature={self.temperature} must be 0 (greedy) or a number from {LOWEST_TEMPERATURE} up")
+        if self.greedy and self.temperature:
+            raise UsageError(f"greedy excludes temperature={self.temperature}: give one of them")
+
+
+SAMPLERS = "temperature", "top_k", "top_p", "min_p", "typical_p"  # which a greedy choice leaves nothing to do
+
+
+def processors(**settings) -> tuple[Processor, ...]:
+    """The processors for these settings of `DecodingConfig`. Raises UsageError for an unknown one or a bad value."""
+    known = [field.name for field in dataclasses.fields(DecodingConfig)]
+    for name in settings.keys() - set(known):
+        raise UsageError(f"unknown setting {name!r}{did_you_mean(name, known)}; allowed: {', '.join(known)}")
+    config, off = DecodingConfig(**settings), DecodingConfig(temperature=1.0)
+    is_greedy = config.greedy or config.temperature == 0
+    skipped = {"greedy"} | set(SAMPLERS if is_greedy else ())
+    chosen = {name: getattr(config, name) for name in known if name not in skipped}
+    chosen = {name: number for name, number in chosen.items() if number not in (None, getattr(off, name))}
+    # A k that fits into 32 bits, and else floats, so that 2 compiles nothing that 2.0 has not.
+    found = [
+        Processor(getattr(logits, name), min(number, 2**31 - 1) if name == "top_k" else float(number))
+        for name, number in chosen.items()
     ]
-    if greedy or temperature == 0:  # there is nothing left to sample, so the samplers' settings say nothing
-        chosen.append((logits.greedy, None, 0))
-    else:
-        chosen += [
-            (logits.temperature, float(temperature), 1),
-            (logits.top_k, min(int(top_k), 2**31 - 1), 0),
-            (logits.top_p, float(top_p), 1),
-            (logits.min_p, float(min_p), 0),
-            (logits.typical_p, float(typical_p), 1),
-        ]
-    return tuple(Processor(function, number) for function, number, off in chosen if number != off)
+    return *found, *([Processor(logits.greedy)] if is_greedy else [])

@@ -173,13 +173,6 @@ def read_info(workdir: Path, step: int) -> CheckpointInfo:
         raise error if isinstance(error, DataError) else DataError(f"{path} is damaged: {error}") from error
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes aside and renames: the file is the old one or the new one, never half of it."""
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
-
-
 def save(workdir: Path, state: TrainState, info: CheckpointInfo) -> None:
     """Writes the checkpoint of `info.step`, or leaves the folder as it was. Raises OSError."""
     final = checkpoints_dir(workdir) / str(info.step)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import itertools
 import math
 from pathlib import Path
@@ -18,6 +17,7 @@ from minigpt_jax.data.texts import Scan, Text, scan
 from minigpt_jax.data.tokenizers import Tokenizer, make_tokenizer
 from minigpt_jax.data.tokens import Tokens, tokenize
 from minigpt_jax.errors import DataError, UsageError
+from minigpt_jax.files import sha256
 from minigpt_jax.models.gpt import GPT
 from minigpt_jax.models.kernels import PLAIN, Kernels
 from minigpt_jax.runtime import cache_dir
@@ -126,7 +126,7 @@ class Texts:
         """Of the text, or of both where there are two."""
         if self.train_scan is self.val_scan:
             return self.train_scan.sha256
-        return hashlib.sha256(f"{self.train_scan.sha256} {self.val_scan.sha256}".encode()).hexdigest()
+        return sha256(f"{self.train_scan.sha256} {self.val_scan.sha256}".encode())
 
 
 def read_texts(config: Config) -> Texts:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from minigpt_jax import machine
 from minigpt_jax.config import SETTINGS, Config, differences
 from minigpt_jax.errors import DataError, StoppedError, UsageError
+from minigpt_jax.files import write_text
 from minigpt_jax.generation.language_model import LanguageModel
 from minigpt_jax.models.kernels import PLAIN, Kernels
 from minigpt_jax.runtime import give_back_freed_memory, noted_signals
@@ -25,9 +26,9 @@ from minigpt_jax.training import checkpoint
 from minigpt_jax.training.checkpoint import CheckpointInfo
 from minigpt_jax.training.experiment import Experiment, evaluate, measures, prepare
 from minigpt_jax.training.metrics import Clock, MetricsFile, import_tensorboard_writer
-from minigpt_jax.training.optimizer import warmup_cosine
 from minigpt_jax.training.pretrained import initial_params
 from minigpt_jax.training.report import Compilations, Trace, flops_per_token
+from minigpt_jax.training.schedule import learning_rate_schedule
 from minigpt_jax.training.state import TrainState, init_state
 from minigpt_jax.training.step import train_step
 
@@ -162,8 +163,8 @@ class Run:
         self.losses = list(self.info.pending_losses)  # since the last row of metrics, those that were finite
         self.unread = []  # metrics of the steps that nobody has waited for yet
         self.evaluated = (0, None)  # the step that was evaluated last, and its loss
-        checkpoint.write_text(workdir / "config.json", experiment.config.to_json())
-        checkpoint.write_text(workdir / "tokenizer.json", experiment.tokenizer.to_json())
+        write_text(workdir / "config.json", experiment.config.to_json())
+        write_text(workdir / "tokenizer.json", experiment.tokenizer.to_json())
         self.metrics = MetricsFile(workdir, last_step=self.info.step, make_writer=make_writer)
         self.clock = Clock(self.info.seconds, self.info.step)
         self.seconds_waiting = 0.0  # for batches, after the first
@@ -241,7 +242,7 @@ class Run:
         grad_norm = float(self.unread[-1]["grad_norm"])
         self.read_losses(step)
         with self.clock.stopped(self.state):  # it compiles at first
-            learning_rate = float(warmup_cosine(self.settings, self.num_steps)(step - 1 - self.info.num_skipped))
+            learning_rate = float(learning_rate_schedule(self.settings, self.num_steps)(step - 1 - self.info.num_skipped))
         seconds_per_step = self.clock.lap(step, self.state)
         row = {
             "step": step,

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from minigpt_jax.errors import UsageError
-from minigpt_jax.training import checkpoint
+from minigpt_jax.files import write_text
 from minigpt_jax.training.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ class MetricsFile:
         self.tensorboard = make_writer and make_writer(str(workdir / "tensorboard"), purge_step=last_step + 1)
         rows = read_metrics(path) if path.exists() and last_step else []
         kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= last_step]
-        checkpoint.write_text(path, "".join(kept))
+        write_text(path, "".join(kept))
 
     def append(self, row: dict[str, float]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
