@@ -19,6 +19,23 @@ hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=No
 hypothesis.settings.load_profile("repeatable")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--no-skips", action="store_true", help="a skipped test is a failure: every extra is installed")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session):
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if session.config.getoption("--no-skips") and reporter and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if config.getoption("--no-skips"):
+        for report in terminalreporter.stats.get("skipped", []):
+            terminalreporter.write_line(f"SKIPPED, which is a failure here: {report.nodeid}: {report.longrepr[2]}", red=True)
+
+
 @pytest.fixture(autouse=True)
 def a_cache_folder_of_its_own(tmp_path, monkeypatch):
     """No test reads or writes the cache of whoever runs it."""
