@@ -56,6 +56,6 @@ def cudnn_on_a_cpu(monkeypatch):
 
 @pytest.fixture
 def without_jit():
-    """For many small models: single operations are compiled once, whole programs anew for each."""
+    """For many small models: they share single operations, which are compiled once, and no whole program."""
     with jax.disable_jit(), jax.debug_key_reuse(False):  # which takes its time for each single operation
         yield

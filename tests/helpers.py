@@ -7,7 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from minigpt_jax import kernels
 from minigpt_jax.models.masks import Mask
+
+# Every set of kernels, by its name in the package, the equations among them.
+KERNELS = {name: value for name, value in vars(kernels).items() if isinstance(value, kernels.Kernels)}
 
 
 def normal(*shape, seed=0):

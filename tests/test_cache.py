@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import attention_by_loop, masks, normal
+from helpers import allowed_and_bias, attention_by_loop, masks, normal
 
 from minigpt_jax.config import ModelConfig
 from minigpt_jax.models.cache import KVCache, slot_ages
@@ -85,8 +85,8 @@ def test_attending_to_a_cache_is_the_equation(num_kv_heads, T, mask):
     append, attend, cache = jax.jit(KVCache.append), jax.jit(KVCache.attend), KVCache.empty(2, config)
     age_NN = np.arange(N)[:, None] - np.arange(N)[None, :]
     begin_B11 = np.array([0, 3])[:, None, None]
-    allowed_BNN = (age_NN >= 0) & (age_NN < min(S, mask.window or S)) & (np.arange(N)[None, None] >= begin_B11)
-    bias_HNN = None if mask.slopes is None else -np.array(mask.slopes)[:, None, None] * age_NN[None]
+    allowed_BNN, bias_HNN = allowed_and_bias(mask, 2, N, N)
+    allowed_BNN &= (age_NN < S) & (np.arange(N)[None, None] >= begin_B11)
     allowed_BNN |= np.eye(N, dtype=bool)  # of what comes before a row's beginning nothing is compared
     k_BNHK, v_BNHK = (np.repeat(each, H // G, axis=2) for each in (k_BNGK, v_BNGK))
     expected_BNHK = attention_by_loop(q_BNHK, k_BNHK, v_BNHK, allowed_BNN, bias_HNN)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import MASKS, assert_close, masks, normal, random_params
+from helpers import KERNELS, MASKS, assert_close, masks, normal, random_params
 
 from minigpt_jax import kernels
 from minigpt_jax.config import ModelConfig
@@ -27,12 +27,11 @@ from minigpt_jax.models.transformer import Transformer
 
 CONFIG = ModelConfig(num_layers=1, num_heads=4, embed_dim=16, ff_dim=16, context_length=8, vocab_size=5)
 ROOT = Path(__file__).resolve().parents[1]
-ALL = {name: value for name, value in vars(kernels).items() if isinstance(value, Kernels)}
 
 
 def implementations(field):
     """All that the kernels of this package have for an op, without the equation itself."""
-    found = {getattr(each, field) for each in ALL.values()} - {getattr(PLAIN, field)}
+    found = {getattr(each, field) for each in KERNELS.values()} - {getattr(PLAIN, field)}
     return sorted(found, key=lambda function: function.__name__)
 
 
@@ -87,7 +86,7 @@ def test_no_set_of_kernels_forgets_one():
         name: {
             field.name for field in dataclasses.fields(Kernels) if getattr(each, field.name) == getattr(PLAIN, field.name)
         }
-        for name, each in ALL.items()
+        for name, each in KERNELS.items()
     }
     fields = {field.name for field in dataclasses.fields(Kernels)}
     assert equations == {"PLAIN": fields, "TUNED": {"attention"}, "BLOCKED": set(), "SPLIT": set(), "CUDNN": set()}
@@ -106,7 +105,7 @@ def test_each_file_says_what_it_computes_what_it_saves_and_what_proves_it():
 
 
 def test_kernels_are_values_that_jit_can_tell_apart():
-    assert len(set(ALL.values())) == len(ALL) == len({each.name for each in ALL.values()})
+    assert len(set(KERNELS.values())) == len(KERNELS) == len({each.name for each in KERNELS.values()})
     assert hash(dataclasses.replace(kernels.SPLIT)) == hash(kernels.SPLIT)
     assert Kernels() == PLAIN
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import random_params, random_tokens
+from helpers import KERNELS, random_params, random_tokens
 from settings import BASE, CONTEXTS, MODEL_CHANGES, OF_THE_LOOP, TRAINING, TRAINING_CHANGES
 
 from minigpt_jax import kernels, reference
@@ -127,17 +127,14 @@ def test_engine_computes_the_logits_and_gradients_of_the_page(change, context_le
     assert all(np.abs(leaf).max() > 1e-4 for leaf in jax.tree.leaves(grads))  # else it would prove nothing
 
 
-SETS = {name: value for name, value in vars(kernels).items() if isinstance(value, kernels.Kernels)}
-
-
 @pytest.mark.parametrize("context_length", CONTEXTS)
-@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.usefixtures("cudnn_on_a_cpu")
 def test_every_set_of_kernels_computes_the_logits_and_gradients_of_the_page(name, context_length):
     """Those for accelerators, too, and compiled as they are there."""
     config = dataclasses.replace(BASE, context_length=context_length)
     inputs = some_params(config), some_batch(config), None
-    page, engine = (jax.jit(run)(*inputs) for run in (of_page(config), of_engine(config, SETS[name])))
+    page, engine = (jax.jit(run)(*inputs) for run in (of_page(config), of_engine(config, KERNELS[name])))
     assert_near(engine, page, 1e-5)
 
 

@@ -47,10 +47,10 @@ def processors(**settings) -> tuple[Processor, ...]:
     is_greedy = config.greedy or config.temperature == 0
     skipped = {"greedy"} | set(SAMPLERS if is_greedy else ())
     chosen = {name: getattr(config, name) for name in known if name not in skipped}
-    chosen = {name: number for name, number in chosen.items() if number not in (None, getattr(off, name))}
     # A k that fits into 32 bits, and else floats, so that 2 compiles nothing that 2.0 has not.
     found = [
         Processor(getattr(logits, name), min(number, 2**31 - 1) if name == "top_k" else float(number))
         for name, number in chosen.items()
+        if number not in (None, getattr(off, name))
     ]
     return *found, *([Processor(logits.greedy)] if is_greedy else [])
