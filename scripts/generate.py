@@ -18,7 +18,7 @@ from absl import flags
 
 import minigpt_jax as mg
 from minigpt_jax import cli
-from minigpt_jax.data.texts import decode_text, read_text_file
+from minigpt_jax.data.text_files import decode_text, read_text_file
 from minigpt_jax.errors import DataError, UsageError, require_choice
 from minigpt_jax.generation.language_model import BeamText, Completion, LanguageModel
 from minigpt_jax.generation.strategy import DecodingConfig, processors

@@ -17,9 +17,9 @@ from minigpt_jax.benchmarks.train import compiled_step
 from minigpt_jax.benchmarks.turns import in_own_process, with_spread
 from minigpt_jax.config import load_preset
 from minigpt_jax.data.batches import batch_at
-from minigpt_jax.data.texts import find_text, scan
+from minigpt_jax.data.text_files import find_text, scan
+from minigpt_jax.data.token_file import map_ids, tokenize
 from minigpt_jax.data.tokenizers import KINDS, make_tokenizer
-from minigpt_jax.data.tokens import map_ids, tokenize
 
 ROUNDS = 3
 NUM_STEPS = 200

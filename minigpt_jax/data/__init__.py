@@ -1,1 +1,1 @@
-"""Text, tokens, batches. Read in this order: texts.py, corpora.py, tokenizers.py, tokens.py, batches.py."""
+"""Text, tokens, batches. Read in this order: text_files.py, corpora.py, tokenizers.py, token_file.py, batches.py."""

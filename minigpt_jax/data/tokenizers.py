@@ -5,7 +5,7 @@
     word   words, punctuation marks and white space; what is not among the most frequent becomes <unk>
     bpe    parts of words, learnt by merging the most frequent pairs (Sennrich et al. 2016) of bytes (GPT-2): exact
 
-A tokenizer is a frozen value. Texts of any length come in pieces, which texts.py cuts where no word spans two of them.
+A tokenizer is a frozen value. Texts of any length come in pieces, which text_files.py cuts where no word spans two of them.
 """
 
 import abc

@@ -13,9 +13,9 @@ import optax
 
 from minigpt_jax.config import Config
 from minigpt_jax.data import batches, corpora
-from minigpt_jax.data.texts import Scan, Text, scan
+from minigpt_jax.data.text_files import Scan, Text, scan
+from minigpt_jax.data.token_file import Tokens, tokenize
 from minigpt_jax.data.tokenizers import Tokenizer, make_tokenizer
-from minigpt_jax.data.tokens import Tokens, tokenize
 from minigpt_jax.errors import DataError, UsageError
 from minigpt_jax.files import sha256
 from minigpt_jax.models.gpt import GPT

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minigpt_jax.data import texts
-from minigpt_jax.data.texts import Text, find_text, scan
+from minigpt_jax.data import text_files
+from minigpt_jax.data.text_files import Text, find_text, scan
 from minigpt_jax.data.tokenizers import KINDS, make_tokenizer
 from minigpt_jax.errors import DataError, UsageError
 
@@ -50,7 +50,7 @@ def error(kind, function, *arguments):
 @pytest.mark.parametrize("text", ["a", "a\r\nb\r\n", "  two blanks, then \n\n\n", "é — 漢字 🙂\u2028\x0c", "a\ufeffb"])
 @pytest.mark.parametrize("read", [1, 2, 3, 2**20])
 def test_a_file_comes_character_for_character(tmp_path, monkeypatch, text, read):
-    monkeypatch.setattr(texts, "READ", read)  # so that reading cuts every character in two
+    monkeypatch.setattr(text_files, "READ", read)  # so that reading cuts every character in two
     assert documents(write(tmp_path / "own.txt", text)) == [text]
     assert documents(write(tmp_path / "own.txt.gz", gzip.compress(text.encode()))) == [text]
     for encoding in ("utf-16", "utf-16-le", "utf-8-sig"):
@@ -88,7 +88,7 @@ def test_an_encoding_that_is_none_is_named(encoding):
 )
 @pytest.mark.parametrize("read", [1, 2**20])
 def test_a_file_that_is_not_text(tmp_path, monkeypatch, data, wanted, read):
-    monkeypatch.setattr(texts, "READ", read)
+    monkeypatch.setattr(text_files, "READ", read)
     path = write(tmp_path / "own.txt", data)
     assert wanted in (message := error(DataError, documents, path))
     assert path in message
@@ -117,7 +117,7 @@ def test_a_file_without_permission(tmp_path, monkeypatch):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     path = write(tmp_path / "own.txt", b"secret")
-    monkeypatch.setattr(texts, "open", denied, raising=False)  # in place of the builtin
+    monkeypatch.setattr(text_files, "open", denied, raising=False)  # in place of the builtin
     assert "Permission denied" in error(DataError, documents, path)
 
 
@@ -185,10 +185,10 @@ def test_a_file_that_is_called_like_a_pattern_is_that_file(tmp_path):
 def test_pieces_are_the_text_and_end_before_white_space_after_a_letter(portions, piece, extra):
     text, longest = "".join(portions), piece + extra
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(texts, "PIECE", piece)
-        patched.setattr(texts, "LONGEST_PIECE", longest)
-        pieces = list(texts._cut(portions))
-        assert list(texts._cut([text])) == pieces  # whatever it came in
+        patched.setattr(text_files, "PIECE", piece)
+        patched.setattr(text_files, "LONGEST_PIECE", longest)
+        pieces = list(text_files._cut(portions))
+        assert list(text_files._cut([text])) == pieces  # whatever it came in
     assert "".join(pieces) == text
     for left, right in itertools.pairwise(pieces):
         assert piece <= len(left) < longest
@@ -202,7 +202,7 @@ def test_tokens_of_the_pieces_are_those_of_the_whole(kind, text):
     if kind == "bpe":
         pytest.importorskip("tokenizers")
     tokenizer = tokenizer_for(kind) if kind != "char" else make_tokenizer("char", [text + "a"])
-    places = [match.start() for match in texts.CUT.finditer(text)]
+    places = [match.start() for match in text_files.CUT.finditer(text)]
     pieces = [text[start:end] for start, end in zip([0, *places], [*places, None], strict=True)]
     ids = [i for one in tokenizer.encode_batch(pieces) for i in one.tolist()]
     assert ids == tokenizer.encode(text).tolist()
@@ -219,7 +219,7 @@ def tokenizer_for(kind):
 
 @pytest.mark.parametrize("piece", [3, 2**16])
 def test_parts_are_cut_at_characters_and_keep_the_documents_apart(tmp_path, monkeypatch, piece):
-    monkeypatch.setattr(texts, "PIECE", piece)
+    monkeypatch.setattr(text_files, "PIECE", piece)
     write(tmp_path / "a.txt", "one two three four")
     write(tmp_path / "b.txt", "five six")
     whole, length = find_text(str(tmp_path)), 26
@@ -240,7 +240,7 @@ def test_a_scan_counts_and_sums(tmp_path, monkeypatch):
     path = write(tmp_path / "own.txt", PROSE)
     sums = set()
     for piece in (1, 7, 2**16):
-        monkeypatch.setattr(texts, "PIECE", piece)
+        monkeypatch.setattr(text_files, "PIECE", piece)
         seen = scan(find_text(path))
         assert (seen.num_documents, seen.num_characters, seen.num_bytes) == (1, len(PROSE), len(PROSE.encode()))
         sums.add(seen.sha256)

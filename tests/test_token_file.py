@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minigpt_jax.data import texts, tokens
-from minigpt_jax.data.texts import Text, find_text, scan
+from minigpt_jax.data import text_files, token_file
+from minigpt_jax.data.text_files import Text, find_text, scan
 from minigpt_jax.data.tokenizers import KINDS, ByteTokenizer, CharTokenizer, WordTokenizer, make_tokenizer
 from minigpt_jax.errors import DataError
 
@@ -28,7 +28,7 @@ def own_text(path, text):
 
 def tokenize(text, tokenizer, folder):
     whole = Text(text.name, text.paths, text.encoding)
-    return tokens.tokenize(text, scan(whole), tokenizer, folder)
+    return token_file.tokenize(text, scan(whole), tokenizer, folder)
 
 
 def files(folder):
@@ -40,7 +40,7 @@ def files(folder):
 def test_tokens_are_those_of_the_tokenizer_with_counts_and_cannot_be_changed(source, tmp_path, monkeypatch, kind, piece):
     if kind == "bpe":
         pytest.importorskip("tokenizers")
-    monkeypatch.setattr(texts, "PIECE", piece)
+    monkeypatch.setattr(text_files, "PIECE", piece)
     tokenizer = make_tokenizer(kind, [TEXT[:40] if kind == "word" else TEXT], 270 if kind == "bpe" else None)
     made = tokenize(source, tokenizer, tmp_path / "made" / "on" / "the" / "way")
     np.testing.assert_array_equal(made.ids, tokenizer.encode(TEXT))
@@ -137,7 +137,7 @@ def test_damaged_tokens_are_made_anew_and_that_is_said(source, tmp_path, caplog,
 
 @pytest.mark.parametrize("worth_telling", [len(TEXT.encode()), len(TEXT.encode()) + 1])
 def test_how_much_was_tokenized_is_said_where_it_takes_a_while(source, tmp_path, caplog, monkeypatch, worth_telling):
-    monkeypatch.setattr(tokens, "WORTH_TELLING", worth_telling)
+    monkeypatch.setattr(token_file, "WORTH_TELLING", worth_telling)
     with caplog.at_level(logging.INFO):
         tokenize(source, ByteTokenizer(), tmp_path / "data")
     assert ("Tokenized 0 MB of " in caplog.text) == ("MB/s" in caplog.text) == (worth_telling == len(TEXT.encode()))
@@ -169,7 +169,7 @@ def test_a_text_that_changes_while_it_is_read_is_not_kept_under_the_sum_of_the_o
     before = scan(source)
     source.paths[0].write_text(TEXT + "more")
     with pytest.raises(DataError, match=r"text\.txt changed while it was read"):
-        tokens.tokenize(source, before, ByteTokenizer(), tmp_path / "data")
+        token_file.tokenize(source, before, ByteTokenizer(), tmp_path / "data")
     assert list((tmp_path / "data").iterdir()) == []
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minigpt_jax.data.texts import Scan, Text, progress
+from minigpt_jax.data.text_files import Scan, Text, progress
 from minigpt_jax.data.tokenizers import Tokenizer
 from minigpt_jax.errors import DataError
 from minigpt_jax.files import replaced, sha256
