@@ -11,8 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt_jax.data.tokenizers import (
-    BYTE_SYMBOLS,
-    END_OF_TEXT,
     KINDS,
     BpeTokenizer,
     ByteTokenizer,
@@ -22,6 +20,8 @@ from minigpt_jax.data.tokenizers import (
     make_tokenizer,
     read_tokenizer,
 )
+from minigpt_jax.data.tokenizers.base import END_OF_TEXT
+from minigpt_jax.data.tokenizers.library import BYTE_SYMBOLS
 from minigpt_jax.errors import DataError, UsageError
 
 # Neighbours of every border in Unicode and its encodings: NUL, ASCII, bytes, the last of two bytes of UTF-8, unpaired

@@ -1,0 +1,111 @@
+"""Byte-level BPE: parts of words, merged from bytes by the library `tokenizers`."""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from minigpt_jax.data.tokenizers.base import END_OF_TEXT, Tokenizer, require_size, utf8
+from minigpt_jax.data.tokenizers.library import BYTE_SYMBOLS, byte_level, import_tokenizers
+from minigpt_jax.errors import DataError, UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class BpeTokenizer(Tokenizer):
+    """Byte-level byte-pair encoding by the library `tokenizers`, whose JSON it is: transformers reads it, too.
+
+    The tokens are byte strings. GPT-2's pattern first cuts the text into words with the blank before them; within a word the
+    pairs that were merged in training are merged again, in the same order. Special tokens that are written out in a text are
+    ordinary text.
+
+    Raises DataError where the JSON is not such a tokenizer, or one that does not give a text back as it was.
+    """
+
+    kind: ClassVar[str] = "bpe"
+    default_vocab_size: ClassVar[int] = 4_096
+    # Which token stands between documents is not in the JSON: GPT-2's and ours, Llama 3's, Llama 2's.
+    END_OF_TEXT_NAMES: ClassVar[tuple[str, ...]] = (END_OF_TEXT, "<|end_of_text|>", "</s>")
+    # What tokenizers that are not exact change: case, blanks, the beginning, composed characters, their own special tokens.
+    PROBE: ClassVar[str] = f"Probe  of\r\n\t blanks , ﬁ é e\u0301 漢字 🙂\0 {END_OF_TEXT} </s> <s>[CLS]\n"
+    definition: str
+
+    def __post_init__(self):
+        has_all_bytes = all(bytes([value]) in self._bytes_of_id for value in range(256))
+        if not has_all_bytes or self.decode(self.encode(self.PROBE)) != self.PROBE:
+            raise DataError("it is no byte-level BPE that gives every text back as it was")
+
+    @classmethod
+    def train(cls, pieces: Iterable[str], vocab_size: int | None = None) -> "BpeTokenizer":
+        """Merges learnt from the pieces, until the vocabulary is full or every word is one token."""
+        size = require_size(cls.kind, vocab_size or cls.default_vocab_size, 256 + 1)
+        library = import_tokenizers()
+        model = byte_level(library.models.BPE())
+        trainer = library.trainers.BpeTrainer(
+            vocab_size=size, special_tokens=[END_OF_TEXT], initial_alphabet=sorted(BYTE_SYMBOLS), show_progress=False
+        )
+        model.train_from_iterator(pieces, trainer)
+        return cls(model.to_str())
+
+    @classmethod
+    def from_gpt2_files(cls, vocab: Path, merges: Path) -> "BpeTokenizer":
+        """From GPT-2's own two files."""
+        library = import_tokenizers()
+        try:
+            bpe = library.models.BPE.from_file(str(vocab), str(merges))
+        except Exception as error:  # the library raises this and no other
+            raise DataError(f"{vocab} and {merges.name} cannot be read: {error}") from None
+        return cls(byte_level(bpe).to_str())
+
+    @functools.cached_property
+    def _model(self) -> Any:
+        try:
+            model = import_tokenizers().Tokenizer.from_str(self.definition)
+        except UsageError:
+            raise
+        except Exception as error:  # the library raises this and no other
+            raise DataError(str(error)) from None
+        model.encode_special_tokens = True  # as ordinary text
+        model.no_truncation()
+        model.no_padding()
+        if hasattr(model.model, "dropout"):  # of merges, which would give other ids each time
+            model.model.dropout = None
+        return model
+
+    @functools.cached_property
+    def _bytes_of_id(self) -> list[bytes]:
+        added = {added.content for added in self._model.get_added_tokens_decoder().values()}
+        vocabulary = self._model.get_vocab(with_added_tokens=True)
+        table = [b""] * (max(vocabulary.values(), default=-1) + 1)
+        for token, i in vocabulary.items():
+            is_symbols = token not in added and all(symbol in BYTE_SYMBOLS for symbol in token)
+            table[i] = bytes(BYTE_SYMBOLS[symbol] for symbol in token) if is_symbols else token.encode()
+        return table
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._bytes_of_id)
+
+    @functools.cached_property
+    def end_of_text(self) -> int | None:
+        found = map(self._model.token_to_id, self.END_OF_TEXT_NAMES)
+        return next((i for i in found if i is not None), None)
+
+    def encode(self, text: str) -> np.ndarray:
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        for text in texts:
+            utf8(text)
+        return [np.array(one.ids, np.int32) for one in self._model.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def to_bytes(self, ids: Iterable[int]) -> bytes:
+        return b"".join(self._bytes_of_id[i] for i in np.asarray(ids).tolist())
+
+    def to_json(self) -> str:
+        return self.definition
+
+    def to_huggingface(self) -> str:
+        return self.definition

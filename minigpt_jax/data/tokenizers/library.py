@@ -1,0 +1,46 @@
+"""Hugging Face's library `tokenizers`: imported only when it is needed, and the two models of it that ours translate to."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from minigpt_jax.data.tokenizers.base import UNKNOWN, utf8
+from minigpt_jax.errors import UsageError
+
+
+def import_tokenizers() -> Any:
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise UsageError(
+            "byte-level BPE and Hugging Face's files need the package tokenizers: python -m pip install -e '.[bpe]'"
+        ) from error
+    return tokenizers
+
+
+def byte_symbols() -> dict[str, int]:
+    """The printable characters by which byte-level BPE writes the 256 bytes, after GPT-2: most stand for themselves."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+BYTE_SYMBOLS = byte_symbols()
+
+
+def byte_level(bpe: Any) -> Any:
+    """The library's tokenizer that cuts a text with GPT-2's pattern and merges the bytes of each part by this model."""
+    library = import_tokenizers()
+    model = library.Tokenizer(bpe)
+    model.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = library.decoders.ByteLevel()
+    return model
+
+
+def word_level(words: Sequence[str], pattern: str) -> str:
+    """JSON of the library's tokenizer that cuts a text into all matches of a pattern, each of which is to be a word."""
+    library = import_tokenizers()
+    utf8("".join(words))
+    model = library.Tokenizer(library.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNKNOWN))
+    model.pre_tokenizer = library.pre_tokenizers.Split(library.Regex(pattern), "isolated")
+    model.decoder = library.decoders.Fuse()
+    return model.to_str()
