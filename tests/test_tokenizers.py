@@ -2,14 +2,17 @@
 
 import functools
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minigpt_jax.config import SETTINGS
 from minigpt_jax.data.tokenizers import (
     KINDS,
     BpeTokenizer,
@@ -23,6 +26,8 @@ from minigpt_jax.data.tokenizers import (
 from minigpt_jax.data.tokenizers.base import END_OF_TEXT
 from minigpt_jax.data.tokenizers.library import BYTE_SYMBOLS
 from minigpt_jax.errors import DataError, UsageError
+
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
 
 # Neighbours of every border in Unicode and its encodings: NUL, ASCII, bytes, the last of two bytes of UTF-8, unpaired
 # surrogates, the last of 16 bits, the first beyond them and the very last.
@@ -75,6 +80,13 @@ def test_characters_without_an_id_are_all_named_and_nothing_is_encoded_in_their_
         assert str(caught.value).startswith(f"the vocabulary has no {', '.join(map(repr, sorted(unknown)))}; ")
     else:
         assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_named_in_the_help_and_in_the_readme(kind):
+    """Settings are below the data and cannot read the table."""
+    assert re.search(rf"\b{kind}\b", SETTINGS["tokenizer"].field.metadata["help"])
+    assert f"| `{kind}` |" in README
 
 
 # ---- What all of them promise ---------------------------------------------------------------------------------------------

