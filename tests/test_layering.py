@@ -29,8 +29,10 @@ FLOORS = [
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
-# Inside these rooms the same holds for files.
+# Inside these folders the same holds for files and the folders in them. `__init__` is above them all.
 ORDER_WITHIN = {
+    "data": ["text_files", "download", "shakespeare", "corpora", "tokenizers", "token_file", "batches"],
+    "data/tokenizers": ["base", "library", "char", "byte", "word", "bpe"],
     "models": ["ops", "masks", "attention", "cache", "kernels", "initial", "layers", "transformer", "gpt"],
     "generation": ["logits", "strategy", "decode", "context", "devices", "sampling", "beam", "text", "language_model"],
     "training": [
@@ -115,15 +117,22 @@ def room_of(path: str) -> str:
     return path.split("/")[0].removesuffix(".py")
 
 
+def is_below(other: list[str], here: list[str]) -> bool:
+    """Whether what is imported is below the file that imports it, in the order of the folder where their paths part."""
+    for depth, (theirs, ours) in enumerate(zip(other, here, strict=False)):
+        if theirs != ours:
+            order = ORDER_WITHIN.get("/".join(here[:depth]), [])
+            return ours not in order or theirs in order[: order.index(ours)]
+    return False  # the file itself, or a package that it is in
+
+
 def may_import(path: str, name: str) -> bool:
     room, (top, *rest) = room_of(path), name.split(".")
     if top == PACKAGE:
         other = rest[0] if rest and rest[0] in FLOOR_OF else "__init__"  # what is no room is one of the public names
-        order = ORDER_WITHIN.get(room, [])
-        files = Path(path).stem, rest[1] if len(rest) > 1 else None
-        if other == room and set(files) <= set(order):
-            return order.index(files[1]) < order.index(files[0])
-        return other == room or FLOOR_OF[other] < FLOOR_OF[room]
+        if other == room:
+            return is_below(rest, path.removesuffix(".py").split("/"))
+        return FLOOR_OF[other] < FLOOR_OF[room]
     if top == "torch":
         return not MAY_IMPORT_TORCH.isdisjoint({room, path})
     if room == "models" and top in CLOSED_TO_MODELS:
@@ -161,8 +170,9 @@ def test_file_does_only_what_its_place_allows(path):
 def test_all_rooms_have_been_looked_at():
     assert {room_of(path) for path in SOURCES} >= set(FLOOR_OF)
     assert set(SOURCES) >= MAY_JIT | MAY_ASK_FOR_DEVICES | {path for path, _ in MAY_RUN_PROGRAMS}
-    for room, order in ORDER_WITHIN.items():
-        assert {Path(path).stem for path in SOURCES if room_of(path) == room} == {*order, "__init__"}
+    for folder, order in ORDER_WITHIN.items():
+        inside = [path.removeprefix(f"{folder}/") for path in SOURCES if path.startswith(f"{folder}/")]
+        assert {room_of(path) for path in inside} == {*order, "__init__"}
 
 
 @pytest.mark.parametrize(
@@ -191,6 +201,11 @@ def test_all_rooms_have_been_looked_at():
         ("errors.py", "from minigpt_jax.config import Config", "imports minigpt_jax.config.Config"),
         ("config.py", "from minigpt_jax.data import batches", "imports minigpt_jax.data.batches"),
         ("data/a.py", "from minigpt_jax.models import gpt", "imports minigpt_jax.models.gpt"),
+        ("data/text_files.py", "from minigpt_jax.data import corpora", "imports minigpt_jax.data.corpora"),
+        ("data/tokenizers/base.py", "import minigpt_jax.data.token_file", "imports minigpt_jax.data.token_file"),
+        ("data/tokenizers/base.py", "import minigpt_jax.data.tokenizers.bpe", "imports minigpt_jax.data.tokenizers.bpe"),
+        ("data/tokenizers/bpe.py", "from minigpt_jax.data import tokenizers", "imports minigpt_jax.data.tokenizers"),
+        ("data/tokenizers/bpe.py", "from minigpt_jax.data.tokenizers import A", "imports minigpt_jax.data.tokenizers.A"),
         ("generation/a.py", "from minigpt_jax.training.loop import train", "imports minigpt_jax.training.loop.train"),
         ("training/a.py", "from minigpt_jax import cli", "imports minigpt_jax.cli"),
         ("training/a.py", "from scripts import train", "imports scripts.train"),
@@ -215,6 +230,8 @@ def test_a_violation_is_found(path, source, violation):
             "from minigpt_jax.config import ModelConfig\nfrom minigpt_jax.models.layers import Norm\nimport jax",
         ),
         ("training/step.py", "from minigpt_jax.models import gpt\nf = jax.jit(g)"),
+        ("data/tokenizers/bpe.py", "from minigpt_jax.data.tokenizers.base import Tokenizer"),
+        ("data/tokenizers/__init__.py", "from minigpt_jax.data.tokenizers.bpe import BpeTokenizer"),
         ("compare/a.py", "import torch\nfrom minigpt_jax.training.checkpoint import load"),
         ("scripts/a.py", "import minigpt_jax as mg\nfrom minigpt_jax import cli\nimport logging"),
         ("data/a.py", "import time\nword = 'pickle eval('  # exec()"),
