@@ -12,8 +12,9 @@ from pathlib import Path
 
 from absl import flags
 
-from minigpt_jax import cli, huggingface
+from minigpt_jax import cli
 from minigpt_jax.errors import UsageError
+from minigpt_jax.interop import hf_writer
 from minigpt_jax.training import pretrained
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: the newest under runs/)")
@@ -26,7 +27,7 @@ def main() -> None:
     if not OUT.value:
         raise UsageError("give the folder to make with --out")
     model = pretrained.load(WORKDIR.value or cli.newest_run())
-    model_type = huggingface.write(model, Path(OUT.value))
+    model_type = hf_writer.write(model, Path(OUT.value))
     log.info("Wrote %s, with model_type %s. In transformers: AutoModelForCausalLM.from_pretrained(%r) and AutoTokenizer's.",
              OUT.value, model_type, OUT.value)  # fmt: skip
 

@@ -12,11 +12,11 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from minigpt_jax import huggingface
 from minigpt_jax.config import ModelConfig
 from minigpt_jax.data.tokenizers import make_tokenizer
 from minigpt_jax.errors import DataError, UsageError
 from minigpt_jax.generation.language_model import LanguageModel
+from minigpt_jax.interop import hf_reader, hf_writer
 from minigpt_jax.models.gpt import GPT, init_params
 from minigpt_jax.training.pretrained import load
 
@@ -46,7 +46,7 @@ def model(case):
 @pytest.fixture
 def folder(tmp_path):
     """A folder with the first case."""
-    huggingface.write(model("GPT-2"), tmp_path / "model")
+    hf_writer.write(model("GPT-2"), tmp_path / "model")
     return tmp_path / "model"
 
 
@@ -70,8 +70,8 @@ def assert_same_bits(params, others):
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_written_is_read_again_with_the_same_bits(tmp_path, case):
     written = model(case)
-    huggingface.write(written, tmp_path / "new" / "model")
-    read = huggingface.read(tmp_path / "new" / "model")
+    hf_writer.write(written, tmp_path / "new" / "model")
+    read = hf_reader.read(tmp_path / "new" / "model")
     assert_same_bits(written.params, read.params)
     assert read.config == written.config
     assert read.tokenizer.encode(PROSE).tolist() == written.tokenizer.encode(PROSE).tolist()
@@ -85,8 +85,8 @@ def test_arrays_that_are_transposed_views_are_written_as_what_they_are(tmp_path)
     written = model("Llama with grouped queries")
     views = jax.tree.map(lambda leaf: np.asarray(leaf).T.copy().T, written.params)
     assert not any(leaf.flags.c_contiguous for leaf in jax.tree.leaves(views) if leaf.ndim == 2)
-    huggingface.write(dataclasses.replace(written, params=views), tmp_path / "model")
-    assert_same_bits(written.params, huggingface.read(tmp_path / "model").params)
+    hf_writer.write(dataclasses.replace(written, params=views), tmp_path / "model")
+    assert_same_bits(written.params, hf_reader.read(tmp_path / "model").params)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -94,7 +94,7 @@ def test_arrays_that_are_transposed_views_are_written_as_what_they_are(tmp_path)
 def test_transformers_gives_the_same_logits_tokens_and_text(tmp_path, case):
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
     ours = model(case)
-    huggingface.write(ours, tmp_path / "model")
+    hf_writer.write(ours, tmp_path / "model")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
     ids = ours.tokenizer.encode(PROSE)
@@ -112,7 +112,7 @@ def test_transformers_gives_the_same_logits_tokens_and_text(tmp_path, case):
     theirs.save_pretrained(tmp_path / "again", max_shard_size="4KB")
     tokenizer.save_pretrained(tmp_path / "again")
     assert len(list((tmp_path / "again").glob("*.safetensors"))) > 2
-    again = huggingface.read(tmp_path / "again")
+    again = hf_reader.read(tmp_path / "again")
     assert_same_bits(ours.params, again.params)
     assert again.tokenizer.encode(PROSE).tolist() == ids.tolist()
 
@@ -128,29 +128,29 @@ def split_in_two(folder):
 
 
 def test_weights_in_parts_are_read(folder):
-    before = huggingface.read(folder)
+    before = hf_reader.read(folder)
     split_in_two(folder)
-    assert_same_bits(before.params, huggingface.read(folder).params)
+    assert_same_bits(before.params, hf_reader.read(folder).params)
 
 
 def test_names_and_masks_of_the_first_gpt2_files_are_read(folder):
-    before = huggingface.read(folder)
+    before = hf_reader.read(folder)
     tensors = load_file(folder / "model.safetensors")
     old = {name.removeprefix("transformer."): array for name, array in tensors.items()}
     old |= {"h.0.attn.bias": np.ones((1, 1, 32, 32), np.float32), "h.1.attn.masked_bias": np.array(-1e4, np.float32)}
     save_file(old | {"lm_head.weight": old["wte.weight"]}, folder / "model.safetensors")
     edit_json(folder / "config.json", n_inner=..., bias=..., tie_word_embeddings=...)
     with pytest.raises(DataError, match=r"c_fc.weight has the shape \(16, 24\) and by config.json should have \(16, 64\)"):
-        huggingface.read(folder)  # what a config.json leaves out is what transformers takes for it
+        hf_reader.read(folder)  # what a config.json leaves out is what transformers takes for it
     edit_json(folder / "config.json", n_inner=24)
-    assert_same_bits(before.params, huggingface.read(folder).params)
+    assert_same_bits(before.params, hf_reader.read(folder).params)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_half_precision_becomes_float32_exactly(folder, dtype):
     tensors = {name: array.astype(dtype) for name, array in load_file(folder / "model.safetensors").items()}
     save_file(tensors, folder / "model.safetensors")
-    params = huggingface.read(folder).params
+    params = hf_reader.read(folder).params
     table = params["embedding"]["tokens"]["embedding"]
     assert table.dtype == np.float32
     np.testing.assert_array_equal(np.asarray(table), tensors["transformer.wte.weight"].astype(np.float32))
@@ -165,20 +165,18 @@ def test_what_neither_can_express_is_refused_by_name(tmp_path):
         ({"positions": "learned", "norm": "layernorm", "activation": "gelu"}, r"gpt2: num_kv_heads=2 \(not 4\); llama"),
     ]:
         with pytest.raises(DataError, match=names):
-            huggingface.write(
-                dataclasses.replace(plain, config=dataclasses.replace(plain.config, **changes)), tmp_path / "a"
-            )
+            hf_writer.write(dataclasses.replace(plain, config=dataclasses.replace(plain.config, **changes)), tmp_path / "a")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_is_written_over(folder):
     before = {path: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(DataError, match="is there already"):
-        huggingface.write(model("GPT-2"), folder)
+        hf_writer.write(model("GPT-2"), folder)
     with pytest.raises(DataError, match="is there already"):
-        huggingface.write(model("GPT-2"), folder / "config.json")
+        hf_writer.write(model("GPT-2"), folder / "config.json")
     with pytest.raises(DataError, match="cannot write"):
-        huggingface.write(model("GPT-2"), folder / "config.json" / "below")
+        hf_writer.write(model("GPT-2"), folder / "config.json" / "below")
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -304,32 +302,32 @@ def test_what_is_wrong_with_a_folder_is_said(folder, name):
     ids=str,
 )
 def test_a_llama_of_another_kind_is_refused(tmp_path, changes, message):
-    huggingface.write(model("Llama with grouped queries"), tmp_path / "model")
+    hf_writer.write(model("Llama with grouped queries"), tmp_path / "model")
     edit_json(tmp_path / "model" / "config.json", **changes)
     with pytest.raises(DataError, match=message):
-        huggingface.read(tmp_path / "model")
+        hf_reader.read(tmp_path / "model")
 
 
 def test_files_of_the_older_kind_that_say_the_same_are_read(tmp_path):
     written = model("Llama with grouped queries")
-    huggingface.write(written, tmp_path / "model")
+    hf_writer.write(written, tmp_path / "model")
     path = tmp_path / "model" / "config.json"
     edit_json(path, rope_parameters=..., rope_theta=10000.0, rope_scaling=None, head_dim=4)
-    assert huggingface.read(tmp_path / "model").config == written.config
+    assert hf_reader.read(tmp_path / "model").config == written.config
     edit_json(path, rope_scaling={"type": "default", "hidden_size": 32})  # which is no matter of the positions
-    assert huggingface.read(tmp_path / "model").config == written.config
+    assert hf_reader.read(tmp_path / "model").config == written.config
 
 
 def test_as_many_key_heads_as_heads_are_none_in_particular(tmp_path):
     written = model("Llama with biases, tied")
-    huggingface.write(written, tmp_path / "model")
+    hf_writer.write(written, tmp_path / "model")
     edit_json(tmp_path / "model" / "config.json", num_key_value_heads=4)
-    assert huggingface.read(tmp_path / "model").config == written.config
+    assert hf_reader.read(tmp_path / "model").config == written.config
 
 
 def test_a_missing_library_is_told_with_what_to_install(folder, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "safetensors.numpy", None)
-    for use in (lambda: huggingface.read(folder), lambda: huggingface.write(model("GPT-2"), folder.parent / "new")):
+    for use in (lambda: hf_reader.read(folder), lambda: hf_writer.write(model("GPT-2"), folder.parent / "new")):
         with pytest.raises(UsageError, match=r"need the package safetensors: python -m pip install -e '\.\[hf\]'"):
             use()
 

@@ -17,7 +17,7 @@ FLOORS = [
     {"data", "models"},
     {"reference"},  # the page
     {"generation"},
-    {"huggingface"},
+    {"interop"},
     {"training"},
     {"kernels"},  # which nothing below the edge imports: they are passed down
     {"api"},  # the edge for Python callers
@@ -35,6 +35,7 @@ ORDER_WITHIN = {
     "data/tokenizers": ["base", "library", "char", "byte", "word", "bpe"],
     "models": ["ops", "masks", "attention", "cache", "kernels", "initial", "layers", "transformer", "gpt"],
     "generation": ["logits", "strategy", "decode", "context", "devices", "sampling", "beam", "text", "language_model"],
+    "interop": ["architectures", "hf_files", "hf_reader", "hf_writer"],
     "training": [
         "losses",
         "schedule",

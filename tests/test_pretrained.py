@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from helpers import assert_equal
 
-from minigpt_jax import huggingface
 from minigpt_jax.api import load, train
 from minigpt_jax.config import Config, DataConfig, ModelConfig, TrainingConfig
 from minigpt_jax.data.tokenizers import CharTokenizer
 from minigpt_jax.errors import DataError, UsageError
 from minigpt_jax.generation.language_model import LanguageModel
+from minigpt_jax.interop import hf_writer
 from minigpt_jax.kernels import SPLIT
 from minigpt_jax.models.gpt import GPT, init_params
 from minigpt_jax.models.kernels import PLAIN
@@ -37,7 +37,7 @@ def model():
 def folder(tmp_path_factory, model):
     """With the model as of Hugging Face, a text, and a run of another kind."""
     folder = tmp_path_factory.mktemp("pretrained")
-    huggingface.write(model, folder / "gpt2")
+    hf_writer.write(model, folder / "gpt2")
     (folder / "text.txt").write_text("abcab\ncab" * 30)
     train(plain(folder), folder / "run")
     return folder
@@ -101,7 +101,7 @@ def test_a_shorter_context_takes_the_first_positions(folder, model):
 
 def test_a_folder_may_be_called_like_a_tokenizer(folder, tmp_path, model, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    huggingface.write(model, tmp_path / "bpe")
+    hf_writer.write(model, tmp_path / "bpe")
     assert prepare(plain(folder).override(settings_from("bpe"))).tokenizer == model.tokenizer
 
 
@@ -128,7 +128,7 @@ def test_what_does_not_fit_is_named(folder):
 
 
 def test_a_run_that_goes_on_needs_its_beginning_no_more(folder, tmp_path, model):
-    huggingface.write(model, tmp_path / "gpt2")
+    hf_writer.write(model, tmp_path / "gpt2")
     config = plain(folder).override(settings_from(str(tmp_path / "gpt2")))
     train(config, tmp_path / "run")
     (tmp_path / "gpt2" / "model.safetensors").unlink()

@@ -33,11 +33,11 @@ import jax
 import optax
 import orbax.checkpoint as ocp
 
-from minigpt_jax import huggingface
 from minigpt_jax.config import Config
 from minigpt_jax.data import tokenizers
 from minigpt_jax.errors import DataError
 from minigpt_jax.generation.language_model import LanguageModel
+from minigpt_jax.interop import hf_reader as huggingface
 from minigpt_jax.models.gpt import GPT, init_params
 from minigpt_jax.training.experiment import Origin
 from minigpt_jax.training.state import TrainState

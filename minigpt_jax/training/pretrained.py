@@ -5,10 +5,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from minigpt_jax import huggingface
 from minigpt_jax.config import ModelConfig, differences
 from minigpt_jax.errors import DataError
 from minigpt_jax.generation.language_model import LanguageModel
+from minigpt_jax.interop import hf_reader as huggingface
 from minigpt_jax.training import checkpoint
 from minigpt_jax.training.experiment import Experiment
 

@@ -1,0 +1,131 @@
+"""From a Hugging Face folder to a model: config.json becomes a ModelConfig, the folder a LanguageModel.
+
+Everything is checked against config.json before memory is allocated: a folder comes from anywhere and may say anything.
+"""
+
+import dataclasses
+import glob
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from minigpt_jax.config import ModelConfig
+from minigpt_jax.data import tokenizers
+from minigpt_jax.errors import DataError, UsageError
+from minigpt_jax.generation.language_model import LanguageModel
+from minigpt_jax.interop.architectures import ARCHITECTURES, HEAD, Tensor, parameter_shapes, stored_shapes, tensors
+from minigpt_jax.interop.hf_files import PICKLES, opened, read_json, refusal
+
+STORED_TYPES = ("F32", "F16", "BF16")  # all become float32, exactly
+LONGEST_CONTEXT = 2**20  # for which a cache is made; a config.json may say anything
+
+
+def is_one(folder: Path) -> bool:
+    """Whether a folder looks like a model of Hugging Face rather than like a run."""
+    has_weights = bool(glob.glob(f"{glob.escape(str(folder))}/*.safetensors"))
+    try:
+        values = read_json(folder / "config.json")
+    except (OSError, DataError):
+        return has_weights
+    return "training" not in values and (has_weights or "model_type" in values)
+
+
+def read_config(folder: Path) -> tuple[ModelConfig, str]:
+    """The model that a folder's config.json describes, and its architecture. Raises DataError where it is none of ours."""
+    if os.path.isfile(folder):
+        reason = refusal(folder.name) if folder.suffix in PICKLES else "give the folder with config.json and the weights"
+        raise DataError(f"{folder} is a file: {reason}")
+    path = folder / "config.json"
+    try:
+        given = read_json(path)
+    except OSError as error:
+        raise DataError(f"{folder} has no readable config.json: {error.strerror}") from None
+    model_type = given.get("model_type")
+    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
+        raise DataError(f"{path}: model_type={model_type!r} is not supported; allowed: {', '.join(ARCHITECTURES)}")
+    architecture = ARCHITECTURES[model_type]
+    values = architecture.fixed | architecture.defaults | given
+    for name in ("rope_parameters", "rope_scaling"):  # the newer name and the older, which transformers prefers
+        rope = given.get(name) or {}
+        if not isinstance(rope, dict):
+            raise DataError(f"{path}: {name}={rope!r} must be an object")
+        rope = ({"rope_type": rope["type"]} if "type" in rope else {}) | rope
+        values |= {name: value for name, value in rope.items() if name in architecture.fixed}
+    fixed = architecture.fixed
+    wrong = [f"{name}={values[name]!r} (not {value!r})" for name, value in fixed.items() if values[name] != value]
+    if model_type == "llama" and values["attention_bias"] != values["mlp_bias"]:
+        wrong.append("attention_bias without mlp_bias, or the other way round")
+    if wrong:
+        raise DataError(f"{path}: this program's {model_type} cannot have {', '.join(wrong)}")
+    settings = {ours: values[theirs] for ours, theirs in architecture.settings.items()}
+    if model_type == "gpt2":
+        settings["bias"] = values.get("bias", True)
+        if settings["ff_dim"] is None and isinstance(settings["embed_dim"], int):
+            settings["ff_dim"] = 4 * settings["embed_dim"]
+    try:
+        config = ModelConfig(**architecture.choices | settings)
+    except UsageError as error:
+        raise DataError(f"{path}: {error}") from None
+    if config.num_kv_heads == config.num_heads:
+        config = dataclasses.replace(config, num_kv_heads=None)
+    if values.get("head_dim") not in (None, config.head_size):
+        raise DataError(
+            f"{path}: head_dim={values['head_dim']!r} must be hidden_size/num_attention_heads={config.head_size}"
+        )
+    if config.context_length > LONGEST_CONTEXT:
+        raise DataError(f"{path}: a context of {config.context_length} tokens is above {LONGEST_CONTEXT}")
+    return config, model_type
+
+
+def read(folder: Path) -> LanguageModel:
+    """The model in a folder, with float32 parameters and the folder's tokenizer.
+
+    Names, shapes and types of all tensors are compared with config.json before memory is taken for any. Raises DataError
+    where anything does not fit, is damaged, missing, too much, or pickled.
+    """
+    config, model_type = read_config(folder)
+    tokenizer = tokenizers.read_tokenizer(str(folder))
+    if tokenizer.vocab_size != config.vocab_size:
+        raise DataError(f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens and the model {config.vocab_size}")
+    with opened(folder) as stored:
+        parameters = {}
+        for name, one in checked(folder, config, model_type, stored).items():
+            array = np.asarray(stored[name].get_tensor(name), np.float32)
+            parts = np.split(array.T if one.is_transposed else array, len(one.parameters), axis=-1)
+            parameters |= {path: jnp.array(part) for path, part in zip(one.parameters, parts, strict=True)}
+    for path in set(parameters) - set(parameter_shapes(config)):
+        if parameters.pop(path).any():
+            raise DataError(f"{folder}: config.json says bias=false, and {path} is not zero")
+    return LanguageModel(config, tokenizer, traverse_util.unflatten_dict(parameters, sep="/"))
+
+
+def checked(folder: Path, config: ModelConfig, model_type: str, stored: dict[str, Any]) -> dict[str, Tensor]:
+    """What lies under which name. Raises DataError unless that is what config.json describes, in the shapes that it says."""
+    prefix, ignored = ARCHITECTURES[model_type].prefix, ARCHITECTURES[model_type].ignored
+    if config.num_layers > len(stored):  # before a model of absurdly many is thought through
+        raise DataError(f"{folder}: config.json says {config.num_layers} layers, and there are {len(stored)} tensors")
+    shapes = stored_shapes(config, model_type)
+    expected = tensors(config, model_type, shapes)
+    if not any(name.startswith(prefix) for name in stored):
+        expected = {name.removeprefix(prefix): one for name, one in expected.items()}
+
+    too_many = {name for name in stored if not re.fullmatch(f"({re.escape(prefix)})?({ignored})", name)} - set(expected)
+    if config.tie_embeddings:
+        too_many.discard(HEAD.name)  # the token embedding again, which transformers passes over too
+    for problem, names in (("lacks", set(expected) - set(stored)), ("has no place for", too_many)):
+        if names:
+            others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise DataError(f"{folder}: by its config.json the model {problem} {min(names)!r}{others}")
+    for name, one in expected.items():
+        view = stored[name].get_slice(name)
+        found, shape = tuple(view.get_shape()), one.shape(shapes)
+        if found != shape:
+            raise DataError(f"{folder}: {name} has the shape {found} and by config.json should have {shape}")
+        if view.get_dtype() not in STORED_TYPES:
+            raise DataError(f"{folder}: {name} is stored as {view.get_dtype()}; allowed: {', '.join(STORED_TYPES)}")
+    return expected
