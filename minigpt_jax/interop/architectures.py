@@ -2,15 +2,19 @@
 
 Two of its architectures are special cases of the GPT here: GPT-2 and Llama. Each is a table: which settings it fixes, what
 it calls the other ones, and which tensor holds which parameter. Reading and writing both follow these tables.
+
+The tables are complete: a setting or a parameter that they do not name is an error and never dropped in silence.
 """
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 import jax
 from flax import traverse_util
 
 from minigpt_jax.config import ModelConfig
+from minigpt_jax.errors import DataError
 from minigpt_jax.models.gpt import GPT, init_params
 
 
@@ -53,8 +57,12 @@ def conv1d(name: str, *parameters: str) -> tuple[Tensor, Tensor]:
                  for theirs, ours in (("weight", "kernel"), ("bias", "bias")))  # fmt: skip
 
 
-def norm(name: str, parameter: str) -> tuple[Tensor, Tensor]:
-    return Tensor(f"{name}.weight", (f"{parameter}/scale",)), Tensor(f"{name}.bias", (f"{parameter}/bias",))
+def rms_norm(name: str, parameter: str) -> Tensor:
+    return Tensor(f"{name}.weight", (f"{parameter}/scale",))
+
+
+def layer_norm(name: str, parameter: str) -> tuple[Tensor, Tensor]:
+    return rms_norm(name, parameter), Tensor(f"{name}.bias", (f"{parameter}/bias",))
 
 
 HEAD, BLOCK = Tensor("lm_head.weight", ("head/kernel",), True), "transformer/block_{}"
@@ -74,11 +82,11 @@ ARCHITECTURES = {
         prefix="transformer.",
         outside=(Tensor("wte.weight", ("embedding/tokens/embedding",)),
                  Tensor("wpe.weight", ("embedding/positions/embedding",)),
-                 *norm("ln_f", "transformer/final_norm")),
-        layer=(*norm("h.{}.ln_1", f"{BLOCK}/attention_norm"),
+                 *layer_norm("ln_f", "transformer/final_norm")),
+        layer=(*layer_norm("h.{}.ln_1", f"{BLOCK}/attention_norm"),
                *conv1d("h.{}.attn.c_attn", *(f"{BLOCK}/attention/{part}" for part in ("query", "key", "value"))),
                *conv1d("h.{}.attn.c_proj", f"{BLOCK}/attention/output"),
-               *norm("h.{}.ln_2", f"{BLOCK}/feed_forward_norm"),
+               *layer_norm("h.{}.ln_2", f"{BLOCK}/feed_forward_norm"),
                *conv1d("h.{}.mlp.c_fc", f"{BLOCK}/feed_forward/up"),
                *conv1d("h.{}.mlp.c_proj", f"{BLOCK}/feed_forward/down")),
         ignored=r"h\.\d+\.attn\.(masked_)?bias",  # the causal mask, in GPT-2's first files
@@ -98,13 +106,13 @@ ARCHITECTURES = {
                   "intermediate_size": 11008, "vocab_size": 32000, "max_position_embeddings": 2048,
                   "tie_word_embeddings": False, "attention_bias": False, "mlp_bias": False, "rms_norm_eps": 1e-6},
         prefix="model.",
-        outside=(Tensor("embed_tokens.weight", ("embedding/tokens/embedding",)), *norm("norm", "transformer/final_norm")),
-        layer=(*norm("layers.{}.input_layernorm", f"{BLOCK}/attention_norm"),
+        outside=(Tensor("embed_tokens.weight", ("embedding/tokens/embedding",)), rms_norm("norm", "transformer/final_norm")),
+        layer=(rms_norm("layers.{}.input_layernorm", f"{BLOCK}/attention_norm"),
                *linear("layers.{}.self_attn.q_proj", f"{BLOCK}/attention/query"),
                *linear("layers.{}.self_attn.k_proj", f"{BLOCK}/attention/key"),
                *linear("layers.{}.self_attn.v_proj", f"{BLOCK}/attention/value"),
                *linear("layers.{}.self_attn.o_proj", f"{BLOCK}/attention/output"),
-               *norm("layers.{}.post_attention_layernorm", f"{BLOCK}/feed_forward_norm"),
+               rms_norm("layers.{}.post_attention_layernorm", f"{BLOCK}/feed_forward_norm"),
                *linear("layers.{}.mlp.gate_proj", f"{BLOCK}/feed_forward/gate"),
                *linear("layers.{}.mlp.up_proj", f"{BLOCK}/feed_forward/up"),
                *linear("layers.{}.mlp.down_proj", f"{BLOCK}/feed_forward/down")),
@@ -126,7 +134,10 @@ def stored_shapes(config: ModelConfig, model_type: str) -> dict[str, tuple[int, 
 
 
 def tensors(config: ModelConfig, model_type: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """What lies under which name in a folder with parameters of these shapes."""
+    """What lies under which name in a folder with parameters of these shapes.
+
+    Raises DataError where the architecture has no place for some of them.
+    """
     architecture = ARCHITECTURES[model_type]
     layers = [
         Tensor(one.name.format(layer), tuple(path.format(layer) for path in one.parameters), one.is_transposed)
@@ -134,4 +145,18 @@ def tensors(config: ModelConfig, model_type: str, shapes: dict[str, tuple[int, .
         for one in architecture.layer
     ]
     found = {architecture.prefix + one.name: one for one in (*architecture.outside, *layers)} | {HEAD.name: HEAD}
-    return {name: one for name, one in found.items() if one.parameters[0] in shapes}
+    found = {name: one for name, one in found.items() if shapes.keys() >= set(one.parameters)}
+    check_placed(set(shapes) - {path for one in found.values() for path in one.parameters}, model_type)
+    return found
+
+
+def check_placed(unplaced: Collection[str], model_type: str) -> None:
+    """Raises DataError, naming them, where there are parameters that no tensor of the architecture holds."""
+    if unplaced:
+        raise DataError(f"{model_type} has no place for the model's parameters {listed(unplaced)}")
+
+
+def listed(paths: Collection[str]) -> str:
+    """The first three and how many follow, for a message: a deep model has one of each kind in every layer."""
+    shown = sorted(paths)[:3]
+    return ", ".join(shown) + (f" and {len(paths) - len(shown)} more" if len(paths) > len(shown) else "")

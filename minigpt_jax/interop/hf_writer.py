@@ -12,7 +12,16 @@ from minigpt_jax.config import ModelConfig
 from minigpt_jax.errors import DataError
 from minigpt_jax.files import replaced
 from minigpt_jax.generation.language_model import LanguageModel
-from minigpt_jax.interop.architectures import ARCHITECTURES, Architecture, Tensor, stored_shapes, tensors
+from minigpt_jax.interop.architectures import (
+    ARCHITECTURES,
+    Architecture,
+    Tensor,
+    check_placed,
+    listed,
+    parameter_shapes,
+    stored_shapes,
+    tensors,
+)
 from minigpt_jax.interop.hf_files import WEIGHTS, import_safetensors
 
 
@@ -37,10 +46,11 @@ def model_type_of(config: ModelConfig) -> str:
 def write(model: LanguageModel, folder: Path) -> str:
     """Writes a model as a new folder, whole or not at all, and returns the architecture's name.
 
-    Raises DataError where neither architecture can express it, or something is in the folder's place.
+    Raises DataError where neither architecture can express all of it, or something is in the folder's place.
     """
     model_type = model_type_of(model.config)
     safetensors = import_safetensors()
+    arrays = to_tensors(model, model_type)
     files = {name: json.dumps(values, indent=2) + "\n" for name, values in json_files(model, model_type).items()}
     files["tokenizer.json"] = model.tokenizer.to_huggingface()
     try:
@@ -51,7 +61,7 @@ def write(model: LanguageModel, folder: Path) -> str:
             whole.mkdir()
             for name, text in files.items():
                 (whole / name).write_text(text, encoding="utf-8")
-            safetensors.numpy.save_file(to_tensors(model, model_type), whole / WEIGHTS, metadata={"format": "pt"})
+            safetensors.numpy.save_file(arrays, whole / WEIGHTS, metadata={"format": "pt"})
             (whole / WEIGHTS).chmod((whole / "config.json").stat().st_mode)  # the library lets nobody else read it
     except (OSError, safetensors.SafetensorError) as error:
         raise DataError(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}") from error
@@ -85,17 +95,23 @@ def json_files(model: LanguageModel, model_type: str) -> dict[str, dict[str, Any
 
 
 def to_tensors(model: LanguageModel, model_type: str) -> dict[str, np.ndarray]:
-    """All parameters under transformers' names and in its layout."""
-    shapes = stored_shapes(model.config, model_type)
+    """All parameters under transformers' names and in its layout.
+
+    Raises DataError unless the model has exactly the parameters of its settings, and the architecture a place for each.
+    """
+    shapes, stored = parameter_shapes(model.config), stored_shapes(model.config, model_type)
+    places = tensors(model.config, model_type, stored)
     parameters = traverse_util.flatten_dict(model.params, sep="/")
+    check_placed(set(parameters) - set(shapes), model_type)
+    if missing := set(shapes) - set(parameters):
+        raise DataError(f"the model lacks the parameters {listed(missing)}, which its settings call for")
 
     def part(path: str) -> np.ndarray:
-        is_absent_bias = path.endswith("/bias") and path not in parameters
-        return np.zeros(shapes[path], np.float32) if is_absent_bias else np.asarray(parameters[path])
+        return np.asarray(parameters[path]) if path in shapes else np.zeros(stored[path], np.float32)
 
-    def stored(one: Tensor) -> np.ndarray:
+    def array(one: Tensor) -> np.ndarray:
         whole = np.concatenate([part(path) for path in one.parameters], axis=-1)
         # Contiguous, since safetensors 0.8 writes the memory of a transposed view as it lies there.
         return np.ascontiguousarray(whole.T if one.is_transposed else whole)
 
-    return {name: stored(one) for name, one in tensors(model.config, model_type, shapes).items()}
+    return {name: array(one) for name, one in places.items()}
