@@ -1,28 +1,37 @@
 """The tables of Hugging Face's architectures are complete: nothing of a model is dropped in silence."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 from flax import traverse_util
 from helpers import random_params, random_tokens
+from settings import other_values
 
-from minigpt_jax.config import ModelConfig
+from minigpt_jax.config import ModelConfig, setting
 from minigpt_jax.data.tokenizers import CharTokenizer
 from minigpt_jax.errors import DataError
 from minigpt_jax.generation.language_model import LanguageModel
-from minigpt_jax.interop.architectures import ARCHITECTURES, parameter_shapes, tensors
+from minigpt_jax.interop.architectures import ARCHITECTURES, NOT_STORED, parameter_shapes, tensors
 from minigpt_jax.interop.hf_reader import read
-from minigpt_jax.interop.hf_writer import write
+from minigpt_jax.interop.hf_writer import model_type_of, write
 from minigpt_jax.models.gpt import GPT
 
-SIZES = {"num_layers": 2, "num_heads": 2, "embed_dim": 8, "ff_dim": 12, "context_length": 16, "vocab_size": 3}
+SIZES = {"num_layers": 2, "num_heads": 4, "embed_dim": 8, "ff_dim": 12, "context_length": 16, "vocab_size": 3}
 TOKENS_BT = random_tokens(2, 16, vocab_size=3)
 BLOCK = "transformer/block_0"
 
 
 def config(model_type, **changes):
     return ModelConfig(**SIZES | ARCHITECTURES[model_type].choices | changes)
+
+
+def changed(model_type, name):
+    """The architecture's config with another value of one setting, for each other value."""
+    plain = config(model_type)
+    (field,) = (field for field in dataclasses.fields(plain) if field.name == name)
+    return [dataclasses.replace(plain, **{name: value}) for value in other_values(plain, field)]
 
 
 def model(model_type, **changes):
@@ -35,6 +44,57 @@ def with_parameters(written, changes):
     parameters = traverse_util.flatten_dict(written.params, sep="/") | changes
     kept = {path: value for path, value in parameters.items() if value is not ...}
     return dataclasses.replace(written, params=traverse_util.unflatten_dict(kept, sep="/"))
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_every_setting_is_in_exactly_one_table(model_type):
+    """A new setting fails here until somebody decides what it means to this architecture."""
+    table = ARCHITECTURES[model_type]
+    fields = [field.name for field in dataclasses.fields(ModelConfig)]
+    assert sorted([*table.choices, *table.settings, *NOT_STORED]) == sorted(fields)
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_other_choices_are_refused_by_name_and_other_settings_are_not(model_type):
+    table = ARCHITECTURES[model_type]
+    for name in table.choices:
+        for other in changed(model_type, name):
+            with pytest.raises(DataError, match=rf"{model_type}: [^;]*\b{name}={getattr(other, name)} \(not "):
+                model_type_of(other)
+    for name in (*table.settings, *NOT_STORED):
+        assert [model_type_of(other) for other in changed(model_type, name)] == [model_type]
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_what_is_not_stored_does_not_change_the_logits(model_type):
+    written = model(model_type)
+    logits_BTV, _ = GPT(written.config).apply({"params": written.params}, TOKENS_BT)
+    for name in NOT_STORED:
+        for other in changed(model_type, name):
+            others_BTV, _ = GPT(other).apply({"params": written.params}, TOKENS_BT)
+            tolerance = 0.1 if name == "dtype" else 1e-6  # bfloat16 has eight bits
+            np.testing.assert_allclose(others_BTV, logits_BTV, atol=tolerance * np.std(logits_BTV), rtol=0, err_msg=name)
+
+
+def test_a_gpt2_is_exported_without_dropout(tmp_path):
+    write(model("gpt2"), tmp_path / "model")
+    values = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert [values[name] for name in ("embd_pdrop", "resid_pdrop", "attn_pdrop")] == [0.0] * 3  # not the 0.1 of transformers
+
+
+@dataclasses.dataclass(frozen=True)
+class LaterConfig(ModelConfig):
+    qk_gain: bool = setting(False, "a setting that no table names")
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_a_setting_that_no_table_names_is_refused_unless_it_is_the_default(tmp_path, model_type):
+    plain = model(model_type)
+    later = LaterConfig(**dataclasses.asdict(plain.config))
+    assert write(dataclasses.replace(plain, config=later), tmp_path / "default") == model_type
+    used = dataclasses.replace(plain, config=dataclasses.replace(later, qk_gain=True))
+    with pytest.raises(DataError, match=rf"{model_type}: qk_gain=True \(not False\)"):
+        write(used, tmp_path / "used")
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)

@@ -17,6 +17,10 @@ from minigpt_jax.config import ModelConfig
 from minigpt_jax.errors import DataError
 from minigpt_jax.models.gpt import GPT, init_params
 
+# Settings of which an export keeps nothing, since the same weights are the same model whatever they are: they decide how it
+# is trained, or in which precision it computes. With the values that a model has when it is read.
+NOT_STORED = {"dropout": 0.0, "dtype": "float32", "init": "gpt2", "remat": False}
+
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
@@ -35,6 +39,8 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
+    """Each setting of ours is in exactly one of `choices`, `settings` and NOT_STORED."""
+
     class_name: str
     choices: dict[str, Any]  # the settings of ours that it is
     settings: dict[str, str]  # what it calls the other ones
@@ -72,13 +78,14 @@ ARCHITECTURES = {
     "gpt2": Architecture(
         class_name="GPT2LMHeadModel",
         choices={"positions": "learned", "norm": "layernorm", "activation": "gelu", "norm_placement": "pre",
-                 "qk_norm": False, "num_kv_heads": None, "init": "gpt2"},
+                 "qk_norm": False, "num_kv_heads": None},
         settings={"num_layers": "n_layer", "num_heads": "n_head", "embed_dim": "n_embd", "ff_dim": "n_inner",
-                  "context_length": "n_positions", "vocab_size": "vocab_size", "tie_embeddings": "tie_word_embeddings"},
+                  "context_length": "n_positions", "vocab_size": "vocab_size", "tie_embeddings": "tie_word_embeddings",
+                  "bias": "bias"},  # which no other GPT-2 has: it always has biases
         fixed={"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "scale_attn_weights": True,
                "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
         defaults={"n_layer": 12, "n_head": 12, "n_embd": 768, "n_inner": None, "n_positions": 1024, "vocab_size": 50257,
-                  "tie_word_embeddings": True},
+                  "tie_word_embeddings": True, "bias": True},
         prefix="transformer.",
         outside=(Tensor("wte.weight", ("embedding/tokens/embedding",)),
                  Tensor("wpe.weight", ("embedding/positions/embedding",)),
@@ -94,8 +101,8 @@ ARCHITECTURES = {
     # Touvron et al. 2023
     "llama": Architecture(
         class_name="LlamaForCausalLM",
-        choices={"positions": "rotary", "norm": "rmsnorm", "activation": "swiglu", "norm_placement": "pre", "qk_norm": False,
-                 "init": "gpt2"},
+        choices={"positions": "rotary", "norm": "rmsnorm", "activation": "swiglu", "norm_placement": "pre",
+                 "qk_norm": False},
         settings={"num_layers": "num_hidden_layers", "num_heads": "num_attention_heads", "embed_dim": "hidden_size",
                   "num_kv_heads": "num_key_value_heads", "ff_dim": "intermediate_size", "vocab_size": "vocab_size",
                   "context_length": "max_position_embeddings", "tie_embeddings": "tie_word_embeddings",

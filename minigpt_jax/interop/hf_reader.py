@@ -18,7 +18,15 @@ from minigpt_jax.config import ModelConfig
 from minigpt_jax.data import tokenizers
 from minigpt_jax.errors import DataError, UsageError
 from minigpt_jax.generation.language_model import LanguageModel
-from minigpt_jax.interop.architectures import ARCHITECTURES, HEAD, Tensor, parameter_shapes, stored_shapes, tensors
+from minigpt_jax.interop.architectures import (
+    ARCHITECTURES,
+    HEAD,
+    NOT_STORED,
+    Tensor,
+    parameter_shapes,
+    stored_shapes,
+    tensors,
+)
 from minigpt_jax.interop.hf_files import PICKLES, opened, read_json, refusal
 
 STORED_TYPES = ("F32", "F16", "BF16")  # all become float32, exactly
@@ -63,12 +71,10 @@ def read_config(folder: Path) -> tuple[ModelConfig, str]:
     if wrong:
         raise DataError(f"{path}: this program's {model_type} cannot have {', '.join(wrong)}")
     settings = {ours: values[theirs] for ours, theirs in architecture.settings.items()}
-    if model_type == "gpt2":
-        settings["bias"] = values.get("bias", True)
-        if settings["ff_dim"] is None and isinstance(settings["embed_dim"], int):
-            settings["ff_dim"] = 4 * settings["embed_dim"]
+    if model_type == "gpt2" and settings["ff_dim"] is None and isinstance(settings["embed_dim"], int):
+        settings["ff_dim"] = 4 * settings["embed_dim"]
     try:
-        config = ModelConfig(**architecture.choices | settings)
+        config = ModelConfig(**NOT_STORED | architecture.choices | settings)
     except UsageError as error:
         raise DataError(f"{path}: {error}") from None
     if config.num_kv_heads == config.num_heads:

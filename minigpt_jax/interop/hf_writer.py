@@ -14,6 +14,7 @@ from minigpt_jax.files import replaced
 from minigpt_jax.generation.language_model import LanguageModel
 from minigpt_jax.interop.architectures import (
     ARCHITECTURES,
+    NOT_STORED,
     Architecture,
     Tensor,
     check_placed,
@@ -29,11 +30,14 @@ def model_type_of(config: ModelConfig) -> str:
     """Raises DataError, naming the settings that are in the way, where a model is no special case of either."""
 
     def in_the_way(architecture: Architecture) -> list[str]:
-        choices = {name: value for name, value in architecture.choices.items() if name != "init"}
-        if "num_kv_heads" in choices:
-            choices["num_kv_heads"] = config.num_heads
+        needs = dict(architecture.choices)
+        if "num_kv_heads" in needs:
+            needs["num_kv_heads"] = config.num_heads
+        # Nothing says what a setting means there that no table names, so that only its default is let through.
+        known = {*needs, *architecture.settings, *NOT_STORED}
+        needs |= {field.name: field.default for field in dataclasses.fields(config) if field.name not in known}
         has = dataclasses.asdict(config) | {"num_kv_heads": config.kv_heads}
-        return [f"{name}={has[name]} (not {value})" for name, value in choices.items() if has[name] != value]
+        return [f"{name}={has[name]} (not {value})" for name, value in needs.items() if has[name] != value]
 
     found = {name: in_the_way(architecture) for name, architecture in ARCHITECTURES.items()}
     nearest = min(found, key=lambda name: len(found[name]))
@@ -77,7 +81,7 @@ def json_files(model: LanguageModel, model_type: str) -> dict[str, dict[str, Any
     values = {"architectures": [architecture.class_name], "model_type": model_type, "dtype": "float32"}
     values |= settings | architecture.fixed | special
     if model_type == "gpt2":
-        values |= {"bias": config.bias, "embd_pdrop": config.dropout, "resid_pdrop": config.dropout, "attn_pdrop": 0.0}
+        values |= {"embd_pdrop": 0.0, "resid_pdrop": 0.0, "attn_pdrop": 0.0}  # where transformers' default is 0.1
     else:
         rope = {name: values.pop(name) for name in ("rope_theta", "rope_type", "partial_rotary_factor")}
         values |= {"mlp_bias": config.bias, "rope_parameters": rope}
