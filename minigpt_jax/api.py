@@ -22,6 +22,11 @@ def choose_kernels(config: ModelConfig, kernels: str = "tuned") -> Kernels:
     return kernels_room.select(config, jax.devices()[0], kernels)
 
 
+def default_sharding() -> jax.sharding.Sharding:
+    """Where restored arrays go: to this machine's first device, and not where they were saved, which may be a GPU."""
+    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
 def train(config: Config, workdir: str | Path, overwrite: bool = False, *, kernels: str = "tuned", **options) -> None:
     """Trains in a run's folder, continuing from its newest checkpoint where it has one. `kernels` is "tuned" or "plain".
 
@@ -29,12 +34,13 @@ def train(config: Config, workdir: str | Path, overwrite: bool = False, *, kerne
     """
     from minigpt_jax.training import loop
 
-    loop.train(config, Path(workdir), overwrite, kernels=choose_kernels(config.model, kernels), **options)
+    device, chosen = jax.devices()[0], choose_kernels(config.model, kernels)
+    loop.train(config, Path(workdir), overwrite, device=device, kernels=chosen, **options)
 
 
 def load(folder: str | Path, *, kernels: str = "tuned") -> "LanguageModel":
-    """The language model in a folder: that of a run, or of Hugging Face. See `training.pretrained.load`."""
-    from minigpt_jax.training import pretrained
+    """The language model in a folder: that of a run, or of Hugging Face. See `interop.load.load`."""
+    from minigpt_jax.interop import load
 
-    model = pretrained.load(folder)
+    model = load.load(folder, default_sharding())
     return dataclasses.replace(model, kernels=choose_kernels(model.config, kernels), devices=tuple(jax.local_devices()))

@@ -210,6 +210,10 @@ class DataConfig(Section):
     )
 
 
+# What can be trained, by name, each with the section that holds its settings. `tasks/` has the same names.
+TASKS: dict[str, type[Section]] = {"language_modelling": DataConfig}
+
+
 @dataclasses.dataclass(frozen=True)
 class Expectation:
     """What a preset was measured to reach, so that a first run can say whether its result is normal.
@@ -225,12 +229,25 @@ class Expectation:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A whole run."""
+    """A whole run. The type of its `data` section says what is trained."""
 
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
-    data: DataConfig = DataConfig()
+    data: Section = DataConfig()
     expectation: Expectation | None = None
+
+    @property
+    def task(self) -> str:
+        """The name of what is trained. Raises UsageError where `data` is no task's section."""
+        for name, section in TASKS.items():
+            if type(self.data) is section:
+                return name
+        raise UsageError(f"data={self.data!r} must be the section of a task: {', '.join(TASKS)}")
+
+    @property
+    def settings(self) -> "dict[str, Setting]":
+        """Every setting that this config has, by its plain name."""
+        return settings_of({name: type(getattr(self, name)) for name in SECTIONS})
 
     def override(self, changes: Mapping[str, Any]) -> "Config":
         """A config with some settings changed, given by their plain names: `config.override({"num_layers": 6})`.
@@ -238,11 +255,12 @@ class Config:
         `steps` replaces a preset's `epochs` and the other way round. An expectation is kept only where nothing that it
         was measured with changes. Raises UsageError for unknown names and bad values.
         """
-        sections = {name: {} for name in SECTIONS}
+        sections, known = {name: {} for name in SECTIONS}, self.settings
         for name, value in changes.items():
-            if name not in SETTINGS:
-                raise UsageError(f"unknown setting {name!r}{did_you_mean(name, SETTINGS)}")
-            sections[SETTINGS[name].section][name] = value
+            if name not in known:
+                other = f"; {self.task} has no such setting" if name in SETTINGS else did_you_mean(name, known)
+                raise UsageError(f"unknown setting {name!r}{other}")
+            sections[known[name].section][name] = value
         if changes.get("epochs") is not None:
             sections["training"].setdefault("steps", None)
         if changes.get("steps") is not None:
@@ -250,30 +268,30 @@ class Config:
         new = dataclasses.replace(
             self, **{name: dataclasses.replace(getattr(self, name), **values) for name, values in sections.items()}
         )
-        harmless = {name for name, known in SETTINGS.items() if known.field.metadata["may_change"]} - {"steps", "epochs"} | {
-            "seed"
-        }
+        harmless = {name for name, one in known.items() if one.field.metadata["may_change"]} - {"steps", "epochs"} | {"seed"}
         if set(differences(self, new)) - harmless:
             new = dataclasses.replace(new, expectation=None)
         return new
 
     def to_json(self) -> str:
         """Readable JSON, from which `from_json` makes an equal config."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        return json.dumps({"task": self.task} | dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Config":
         """Inverse of `to_json`. Raises DataError where the JSON is not a config that this version can read."""
         try:
             values = json.loads(text)
+            task = values.pop("task", "language_modelling")  # which earlier versions did not write
             expectation = values.pop("expectation")
-            sections = {name: section(**values.pop(name)) for name, section in SECTIONS.items()}
+            types = SECTIONS | {"data": TASKS[task]}
+            sections = {name: section(**values.pop(name)) for name, section in types.items()}
             return cls(**sections, **values, expectation=Expectation(**expectation) if expectation else None)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DataError(f"not a config of this version: {error}") from error
 
 
-SECTIONS = {"model": ModelConfig, "training": TrainingConfig, "data": DataConfig}
+SECTIONS: dict[str, type[Section]] = {"model": ModelConfig, "training": TrainingConfig, "data": DataConfig}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,17 +300,23 @@ class Setting:
     field: dataclasses.Field
 
 
-# Every setting by its plain name, which is also the name of its flag.
-SETTINGS = {field.name: Setting(section, field) for section, cls in SECTIONS.items() for field in dataclasses.fields(cls)}
+def settings_of(sections: Mapping[str, type[Section]]) -> dict[str, Setting]:
+    return {field.name: Setting(name, field) for name, section in sections.items() for field in dataclasses.fields(section)}
+
+
+# Every setting of every task by its plain name, which is also the name of its flag.
+SETTINGS = {name: one for section in TASKS.values() for name, one in settings_of(SECTIONS | {"data": section}).items()}
 
 
 def get_setting(config: Config, name: str) -> Any:
-    return getattr(getattr(config, SETTINGS[name].section), name)
+    return getattr(getattr(config, config.settings[name].section), name)
 
 
 def differences(config: Config, other: Config) -> dict[str, tuple[Any, Any]]:
-    """The settings in which two configs differ: name → (value in `config`, value in `other`)."""
-    pairs = {name: (get_setting(config, name), get_setting(other, name)) for name in SETTINGS}
+    """The settings in which two configs differ: name → (value in `config`, value in `other`). Of two tasks: their names."""
+    if config.task != other.task:
+        return {"task": (config.task, other.task)}
+    pairs = {name: (get_setting(config, name), get_setting(other, name)) for name in config.settings}
     return {name: (a, b) for name, (a, b) in pairs.items() if a != b}
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -62,9 +63,7 @@ def peak_megabytes() -> float:
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
-def device_peak_megabytes() -> float | None:
-    """The most memory of its own that the accelerator has held; None on a CPU, which has none of its own."""
-    import jax
-
-    peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+def device_peak_megabytes(device: Any) -> float | None:
+    """The most memory of its own that an accelerator has held; None of a CPU, which has none of its own."""
+    peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
     return None if peak is None else peak / 1e6

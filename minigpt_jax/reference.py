@@ -18,7 +18,8 @@ import numpy as np
 
 from minigpt_jax.config import Config, ModelConfig, TrainingConfig
 from minigpt_jax.data import batches, corpora
-from minigpt_jax.models.gpt import GPT, init_params
+from minigpt_jax.models.gpt import GPT
+from minigpt_jax.models.initial import init_params
 
 
 def embed(params, tokens_BT, config):

@@ -5,7 +5,7 @@ python scripts/check_run.py --kills 100 --flips 300     a soak test
 
 A short run is trained straight. Then it is trained again with SIGKILL at random moments, a third of them inside a save, and
 again with SIGTERM and a full disk; whatever ends has to be the straight run to the bit: parameters, average, optimizer,
-metrics (times aside) and a sample. Then bits are flipped in every file of a checkpoint. Exits with 0 only if all held.
+metrics (times aside) and a sample. Then bits are flipped in every file of a checkpoints. Exits with 0 only if all held.
 """
 
 import dataclasses
@@ -27,11 +27,14 @@ from tqdm import tqdm
 
 import minigpt_jax as mg
 from minigpt_jax import cli
+from minigpt_jax.api import default_sharding
 from minigpt_jax.config import load_preset
 from minigpt_jax.errors import DataError, UsageError
-from minigpt_jax.training import checkpoint
-from minigpt_jax.training.experiment import prepare
-from minigpt_jax.training.metrics import read_metrics
+from minigpt_jax.runs import checkpoints
+from minigpt_jax.runs.metrics import read_metrics
+from minigpt_jax.tasks import prepare
+from minigpt_jax.training.resume import restore
+from minigpt_jax.training.run import new_state
 
 CONFIG = flags.DEFINE_string("config", "debug", "the preset that is trained")
 KILLS = flags.DEFINE_integer("kills", 6, "how often a run is killed")
@@ -53,7 +56,8 @@ class Checks:
         self.folder, self.chance = folder, random.Random(SEED.value)
         self.tried, self.held = Counter(), Counter()
         self.config = load_preset(CONFIG.value).override(SETTINGS)
-        self.like = jax.eval_shape(prepare(self.config).new_state)
+        task = prepare(self.config)
+        self.like = jax.eval_shape(lambda: new_state(task))
         self.command = [sys.executable, str(Path(__file__).with_name("train.py")), "--config", CONFIG.value]
         self.command += [f"--{name}={value}" for name, value in SETTINGS.items()]
 
@@ -79,11 +83,11 @@ class Checks:
 
     def outcome(self, workdir: Path) -> tuple:
         """All that a finished run leaves, but its times."""
-        state = checkpoint.restore(workdir, NUM_STEPS, self.like)
+        state = restore(workdir, NUM_STEPS, self.like, default_sharding())
         leaves = [(str(path), np.asarray(leaf).tobytes()) for path, leaf in jax.tree.leaves_with_path(state)]
         clock = {"seconds", "tokens_per_second"}
         rows = [{name: row[name] for name in row.keys() - clock} for row in read_metrics(workdir / "metrics.jsonl")]
-        info = dataclasses.replace(checkpoint.read_info(workdir, NUM_STEPS), seconds=0.0)
+        info = dataclasses.replace(checkpoints.read_info(workdir, NUM_STEPS), seconds=0.0)
         return leaves, rows, info, mg.load(workdir).generate("\n", 50, seed=1)
 
     def is_straight(self, workdir: Path) -> bool:
@@ -123,12 +127,12 @@ class Checks:
     def kill(self, workdir: Path, kind: str) -> str | None:
         """Trains and kills. Returns the kind of kill that it became, None where the process came to its end before."""
         process = self.start(workdir)
-        saves = checkpoint.checkpoints_dir(workdir)
-        newest = max(checkpoint.steps(workdir), default=0)
+        saves = checkpoints.checkpoints_dir(workdir)
+        newest = max(checkpoints.steps(workdir), default=0)
         if kind == "anywhere":
             self.wait(process, lambda: False, self.chance.uniform(0, LAST_SECONDS))
         elif kind == "training":
-            self.wait(process, lambda: max(checkpoint.steps(workdir), default=0) > newest)
+            self.wait(process, lambda: max(checkpoints.steps(workdir), default=0) > newest)
             self.wait(process, lambda: False, self.chance.uniform(0, 1))
         else:
             for _ in range(self.chance.randrange(1, 4)):
@@ -154,17 +158,17 @@ class Checks:
     def stop_and_fill_the_disk(self) -> None:
         workdir = self.folder / "stopped"
         process = self.start(workdir)
-        self.wait(process, lambda: max(checkpoint.steps(workdir), default=0) >= 8)
+        self.wait(process, lambda: max(checkpoints.steps(workdir), default=0) >= 8)
         process.terminate()
         _, errors = process.communicate()
         polite = process.returncode == 128 + signal.SIGTERM and "Stopped and saved at step" in errors
-        before = checkpoint.steps(workdir)
+        before = checkpoints.steps(workdir)
         process = self.start(workdir)
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (8192, 8192))
         _, errors = process.communicate()
         last = errors.strip().splitlines()[-1]
         one_line = process.returncode == DataError.exit_status and last.startswith("error: ") and "Traceback" not in errors
-        untouched = checkpoint.steps(workdir) == before and all(self.is_whole(workdir, step) for step in before)
+        untouched = checkpoints.steps(workdir) == before and all(self.is_whole(workdir, step) for step in before)
         self.finish(workdir)
         exact = self.is_straight(workdir)
         self.count("SIGTERM", polite and exact)
@@ -205,13 +209,13 @@ class Checks:
 
     @staticmethod
     def files(workdir: Path, step: int) -> list[Path]:
-        folder = checkpoint.checkpoints_dir(workdir) / str(step)
+        folder = checkpoints.folder_of(workdir, step)
         return sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
 
     @staticmethod
     def is_whole(workdir: Path, step: int) -> bool:
         try:
-            checkpoint.verify(workdir, step)
+            checkpoints.verify(workdir, step)
         except DataError:
             return False
         return True

@@ -12,25 +12,26 @@ from absl import flags
 
 from minigpt_jax import cli
 from minigpt_jax.errors import DataError
-from minigpt_jax.training import checkpoint
+from minigpt_jax.interop.load import read_run_config
+from minigpt_jax.runs import checkpoints
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: the newest under runs/)")
 
 
 def main() -> None:
     workdir = Path(WORKDIR.value) if WORKDIR.value else cli.newest_run()
-    checkpoint.read_config(workdir)
-    steps = checkpoint.steps(workdir)
+    read_run_config(workdir)
+    steps = checkpoints.steps(workdir)
     if not steps:
         raise DataError(f"{workdir} has no checkpoint yet")
     infos, damages = {}, {}
     for step in steps:
         try:
-            checkpoint.verify(workdir, step)
-            infos[step] = checkpoint.read_info(workdir, step)
+            checkpoints.verify(workdir, step)
+            infos[step] = checkpoints.read_info(workdir, step)
         except DataError as error:
             damages[step] = error
-    best = next((step for step in checkpoint.best_first(workdir) if step in infos), None)
+    best = next((step for step in checkpoints.best_first(workdir) if step in infos), None)
     print("    step       MB  batch loss  val loss  state")
     for step in steps:
         if info := infos.get(step):
@@ -38,7 +39,7 @@ def main() -> None:
             state = "whole, the best" if step == best else "whole"
         else:
             losses, state = " " * 20, f"DAMAGED: {damages[step]}"
-        files = (path for path in (checkpoint.checkpoints_dir(workdir) / str(step)).rglob("*") if path.is_file())
+        files = (path for path in (checkpoints.folder_of(workdir, step)).rglob("*") if path.is_file())
         print(f"{step:8d} {sum(path.stat().st_size for path in files) / 1e6:8.2f}  {losses}  {state}")
     if damages:
         sys.exit(DataError.exit_status)

@@ -15,7 +15,7 @@ from minigpt_jax import cli
 from minigpt_jax.api import choose_kernels
 from minigpt_jax.config import Config, load_preset
 from minigpt_jax.errors import DataError, UsageError
-from minigpt_jax.training.experiment import prepare
+from minigpt_jax.tasks import prepare
 
 CONFIG = flags.DEFINE_string("config", "shakespeare_char", "a preset in configs/, or the path of a .py file")
 cli.define_setting_flags()
@@ -29,15 +29,15 @@ def main() -> None:
     from minigpt_jax.compare.agreement import compare
 
     config = load_preset(CONFIG.value).override({"steps": 20} | cli.given_settings())
-    experiment = prepare(config.override({"dropout": 0.0, "dtype": "float32"}))
-    all_batches = [experiment.batch(step) for step in range(experiment.num_steps)]
-    found = compare(experiment.config, all_batches, choose_kernels(experiment.config.model))
+    task = prepare(config.override({"dropout": 0.0, "dtype": "float32"}))
+    all_batches = [task.batch_at(step) for step in range(task.num_steps)]
+    found = compare(task.config, all_batches, choose_kernels(task.config.model))
     print(f"{'':<58}{'absolute':>10}{'relative':>10}{'limit':>14}")
     for difference in found:
         limit = f"{difference.limit:.0e} {'rel.' if difference.is_relative else 'abs.'}"
         line = f"{difference.place:<58}{difference.absolute:10.1e}{difference.relative:10.1e}{limit:>14}"
         print(line + ("" if difference.is_within else "   DIFFERS"))
-    race(experiment.config)
+    race(task.config)
     if beyond := [difference for difference in found if not difference.is_within]:
         first = beyond[0]
         raise DataError(

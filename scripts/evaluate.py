@@ -11,10 +11,13 @@ from pathlib import Path
 from absl import flags
 
 from minigpt_jax import cli
-from minigpt_jax.api import choose_kernels
+from minigpt_jax.api import choose_kernels, default_sharding
 from minigpt_jax.errors import UsageError, require_choice
-from minigpt_jax.training import checkpoint
-from minigpt_jax.training.experiment import evaluate, measures, prepare
+from minigpt_jax.interop.load import load_step, read_run_config
+from minigpt_jax.runs import checkpoints
+from minigpt_jax.tasks import prepare
+from minigpt_jax.tasks.language_modelling import in_every_unit
+from minigpt_jax.tasks.task import Earlier
 
 SPLITS = ("val", "train")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: the newest under runs/)")
@@ -27,17 +30,17 @@ STRIDE = flags.DEFINE_integer(
 def main() -> None:
     require_choice("split", SPLIT.value, SPLITS)
     workdir = Path(WORKDIR.value) if WORKDIR.value else cli.newest_run()
-    config = checkpoint.read_config(workdir)
+    config = read_run_config(workdir)
     stride = config.model.context_length if STRIDE.value is None else STRIDE.value
     if not 1 <= stride <= config.model.context_length:
         raise UsageError(f"stride={stride} must be at least 1 and at most context_length={config.model.context_length}")
-    step = checkpoint.first_whole(workdir, checkpoint.best_first(workdir))
-    origin = checkpoint.read_origin(workdir, step)
-    model = checkpoint.load_step(workdir, config, step, origin.tokenizer)
-    experiment = prepare(config, origin, kernels=choose_kernels(config.model))
-    loss = evaluate(experiment, model.params, SPLIT.value, stride=stride)
-    result = {"workdir": str(workdir), "split": SPLIT.value, "stride": stride, "loss": loss}
-    result |= measures(experiment, SPLIT.value, loss)
+    step = checkpoints.first_whole(workdir, checkpoints.best_first(workdir))
+    model = load_step(workdir, config, step, default_sharding())
+    earlier = Earlier(workdir, checkpoints.read_info(workdir, step).sources)
+    task = prepare(config, earlier, kernels=choose_kernels(config.model))
+    means = task.evaluate(model.params, split=SPLIT.value, stride=stride)
+    result = {"workdir": str(workdir), "split": SPLIT.value, "stride": stride} | means
+    result |= in_every_unit(task, SPLIT.value, means["loss"])
     is_number = {name: not isinstance(value, float) or math.isfinite(value) for name, value in result.items()}
     print(json.dumps({name: value if is_number[name] else None for name, value in result.items()}, indent=2))
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from absl import flags
 
 from minigpt_jax import cli
+from minigpt_jax.api import default_sharding
 from minigpt_jax.errors import UsageError
 from minigpt_jax.interop import hf_writer
-from minigpt_jax.training import pretrained
+from minigpt_jax.interop.load import load
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: the newest under runs/)")
 OUT = flags.DEFINE_string("out", None, "folder to make")
@@ -26,7 +27,7 @@ log = logging.getLogger("minigpt_jax.export_hf")
 def main() -> None:
     if not OUT.value:
         raise UsageError("give the folder to make with --out")
-    model = pretrained.load(WORKDIR.value or cli.newest_run())
+    model = load(WORKDIR.value or cli.newest_run(), default_sharding())
     model_type = hf_writer.write(model, Path(OUT.value))
     log.info("Wrote %s, with model_type %s. In transformers: AutoModelForCausalLM.from_pretrained(%r) and AutoTokenizer's.",
              OUT.value, model_type, OUT.value)  # fmt: skip

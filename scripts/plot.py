@@ -13,7 +13,7 @@ from absl import flags
 
 from minigpt_jax import cli
 from minigpt_jax.errors import DataError, UsageError
-from minigpt_jax.training.metrics import read_metrics
+from minigpt_jax.runs.metrics import read_metrics
 
 WORKDIR = flags.DEFINE_multi_string("workdir", [], "folder of a run, may be given several times (default: the newest)")
 OUT = flags.DEFINE_string("out", None, "the PNG to write (default: metrics.png in the folder of the first run)")

@@ -23,9 +23,9 @@ else:
 
     from minigpt_jax import cli
     from minigpt_jax.config import Config
+    from minigpt_jax.data.splits import read_texts, train_tokenizer
     from minigpt_jax.data.tokenizers import KINDS, read_tokenizer
     from minigpt_jax.errors import UsageError
-    from minigpt_jax.training.experiment import read_texts, train_tokenizer
 
     TEXT = flags.DEFINE_string("text", "", "what is cut into tokens")
     cli.define_setting_flags("tokenizer", "vocab_size", "dataset", "val_dataset", "encoding", "data_dir")
@@ -38,7 +38,10 @@ def main() -> None:
         raise UsageError("there is nothing to cut: give --text TEXT")
     config = Config().override(cli.given_settings())
     kind = config.data.tokenizer
-    tokenizer = train_tokenizer(config, read_texts(config)) if kind in KINDS else read_tokenizer(kind)
+    if kind in KINDS:
+        tokenizer = train_tokenizer(config.data, config.model.vocab_size, read_texts(config.data))
+    else:
+        tokenizer = read_tokenizer(kind)
     ids = tokenizer.encode(TEXT.value).tolist()
     pieces = [shown(tokenizer.to_bytes([i])) for i in ids]
     if sys.stdout.isatty() and "NO_COLOR" not in os.environ:

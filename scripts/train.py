@@ -19,7 +19,8 @@ import minigpt_jax as mg
 from minigpt_jax import cli
 from minigpt_jax.config import load_preset
 from minigpt_jax.errors import UsageError
-from minigpt_jax.training import checkpoint, pretrained
+from minigpt_jax.interop import load
+from minigpt_jax.runs import checkpoints
 
 CONFIG = flags.DEFINE_string(
     "config", None, "a preset in configs/, or the path of a .py file with get_config() (default shakespeare_char)"
@@ -45,12 +46,12 @@ def main() -> None:
     given = cli.given_settings()
     goes_on = CONFIG.value is None and (workdir / "config.json").exists() and not OVERWRITE.value
     # Resuming takes the run's own settings where none are given.
-    config = checkpoint.read_config(workdir) if goes_on else load_preset(preset)
-    if goes_on and not checkpoint.steps(workdir):
+    config = load.read_run_config(workdir) if goes_on else load_preset(preset)
+    if goes_on and not checkpoints.steps(workdir):
         log.info("%s has no checkpoint yet: begun again with its settings; --overwrite forgets them.", workdir)
     init_from = given.get("init_from", config.training.init_from)
     if init_from and not (goes_on and init_from == config.training.init_from):
-        config = config.override(pretrained.settings_from(init_from))
+        config = config.override(load.settings_from(init_from))
     mg.train(
         config.override(given),
         workdir,

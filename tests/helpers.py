@@ -6,6 +6,8 @@ import zlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from flax import struct
 
 from minigpt_jax import kernels
 from minigpt_jax.models.masks import Mask
@@ -92,3 +94,10 @@ def attention_by_loop(q_BTHK, k_BSHK, v_BSHK, allowed_BTS, bias_HTS=None):
         weights = np.exp(scores - scores.max())
         o_BTHK[b, t, h] = sum(w * v_BSHK[b, s, h] for w, s in zip(weights / weights.sum(), seen, strict=True))
     return o_BTHK
+
+
+@struct.dataclass
+class Fixed:
+    """Any optimizer of Optax for a training step, with its numbers as constants of the program."""
+
+    chain: optax.GradientTransformation = struct.field(pytree_node=False)

@@ -16,9 +16,10 @@ from minigpt_jax.api import choose_kernels
 from minigpt_jax.benchmarks import data, generate, kernels, limits, loss, scaling, train, turns
 from minigpt_jax.config import ModelConfig, load_preset
 from minigpt_jax.errors import DataError
-from minigpt_jax.models.gpt import GPT, init_params
+from minigpt_jax.models.gpt import GPT
+from minigpt_jax.models.initial import init_params
 from minigpt_jax.models.kernels import PLAIN
-from minigpt_jax.training.experiment import evaluate
+from minigpt_jax.training.run import new_state, step_arguments
 from minigpt_jax.training.step import train_step
 
 
@@ -208,13 +209,13 @@ def test_time_to_a_loss_is_that_of_the_preset_with_all_its_settings(tmp_path, mo
     monkeypatch.setattr(loss.OurRun, "preset", str(preset))
     run = loss.OurRun(str(text))
     run.run()
-    experiment, state = run.experiment, run.experiment.new_state()
-    settings = {"model": experiment.model, "optimizer": experiment.optimizer, "grad_accumulation": 2, "ema": 0.5}
+    task, state = run.task, new_state(run.task)
+    arguments = step_arguments(task) | {"grad_accumulation": 2, "ema": 0.5}
     for step in range(3):
-        state, _ = train_step(state, experiment.batch(step), experiment.root_key, **settings)
+        state, _ = train_step(state, task.batch_at(step), jax.random.key(0), **arguments)
     jax.tree.map(np.testing.assert_array_equal, run.state, state)
-    assert run.tell() == {"val_loss": evaluate(experiment, state.average)}
-    assert run.tell() != {"val_loss": evaluate(experiment, state.params)}
+    assert run.tell() == {"val_loss": task.evaluate(state.average)["loss"]}
+    assert run.tell() != {"val_loss": task.evaluate(state.params)["loss"]}
 
 
 @pytest.mark.parametrize("name", scaling.TRAINING)

@@ -16,10 +16,13 @@ import pytest
 from minigpt_jax.config import Config, ModelConfig, TrainingConfig
 from minigpt_jax.data.tokenizers import CharTokenizer
 from minigpt_jax.errors import DataError
+from minigpt_jax.interop import load
 from minigpt_jax.models.gpt import GPT
-from minigpt_jax.training import checkpoint
-from minigpt_jax.training.checkpoint import CheckpointInfo
+from minigpt_jax.runs import arrays, checkpoints, manifest
+from minigpt_jax.runs.checkpoints import CheckpointInfo
+from minigpt_jax.runs.folder import locked, read_config
 from minigpt_jax.training.optimizer import make_optimizer
+from minigpt_jax.training.resume import restore
 from minigpt_jax.training.state import TrainState
 
 CHARACTERS = "\n abc"
@@ -39,12 +42,15 @@ def some_state(seed=0) -> TrainState:
     return TrainState(
         step=jnp.asarray(seed, jnp.int32),
         params=jax.tree.map(random_bits, params),
-        opt_state=jax.tree.map(random_bits, jax.eval_shape(optimizer.init, params)),
+        opt_state=jax.tree.map(random_bits, jax.eval_shape(optimizer.chain.init, params)),
     )
 
 
 def info(step, **values):
-    return CheckpointInfo(step, "abc", CharTokenizer(CHARACTERS).sha256, **values)
+    return CheckpointInfo(step, {"text": "abc", "tokenizer": CharTokenizer(CHARACTERS).sha256}, **values)
+
+
+HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
 def bits(tree):
@@ -59,7 +65,7 @@ def step_dir(workdir: Path, step: int) -> Path:
 def saved(tmp_path_factory):
     """A run's folder with one checkpoint, not to be changed."""
     workdir = tmp_path_factory.mktemp("saved")
-    checkpoint.save(workdir, some_state(), info(3))
+    checkpoints.save(workdir, some_state().trees, info(3))
     return workdir
 
 
@@ -77,7 +83,7 @@ def workdir(saved, tmp_path):
 def test_state_comes_back_to_the_bit(saved, abstract):
     state = some_state()
     like = jax.eval_shape(lambda: state) if abstract else state
-    restored = checkpoint.restore(saved, 3, like)
+    restored = restore(saved, 3, like, HERE)
     assert bits((restored.params, restored.opt_state)) == bits((state.params, state.opt_state))
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     assert (restored.step, restored.step.dtype) == (3, jnp.int32)
@@ -86,15 +92,15 @@ def test_state_comes_back_to_the_bit(saved, abstract):
 def test_types_are_kept(tmp_path):
     params = {name: jnp.arange(6).reshape(2, 3).astype(name) for name in ("bfloat16", "float16", "int8", "uint16", "bool")}
     state = TrainState(step=jnp.asarray(1), params=params, opt_state=(optax.EmptyState(), {"count": jnp.asarray(7)}))
-    checkpoint.save(tmp_path, state, info(1))
-    restored = checkpoint.restore(tmp_path, 1, state)
+    checkpoints.save(tmp_path, state.trees, info(1))
+    restored = restore(tmp_path, 1, state, HERE)
     assert bits((restored.params, restored.opt_state)) == bits((state.params, state.opt_state))
 
 
 def test_what_is_known_of_a_checkpoint_comes_back(tmp_path):
     known = info(5, val_loss=1.25, best_val_loss=0.1 + 0.2, pending_losses=(1.5, float(np.float32(0.1))), seconds=3.5)
     write_info(tmp_path, known)
-    read = checkpoint.read_info(tmp_path, 5)
+    read = checkpoints.read_info(tmp_path, 5)
     assert dataclasses.replace(read, pending_losses=tuple(read.pending_losses)) == known
 
 
@@ -103,18 +109,18 @@ def test_saving_works_for_a_relative_folder_and_over_what_a_kill_left(tmp_path, 
     leftover = step_dir(Path("run"), 7).with_name("7.tmp")
     leftover.mkdir(parents=True)
     (leftover / "rubbish").write_text("half a checkpoint")
-    assert checkpoint.steps(Path("run")) == []
-    checkpoint.save(Path("run"), some_state(), info(7))
-    assert checkpoint.steps(Path("run")) == [7]
+    assert checkpoints.steps(Path("run")) == []
+    checkpoints.save(Path("run"), some_state().trees, info(7))
+    assert checkpoints.steps(Path("run")) == [7]
     assert [path.name for path in Path("run/checkpoints").iterdir()] == ["7"]
-    assert bits(checkpoint.restore(Path("run"), 7, some_state()).params) == bits(some_state().params)
+    assert bits(restore(Path("run"), 7, some_state(), HERE).params) == bits(some_state().params)
 
 
 def test_saving_a_step_again_replaces_it(workdir):
-    checkpoint.save(workdir, some_state(1), info(3, val_loss=2.0))
-    restored = checkpoint.restore(workdir, 3, some_state())
+    checkpoints.save(workdir, some_state(1).trees, info(3, val_loss=2.0))
+    restored = restore(workdir, 3, some_state(), HERE)
     assert bits(restored.params) == bits(some_state(1).params)
-    assert checkpoint.read_info(workdir, 3).val_loss == 2.0
+    assert checkpoints.read_info(workdir, 3).val_loss == 2.0
 
 
 @pytest.mark.parametrize("failing", ["wait_until_finished", "checksums", "replace"])
@@ -123,23 +129,23 @@ def test_a_save_that_fails_leaves_the_earlier_ones(workdir, monkeypatch, failing
         raise OSError(28, "No space left on device")
 
     if failing == "wait_until_finished":
-        original = checkpoint.ocp.StandardCheckpointer.wait_until_finished
+        original = arrays.ocp.StandardCheckpointer.wait_until_finished
 
         def finish_and_fail(self):
             original(self)
             fail()
 
-        monkeypatch.setattr(checkpoint.ocp.StandardCheckpointer, failing, finish_and_fail)
+        monkeypatch.setattr(arrays.ocp.StandardCheckpointer, failing, finish_and_fail)
     else:
-        monkeypatch.setattr({"checksums": checkpoint, "replace": checkpoint.os}[failing], failing, fail)
+        monkeypatch.setattr({"checksums": manifest, "replace": checkpoints.os}[failing], failing, fail)
     with pytest.raises(OSError, match="No space left"):
-        checkpoint.save(workdir, some_state(), info(4))
+        checkpoints.save(workdir, some_state().trees, info(4))
     monkeypatch.undo()
-    assert checkpoint.steps(workdir) == [3]
-    checkpoint.verify(workdir, 3)
-    checkpoint.save(workdir, some_state(), info(4))
-    assert checkpoint.steps(workdir) == [3, 4]
-    checkpoint.verify(workdir, 4)
+    assert checkpoints.steps(workdir) == [3]
+    checkpoints.verify(workdir, 3)
+    checkpoints.save(workdir, some_state().trees, info(4))
+    assert checkpoints.steps(workdir) == [3, 4]
+    checkpoints.verify(workdir, 4)
 
 
 def test_a_disk_without_room_leaves_the_earlier_ones_and_nothing_half_written(workdir):
@@ -147,16 +153,16 @@ def test_a_disk_without_room_leaves_the_earlier_ones_and_nothing_half_written(wo
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
     try:
         with pytest.raises(OSError, match="File too large"):
-            checkpoint.save(workdir, some_state(), info(4))
+            checkpoints.save(workdir, some_state().trees, info(4))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["3"]
-    checkpoint.verify(workdir, 3)
+    checkpoints.verify(workdir, 3)
 
 
 def test_without_a_folder_there_are_no_steps(tmp_path):
-    assert checkpoint.steps(tmp_path) == []
-    assert checkpoint.best_first(tmp_path) == []
+    assert checkpoints.steps(tmp_path) == []
+    assert checkpoints.best_first(tmp_path) == []
 
 
 # ---- Damage ---------------------------------------------------------------------------------------------------------------
@@ -187,17 +193,17 @@ def test_damage_to_any_file_is_found_and_the_file_named(workdir, damage):
         # A manifest that can still be read blames the file of which it now says something else.
         named = str(folder) if path.name == "manifest.json" else path.relative_to(folder).as_posix()
         with pytest.raises(DataError, match=named) as caught:
-            checkpoint.verify(workdir, 3)
+            checkpoints.verify(workdir, 3)
         assert len(str(caught.value).splitlines()) == 1
         path.write_bytes(before)
-        checkpoint.verify(workdir, 3)
+        checkpoints.verify(workdir, 3)
 
 
 @pytest.mark.parametrize("text", ["null\n", "5\n", "[]\n", "{}\n", '[\n  "params"\n]\n'])
 def test_a_manifest_of_another_kind_is_damage(workdir, text):
     (step_dir(workdir, 3) / "manifest.json").write_text(text)
     with pytest.raises(DataError):
-        checkpoint.verify(workdir, 3)
+        checkpoints.verify(workdir, 3)
 
 
 def test_any_flipped_bit_of_the_manifest_is_found(workdir):
@@ -208,7 +214,7 @@ def test_any_flipped_bit_of_the_manifest_is_found(workdir):
         data[place] ^= 1 << place % 8
         path.write_bytes(data)
         with pytest.raises(DataError):
-            checkpoint.verify(workdir, 3)
+            checkpoints.verify(workdir, 3)
 
 
 @pytest.mark.parametrize("name", ["extra", "params/extra", "opt_state/d/extra"])
@@ -217,7 +223,7 @@ def test_a_file_too_many_is_found_and_named(workdir, name):
     path.parent.mkdir(exist_ok=True)
     path.touch()
     with pytest.raises(DataError, match=f"{name} does not belong there"):
-        checkpoint.verify(workdir, 3)
+        checkpoints.verify(workdir, 3)
 
 
 def test_all_damaged_files_are_named_at_once(workdir):
@@ -225,7 +231,7 @@ def test_all_damaged_files_are_named_at_once(workdir):
     (folder / "extra").touch()
     cut_off(folder / "checkpoint.json")
     with pytest.raises(DataError, match=r"extra does not belong there, checkpoint\.json has changed"):
-        checkpoint.verify(workdir, 3)
+        checkpoints.verify(workdir, 3)
 
 
 def write_info(workdir, known, **changes):
@@ -238,7 +244,7 @@ def write_info(workdir, known, **changes):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"format": 99}, r"format 99; this version of minigpt_jax reads format 2"),
+        ({"format": 99}, r"format 99; this version of minigpt_jax reads 2 and 3"),
         ({"unheard": "of"}, r"damaged"),
         ({"step": 2}, r"damaged: it is that of step 2"),
     ],
@@ -246,7 +252,7 @@ def write_info(workdir, known, **changes):
 def test_another_format_is_not_read(tmp_path, changes, message):
     write_info(tmp_path, info(1), **changes)
     with pytest.raises(DataError, match=message):
-        checkpoint.read_info(tmp_path, 1)
+        checkpoints.read_info(tmp_path, 1)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", "\xff"])
@@ -254,7 +260,7 @@ def test_an_unreadable_info_is_damage(tmp_path, text):
     write_info(tmp_path, info(1))
     (step_dir(tmp_path, 1) / "checkpoint.json").write_text(text, encoding="latin-1")
     with pytest.raises(DataError, match="damaged"):
-        checkpoint.read_info(tmp_path, 1)
+        checkpoints.read_info(tmp_path, 1)
 
 
 # ---- Which to keep and which to use ---------------------------------------------------------------------------------------
@@ -273,73 +279,73 @@ def test_an_unreadable_info_is_damage(tmp_path, text):
 def test_best_is_the_lowest_loss(tmp_path, losses, expected):
     for step, loss in losses.items():
         write_info(tmp_path, info(step, val_loss=loss))
-    assert checkpoint.steps(tmp_path) == sorted(losses)
-    assert checkpoint.best_first(tmp_path) == expected
+    assert checkpoints.steps(tmp_path) == sorted(losses)
+    assert checkpoints.best_first(tmp_path) == expected
     (step_dir(tmp_path, expected[-1]) / "checkpoint.json").write_text("{")
-    assert checkpoint.best_first(tmp_path) == [expected[-1], *expected[:-1]]
+    assert checkpoints.best_first(tmp_path) == [expected[-1], *expected[:-1]]
 
 
 def test_the_first_whole_checkpoint_is_taken_and_each_damaged_one_named(saved, tmp_path, caplog):
     for step in (3, 5, 7):
-        checkpoint.save(tmp_path, some_state(), info(step))
-    assert checkpoint.first_whole(tmp_path, [7, 5, 3]) == 7
+        checkpoints.save(tmp_path, some_state().trees, info(step))
+    assert checkpoints.first_whole(tmp_path, [7, 5, 3]) == 7
     assert not caplog.records
     flip_a_bit(step_dir(tmp_path, 7) / "checkpoint.json")
     (step_dir(tmp_path, 5) / "manifest.json").unlink()
-    assert checkpoint.first_whole(tmp_path, [7, 5, 3]) == 3
+    assert checkpoints.first_whole(tmp_path, [7, 5, 3]) == 3
     first, second = (record.getMessage() for record in caplog.records)
     assert first.startswith("DAMAGED: ")
     assert first.endswith("checkpoint.json has changed. Trying step 5 instead.")
     assert "no readable manifest.json" in second
     assert second.endswith("step 3 instead.")
     with pytest.raises(DataError, match=r"no checkpoint of .* can be used: .*manifest"):
-        checkpoint.first_whole(tmp_path, [7, 5])
+        checkpoints.first_whole(tmp_path, [7, 5])
     with pytest.raises(DataError, match="has no checkpoint yet"):
-        checkpoint.first_whole(tmp_path, [])
+        checkpoints.first_whole(tmp_path, [])
 
 
 def test_a_delete_that_is_cut_off_leaves_nothing_that_looks_whole(workdir, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint.shutil, "rmtree", lambda *args, **keywords: None)
-        checkpoint.delete(step_dir(workdir, 3))
-    assert checkpoint.steps(workdir) == []
-    checkpoint.check_owned(workdir)
+        patched.setattr(checkpoints.shutil, "rmtree", lambda *args, **keywords: None)
+        checkpoints.delete(step_dir(workdir, 3))
+    assert checkpoints.steps(workdir) == []
+    checkpoints.check_owned(workdir)
     (workdir / "checkpoints" / "9.tmp").mkdir()
     (workdir / "checkpoints" / "4.damaged").mkdir()
-    checkpoint.delete_leftovers(workdir)
+    checkpoints.delete_leftovers(workdir)
     assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["4.damaged"]
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_not_deleted(workdir):
     before = sorted(path.name for path in step_dir(workdir, 3).iterdir())
     (workdir / "checkpoints" / "3.damaged" / "of before").mkdir(parents=True)
-    checkpoint.set_aside(workdir, 3)
-    assert checkpoint.steps(workdir) == []
+    checkpoints.set_aside(workdir, 3)
+    assert checkpoints.steps(workdir) == []
     assert sorted(path.name for path in (workdir / "checkpoints" / "3.damaged").iterdir()) == before
 
 
 def test_one_process_holds_a_folder(tmp_path):
-    with checkpoint.locked(tmp_path / "run"):
-        with pytest.raises(DataError, match=r"another process trains in .*run"), checkpoint.locked(tmp_path / "run"):
+    with locked(tmp_path / "run"):
+        with pytest.raises(DataError, match=r"another process trains in .*run"), locked(tmp_path / "run"):
             pass
-        with checkpoint.locked(tmp_path / "other"):
+        with locked(tmp_path / "other"):
             pass
-    with checkpoint.locked(tmp_path / "run"):
+    with locked(tmp_path / "run"):
         pass
 
 
 def test_the_average_is_saved_and_is_what_load_takes(run_dir):
-    config = checkpoint.read_config(run_dir).override({"ema": 0.9})
+    config = read_config(run_dir).override({"ema": 0.9})
     (run_dir / "config.json").write_text(config.to_json())
     state = some_state().replace(average=some_state(1).params)
-    checkpoint.save(run_dir, state, info(4, val_loss=0.1))
-    assert bits(checkpoint.restore(run_dir, 4, state).average) == bits(state.average)
-    assert bits(checkpoint.load(run_dir).params) == bits(state.average)
+    checkpoints.save(run_dir, state.trees, info(4, val_loss=0.1))
+    assert bits(restore(run_dir, 4, state, HERE).average) == bits(state.average)
+    assert bits(load.load(run_dir, HERE).params) == bits(state.average)
 
 
 def test_a_checkpoint_of_an_earlier_day_is_still_read():
     """Written with jax 0.10.2 and orbax-checkpoint 0.12; whoever breaks this has to raise FORMAT and say so."""
-    lm = checkpoint.load(Path(__file__).parent / "golden_run")
+    lm = load.load(Path(__file__).parent / "golden_run", HERE)
     numbers = np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(lm.params)])
     np.testing.assert_array_equal(numbers, np.arange(len(numbers), dtype=np.float32) / 1024)
     assert lm.tokenizer.characters == CHARACTERS
@@ -351,8 +357,8 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path, keep, left):
     for step, loss in {20: 1.0, 80: 1.5, 90: None, 100: 1.25}.items():
         write_info(tmp_path, info(step, val_loss=loss))
         write_text(tmp_path, step, info(step, val_loss=loss))
-    checkpoint.prune(tmp_path, keep)
-    assert checkpoint.steps(tmp_path) == left
+    checkpoints.prune(tmp_path, keep)
+    assert checkpoints.steps(tmp_path) == left
 
 
 def test_pruning_is_not_taken_in_by_a_damaged_loss(tmp_path):
@@ -361,8 +367,8 @@ def test_pruning_is_not_taken_in_by_a_damaged_loss(tmp_path):
         write_text(tmp_path, step, info(step, val_loss=loss))
     path = step_dir(tmp_path, 80) / "checkpoint.json"
     path.write_text(path.read_text().replace("1.5", "0.5"))
-    checkpoint.prune(tmp_path, 1)
-    assert checkpoint.steps(tmp_path) == [20, 80, 100]  # the damaged one is left for whoever resumes to see
+    checkpoints.prune(tmp_path, 1)
+    assert checkpoints.steps(tmp_path) == [20, 80, 100]  # the damaged one is left for whoever resumes to see
 
 
 # ---- Loading a language model ---------------------------------------------------------------------------------------------
@@ -371,7 +377,7 @@ def test_pruning_is_not_taken_in_by_a_damaged_loss(tmp_path):
 @pytest.fixture
 def run_dir(workdir):
     """A run with a checkpoint at step 3 that is better than that at step 4."""
-    checkpoint.save(workdir, some_state(1), info(4, val_loss=2.0))
+    checkpoints.save(workdir, some_state(1).trees, info(4, val_loss=2.0))
     write_text(workdir, 3, dataclasses.replace(info(3), val_loss=1.0))
     (workdir / "config.json").write_text(Config(model=MODEL_CONFIG).to_json())
     (workdir / "tokenizer.json").write_text(CharTokenizer.train(CHARACTERS).to_json())
@@ -380,14 +386,14 @@ def run_dir(workdir):
 
 def write_text(workdir, step, known):
     """Changes what is known of a checkpoint, and its manifest with it."""
-    folder = step_dir(workdir, step)
-    (folder / "checkpoint.json").write_text(json.dumps(dataclasses.asdict(known)))
-    (folder / "manifest.json").write_text(checkpoint.manifest_text(checkpoint.checksums(folder)))
+    saved = step_dir(workdir, step)
+    (saved / "checkpoint.json").write_text(json.dumps(dataclasses.asdict(known)))
+    (saved / "manifest.json").write_text(manifest.to_text(manifest.checksums(saved)))
 
 
 def test_load_gives_the_best_parameters_with_config_and_tokenizer(run_dir):
     for workdir in (run_dir, str(run_dir)):
-        lm = checkpoint.load(workdir)
+        lm = load.load(workdir, HERE)
         assert bits(lm.params) == bits(some_state().params)
         assert lm.config == MODEL_CONFIG
         assert lm.tokenizer.decode([1, 2]) == " a"
@@ -395,7 +401,7 @@ def test_load_gives_the_best_parameters_with_config_and_tokenizer(run_dir):
 
 def load_error(workdir):
     with pytest.raises(DataError) as caught:
-        checkpoint.load(workdir)
+        load.load(workdir, HERE)
     assert len(str(caught.value).splitlines()) == 1
     return str(caught.value)
 
@@ -421,15 +427,15 @@ def test_load_names_what_is_damaged(run_dir, name):
 def test_load_refuses_another_tokenizer(run_dir):
     """Of the same size, so that nothing else would notice."""
     (run_dir / "tokenizer.json").write_text(CharTokenizer("\n abd").to_json())
-    assert "tokenizer.json is not the tokenizer that checkpoint 3 was trained with" in load_error(run_dir)
+    assert "tokenizer.json is not the tokenizer that the checkpoints of the run were trained with" in load_error(run_dir)
 
 
 def test_load_takes_the_next_best_for_damaged_parameters_and_says_so(run_dir, caplog):
     data = next(path for path in (step_dir(run_dir, 3) / "params").rglob("*") if path.parent.name == "d")
     flip_a_bit(data)
     before = bits(some_state().params)
-    assert bits(checkpoint.load(run_dir).params) != before
+    assert bits(load.load(run_dir, HERE).params) != before
     assert f"{data.name} has changed" in caplog.text
-    for step in set(checkpoint.steps(run_dir)) - {3}:
-        checkpoint.delete(step_dir(run_dir, step))
+    for step in set(checkpoints.steps(run_dir)) - {3}:
+        checkpoints.delete(step_dir(run_dir, step))
     assert f"{data.name} has changed" in load_error(run_dir)

@@ -18,7 +18,7 @@ from minigpt_jax.kernels.partitioned_cache import partitioned
 from minigpt_jax.models.gpt import GPT
 from minigpt_jax.models.kernels import PLAIN
 from minigpt_jax.models.transformer import Transformer
-from minigpt_jax.training.losses import next_token_loss
+from minigpt_jax.tasks.losses import next_token_loss
 
 TINY = ModelConfig(num_layers=2, num_heads=4, embed_dim=16, ff_dim=24, context_length=8, vocab_size=16)
 

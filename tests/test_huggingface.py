@@ -12,13 +12,14 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from minigpt_jax.api import load
 from minigpt_jax.config import ModelConfig
 from minigpt_jax.data.tokenizers import make_tokenizer
 from minigpt_jax.errors import DataError, UsageError
 from minigpt_jax.generation.language_model import LanguageModel
 from minigpt_jax.interop import hf_reader, hf_writer
-from minigpt_jax.models.gpt import GPT, init_params
-from minigpt_jax.training.pretrained import load
+from minigpt_jax.models.gpt import GPT
+from minigpt_jax.models.initial import init_params
 
 SHAPE = {"num_layers": 2, "num_heads": 4, "embed_dim": 16, "ff_dim": 24, "context_length": 32}
 GPT2 = SHAPE | {"positions": "learned", "norm": "layernorm", "activation": "gelu", "qk_norm": False, "init": "gpt2"}

@@ -105,7 +105,7 @@ def compiled_gradient(config, kernels, num_positions=64):
 
     def loss(params, x_BTD, key):
         rngs, mask = {"dropout": key}, Mask(causal=True)
-        y_BTD, _ = model.apply({"params": params}, x_BTD, mask, positions_BT, None, not config.dropout, rngs=rngs)
+        y_BTD, _ = model.apply({"params": params}, x_BTD, mask, positions_BT, None, config.dropout or None, rngs=rngs)
         return jnp.sum(y_BTD**3)
 
     inputs = random_params(model), x_BTD, jax.random.key(0)
@@ -129,8 +129,8 @@ def test_recomputed_blocks_keep_little():
 @with_both_kernels
 def test_recomputed_blocks_drop_the_same_out_again(kernels):
     """Otherwise the gradient would be that of another function: it is compared with differences of the function's values."""
-    model = Transformer(configured(remat=True, dropout=0.5), kernels)
-    params, how = random_params(model), {"deterministic": False, "rngs": {"dropout": jax.random.key(0)}}
+    model = Transformer(configured(remat=True), kernels)
+    params, how = random_params(model), {"dropout": 0.5, "rngs": {"dropout": jax.random.key(0)}}
 
     def value(x_BTD):
         y_BTD, _ = model.apply({"params": params}, x_BTD, Mask(causal=True), POSITIONS_BT, **how)

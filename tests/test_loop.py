@@ -1,7 +1,6 @@
 """The run: killed and resumed it is the same to the bit; what does not fit it refuses and leaves as it was."""
 
 import dataclasses
-import functools
 import json
 import logging
 import math
@@ -11,6 +10,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -22,11 +22,15 @@ from minigpt_jax.api import load, train
 from minigpt_jax.config import Config, DataConfig, Expectation, ModelConfig, TrainingConfig
 from minigpt_jax.data import batches
 from minigpt_jax.errors import DataError, StoppedError, UsageError
-from minigpt_jax.training import checkpoint, experiment, loop
-from minigpt_jax.training.experiment import prepare
-from minigpt_jax.training.loop import Run
-from minigpt_jax.training.optimizer import make_optimizer
-from minigpt_jax.training.report import Compilations
+from minigpt_jax.interop.load import read_run_config
+from minigpt_jax.runs import checkpoints
+from minigpt_jax.runs.folder import locked
+from minigpt_jax.tasks import language_modelling, prepare
+from minigpt_jax.tasks.language_modelling import LanguageModelling
+from minigpt_jax.training import loop, resume, run
+from minigpt_jax.training.callbacks import Callback, Log, Summary, summary, time_limit
+from minigpt_jax.training.compilations import Compilations
+from minigpt_jax.training.run import Run, new_state
 from minigpt_jax.training.schedule import learning_rate_schedule
 from minigpt_jax.training.step import train_step
 
@@ -34,16 +38,7 @@ TEXT = "".join(np.random.default_rng(0).choice(list("abcd \n"), 160)) + "abcd \n
 STEPS = 13
 RHYTHM = {"eval_every": 4, "checkpoint_every": 5, "log_every": 3, "sample_every": 0, "keep_checkpoints": 2}
 
-compiled_once = functools.cache(make_optimizer)
-
-
-@pytest.fixture(autouse=True)
-def one_compilation(monkeypatch):
-    """Runs that optimise alike share an optimizer and, with it, the compiled training step."""
-    sharing = {"steps": None, "seed": 0, "eval_batches": 1, "ema": 0.0, "patience": 0, "max_bad_steps": 10} | RHYTHM
-    monkeypatch.setattr(
-        experiment, "make_optimizer", lambda config, n: compiled_once(dataclasses.replace(config, **sharing), n)
-    )
+HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
 @pytest.fixture(scope="module")
@@ -79,21 +74,23 @@ class KilledError(Exception):
 
 def train_until(config, workdir, step, monkeypatch, during="after_step"):
     """Trains, and dies when this step has been made, before (`after_step`) or while (`save`) it is dealt with."""
-    original = getattr(Run, during)
+    home = {"after_step": Log, "save": Run}[during]
+    original = getattr(home, during)
 
-    def dies(self, now, *args):
-        if now >= step:
+    def dies(self, *args):
+        if (args[0] if args else self).step >= step:
             raise KilledError
-        return original(self, now, *args)
+        return original(self, *args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Run, during, dies)
+        patched.setattr(home, during, dies)
         with pytest.raises(KilledError):
             train(config, workdir)
 
 
 def final_state(config, workdir, step=STEPS):
-    return checkpoint.restore(workdir, step, jax.eval_shape(prepare(config).new_state))
+    task = prepare(config)
+    return resume.restore(workdir, step, jax.eval_shape(lambda: new_state(task)), HERE)
 
 
 def rows(workdir):
@@ -146,9 +143,9 @@ def test_a_run_that_was_killed_and_resumed_is_the_straight_run(config, finished,
     one, other = final_state(config, finished), final_state(config, workdir)
     assert_equal(one, other)
     assert rows(workdir) == rows(finished)
-    assert checkpoint.steps(workdir) == checkpoint.steps(finished)
-    for step in checkpoint.steps(finished):
-        infos = [checkpoint.read_info(folder, step) for folder in (finished, workdir)]
+    assert checkpoints.steps(workdir) == checkpoints.steps(finished)
+    for step in checkpoints.steps(finished):
+        infos = [checkpoints.read_info(folder, step) for folder in (finished, workdir)]
         assert dataclasses.replace(infos[0], seconds=0) == dataclasses.replace(infos[1], seconds=0)
 
 
@@ -168,7 +165,7 @@ def test_each_batch_is_trained_on_once_from_the_first_on(config, tmp_path, monke
 
     monkeypatch.setattr(batches, "batch_at", batch_at)
     train_until(config, tmp_path, 10, monkeypatch, "save")
-    resumed_at = checkpoint.steps(tmp_path)[-1]
+    resumed_at = checkpoints.steps(tmp_path)[-1]
     train(config, tmp_path)
     assert asked_for == [*range(10), *range(resumed_at, STEPS)]
 
@@ -177,10 +174,10 @@ def test_a_longer_run_goes_on_where_a_finished_one_ended(config, workdir, caplog
     before, compiled = rows(workdir), train_step._cache_size()
     with caplog.at_level(logging.INFO), Compilations() as compilations:
         train(config.override({"steps": STEPS + 2}), workdir)
-    assert train_step._cache_size() == compiled + 1  # for its two steps together
-    assert [name for name, _ in compilations.programs].count("train_step") == 1
+    assert train_step._cache_size() == compiled  # another number of steps is the same program
+    assert "train_step" not in [name for name, _ in compilations.programs]
     assert f"Resuming at step {STEPS}" in caplog.text
-    assert checkpoint.steps(workdir)[-1] == STEPS + 2
+    assert checkpoints.steps(workdir)[-1] == STEPS + 2
     assert rows(workdir)[: len(before)] == before
     assert {row["step"] for row in rows(workdir)[len(before) :]} == {STEPS + 2}
 
@@ -202,8 +199,8 @@ def test_overwriting_begins_anew(config, workdir):
     train(other, workdir, overwrite=True)
     assert [row["step"] for row in rows(workdir)] == [row["step"] for row in before]
     assert all(row not in before for row in rows(workdir))
-    assert checkpoint.steps(workdir)[-1] == STEPS
-    assert checkpoint.read_config(workdir).training.seed == 1
+    assert checkpoints.steps(workdir)[-1] == STEPS
+    assert read_run_config(workdir).training.seed == 1
 
 
 def test_a_run_of_an_earlier_day_goes_on_to_where_it_would_have_come_then(tmp_path, monkeypatch):
@@ -213,7 +210,7 @@ def test_a_run_of_an_earlier_day_goes_on_to_where_it_would_have_come_then(tmp_pa
     (tmp_path / "text.txt").write_text("".join(f"{i} and {k} make {i + k}.\n" for i, k in numbers))
     monkeypatch.chdir(tmp_path)
     assert load(workdir).generate("1 and", 24, greedy=True) == "1 and m\n1   m\n1 mm\n\n\n1  m\n1 m"
-    train(checkpoint.read_config(workdir), workdir)
+    train(read_run_config(workdir), workdir)
     *_, at_25, at_30, evaluated = rows(workdir)
     assert [row["train_loss"] for row in (at_25, at_30)] == pytest.approx([2.2875200, 2.2935147], abs=1e-4)
     assert evaluated["val_loss"] == pytest.approx(2.2163802, abs=1e-4)
@@ -243,25 +240,25 @@ def test_the_folder_holds_what_the_contract_says(finished, config):
     assert {path.name for path in finished.iterdir()} == {
         "config.json", "tokenizer.json", "metrics.jsonl", "checkpoints", "train.lock"
     }  # fmt: skip
-    assert checkpoint.read_config(finished).model == dataclasses.replace(config.model, vocab_size=6)
-    assert checkpoint.load(finished).tokenizer.characters == "\n abcd"
+    assert read_run_config(finished).model == dataclasses.replace(config.model, vocab_size=6)
+    assert load(finished).tokenizer.characters == "\n abcd"
     evaluated = {row["step"]: row["val_loss"] for row in rows(finished) if "val_loss" in row}
-    assert checkpoint.steps(finished)[-1] == STEPS
-    assert checkpoint.best_first(finished)[0] == min(evaluated, key=evaluated.get)
+    assert checkpoints.steps(finished)[-1] == STEPS
+    assert checkpoints.best_first(finished)[0] == min(evaluated, key=evaluated.get)
 
 
 def test_it_saves_when_that_is_due_and_when_the_loss_is_the_lowest_so_far(config, tmp_path, monkeypatch):
-    losses, saved, original = iter([1.0, 2.0, 0.5, 3.0, 3.0]), [], checkpoint.save
+    losses, saved, original = iter([1.0, 2.0, 0.5, 3.0, 3.0]), [], checkpoints.save
 
-    def save(workdir, state, info):
+    def save(workdir, trees, info):
         saved.append((info.step, info.val_loss, info.best_val_loss))
-        original(workdir, state, info)
+        original(workdir, trees, info)
 
-    monkeypatch.setattr(loop, "evaluate", lambda *args, **keywords: next(losses))
-    monkeypatch.setattr(checkpoint, "save", save)
+    monkeypatch.setattr(LanguageModelling, "evaluate", lambda *args, **keywords: {"loss": next(losses)})
+    monkeypatch.setattr(checkpoints, "save", save)
     train(config, tmp_path)
     assert saved == [(4, 1.0, 1.0), (5, None, 1.0), (10, None, 1.0), (12, 0.5, 0.5), (13, 3.0, 0.5)]
-    assert checkpoint.best_first(tmp_path)[0] == 12
+    assert checkpoints.best_first(tmp_path)[0] == 12
 
 
 def test_how_often_it_evaluates_saves_and_logs_changes_no_parameter(config, finished, tmp_path):
@@ -291,7 +288,7 @@ def test_plain_kernels_train_the_same_model_and_the_first_line_says_which_there_
 
 
 def test_samples_go_to_standard_output_and_change_no_parameter(config, finished, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(loop, "SAMPLE_LENGTH", 20)
+    monkeypatch.setattr(language_modelling, "PREVIEW_LENGTH", 20)
     train(config.override({"sample_every": 6}), tmp_path)
     samples = capsys.readouterr().out
     assert samples.count("\n\n") >= 3  # after steps 6, 12 and 13
@@ -300,28 +297,34 @@ def test_samples_go_to_standard_output_and_change_no_parameter(config, finished,
     assert_equal(final_state(config, tmp_path), final_state(config, finished))
 
 
+def conclude(config, workdir):
+    """What is said at the end of a run that has finished."""
+    task = prepare(config)
+    Summary().conclude(Run.open(task, workdir, STEPS, None, jax.devices()[0], "plain", Compilations()))
+
+
 @pytest.mark.parametrize(
     "expected, verdict", [(math.log(6), "That is as expected"), (9.0, "NOT as expected"), (0.1, "NOT as expected")]
 )
 def test_the_last_line_says_whether_the_loss_is_as_expected(config, finished, caplog, expected, verdict):
     known = dataclasses.replace(config, expectation=Expectation(val_loss=expected, spread=0.3, seeds=3))
     with caplog.at_level(logging.INFO):
-        Run(prepare(known), finished, STEPS).conclude()
+        conclude(known, finished)
     assert f"{verdict}: 3 seeds gave {expected:.3f} ± 0.300." in caplog.text
 
 
 def test_without_an_expectation_there_is_no_verdict(config, finished, caplog):
     with caplog.at_level(logging.INFO):
-        Run(prepare(config), finished, STEPS).conclude()
+        conclude(config, finished)
     assert "Validation loss over the whole split" in caplog.text
     assert "expected" not in caplog.text
 
 
 def test_a_folder_that_has_gone_is_said_and_not_made_anew(config, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
-    after_step(monkeypatch, 4, lambda: shutil.rmtree(workdir))
+    gone = AfterStep(4, lambda: shutil.rmtree(workdir))
     with pytest.raises(DataError, match=r"cannot write the run to .*: No such file or directory"):
-        train(config, workdir)
+        train(config, workdir, callbacks=[gone])
     assert not workdir.exists()
 
 
@@ -374,7 +377,7 @@ def damage(workdir, step):
 def test_where_the_newest_checkpoint_is_damaged_the_run_goes_on_exactly_from_the_one_before(
     config, finished, workdir, caplog
 ):
-    earlier = [step for step in checkpoint.steps(workdir) if step < STEPS][-1]
+    earlier = [step for step in checkpoints.steps(workdir) if step < STEPS][-1]
     path = damage(workdir, STEPS)
     before = snapshot(workdir / "checkpoints" / str(STEPS))
     with caplog.at_level("INFO"):
@@ -388,7 +391,7 @@ def test_where_the_newest_checkpoint_is_damaged_the_run_goes_on_exactly_from_the
 
 
 def test_with_no_whole_checkpoint_left_it_refuses_and_deletes_nothing(config, workdir):
-    for step in checkpoint.steps(workdir):
+    for step in checkpoints.steps(workdir):
         damage(workdir, step)
     before = snapshot(workdir)
     with pytest.raises(DataError, match=r"no checkpoint of .* can be used"):
@@ -397,20 +400,22 @@ def test_with_no_whole_checkpoint_left_it_refuses_and_deletes_nothing(config, wo
 
 
 def test_a_folder_in_which_another_process_trains_is_refused(config, workdir):
-    with checkpoint.locked(workdir), pytest.raises(DataError, match="another process trains in"):
+    with locked(workdir), pytest.raises(DataError, match="another process trains in"):
         train(config.override({"steps": STEPS + 5}), workdir)
-    assert checkpoint.steps(workdir)[-1] == STEPS
+    assert checkpoints.steps(workdir)[-1] == STEPS
 
 
 def test_harmless_changes_and_another_machine_are_said_and_recorded(config, workdir, caplog, monkeypatch):
-    here = checkpoint.environment()
-    monkeypatch.setattr(checkpoint, "environment", lambda: here | {"jax": "9.9", "device": "a better one"})
+    here = resume.environment(jax.devices()[0])
+    another = here | {"jax": "9.9", "device": "a better one"}
+    for module in (resume, run):  # what it says, and what it writes
+        monkeypatch.setattr(module, "environment", lambda device: another)
     with caplog.at_level("INFO"):
         train(config.override({"steps": STEPS + 1, "log_every": 2}), workdir)
     assert f"Changed in the run: steps={STEPS} (now {STEPS + 1}), log_every={RHYTHM['log_every']} (now 2)." in caplog.text
     assert f"made with jax {here['jax']} (now 9.9), device {here['device']} (now a better one): " in caplog.text
-    assert checkpoint.read_config(workdir).training.log_every == 2
-    assert checkpoint.read_info(workdir, STEPS + 1).made_with["jax"] == "9.9"
+    assert read_run_config(workdir).training.log_every == 2
+    assert checkpoints.read_info(workdir, STEPS + 1).made_with["jax"] == "9.9"
 
 
 def test_a_folder_that_cannot_be_written_is_named(config, tmp_path):
@@ -429,53 +434,52 @@ def test_a_vocabulary_that_is_not_the_texts_is_refused(config, tmp_path):
 # ---- How it ends before its end -------------------------------------------------------------------------------------------
 
 
-def after_step(monkeypatch, step, action):
-    """Has something happen when this step has been dealt with."""
-    original = Run.after_step
+@dataclasses.dataclass
+class AfterStep(Callback):
+    """Something happens when this step has been dealt with."""
 
-    def patched(self, now):
-        original(self, now)
-        if now == step:
-            action()
+    step: int
+    action: Callable[[], object]
 
-    monkeypatch.setattr(Run, "after_step", patched)
+    def after_step(self, run):
+        if run.step == self.step:
+            self.action()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("step", [5, 7])  # one that is saved anyway, and one that is not
 def test_a_signal_ends_the_run_with_a_checkpoint_from_which_it_goes_on_exactly(
-    config, finished, tmp_path, monkeypatch, caplog, number, step
+    config, finished, tmp_path, caplog, number, step
 ):
     handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
-    with monkeypatch.context() as patched, caplog.at_level("INFO"):
-        after_step(patched, step, lambda: os.kill(os.getpid(), number))
-        with pytest.raises(StoppedError) as stopped:
-            train(config, tmp_path)
+    interrupt = AfterStep(step, lambda: os.kill(os.getpid(), number))
+    with caplog.at_level("INFO"), pytest.raises(StoppedError) as stopped:
+        train(config, tmp_path, callbacks=[interrupt])
     assert stopped.value.exit_status == 128 + number
     assert (
         f"Stopped and saved at step {step}/{STEPS}. Go on with: python scripts/train.py --workdir {tmp_path}" in caplog.text
     )
-    assert checkpoint.steps(tmp_path)[-1] == step
+    assert checkpoints.steps(tmp_path)[-1] == step
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
     train(config, tmp_path)
     assert_equal(final_state(config, tmp_path), final_state(config, finished))
     assert rows(tmp_path) == rows(finished)
 
 
-def test_the_second_signal_is_not_held_back(config, tmp_path, monkeypatch):
+def test_the_second_signal_is_not_held_back(config, tmp_path):
     seen = []
-    after_step(monkeypatch, 7, lambda: (os.kill(os.getpid(), signal.SIGTERM), seen.append(signal.getsignal(signal.SIGTERM))))
+    end = AfterStep(7, lambda: (os.kill(os.getpid(), signal.SIGTERM), seen.append(signal.getsignal(signal.SIGTERM))))
     with pytest.raises(StoppedError):
-        train(config, tmp_path)
+        train(config, tmp_path, callbacks=[end])
     assert seen == [signal.SIG_DFL]
 
 
 def test_out_of_time_it_stops_with_a_checkpoint_and_no_error(config, finished, tmp_path, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
-    after_step(monkeypatch, 6, lambda: now.append(now.pop() + 61))
-    train(config, tmp_path, max_minutes=1)
-    assert checkpoint.steps(tmp_path)[-1] == 6
+    monkeypatch.setattr(time_limit.time, "monotonic", lambda: now[0])
+    late = AfterStep(5, lambda: now.append(now.pop() + 61))
+    train(config, tmp_path, max_minutes=1, callbacks=[late])
+    assert checkpoints.steps(tmp_path)[-1] == 6
     train(config, tmp_path, max_minutes=1)
     assert_equal(final_state(config, tmp_path), final_state(config, finished))
 
@@ -483,13 +487,13 @@ def test_out_of_time_it_stops_with_a_checkpoint_and_no_error(config, finished, t
 def test_without_a_lower_loss_it_ends_early_and_says_so(config, tmp_path, monkeypatch, caplog):
     losses = {4: 2.0, 8: 1.0, 12: 1.5}
     calls = iter([*losses.values(), 9.0])
-    monkeypatch.setattr(loop, "evaluate", lambda *args, **keywords: next(calls))
+    monkeypatch.setattr(LanguageModelling, "evaluate", lambda *args, **keywords: {"loss": next(calls)})
     impatient = config.override({"patience": 1})
     with caplog.at_level("INFO"):
         train(impatient, tmp_path)
         assert "No lower validation loss in 1 evaluations: ending early." in caplog.text
-        assert checkpoint.steps(tmp_path)[-1] == 12
-        assert checkpoint.best_first(tmp_path)[0] == 8
+        assert checkpoints.steps(tmp_path)[-1] == 12
+        assert checkpoints.best_first(tmp_path)[0] == 8
         before = snapshot(tmp_path)
         train(impatient, tmp_path)
     assert (
@@ -531,7 +535,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted_also_over_a_kill(conf
     assert training[1]["train_loss"] is None
     assert training[1]["grad_norm"] is None
     assert training[2]["train_loss"] > 0
-    assert checkpoint.read_info(tmp_path / "straight", STEPS).num_skipped == 5
+    assert checkpoints.read_info(tmp_path / "straight", STEPS).num_skipped == 5
 
 
 @pytest.mark.parametrize("killed", [False, True])
@@ -545,7 +549,7 @@ def test_too_many_in_a_row_end_the_run_with_the_step_the_last_loss_and_likely_ca
     ) as ended:
         train(strict, tmp_path)
     assert len(str(ended.value).splitlines()) == 1
-    for step in checkpoint.steps(tmp_path):
+    for step in checkpoints.steps(tmp_path):
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(final_state(config, tmp_path, step)))
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8")
 
@@ -582,9 +586,9 @@ def test_a_step_that_is_compiled_anew_is_warned_of(config, tmp_path, monkeypatch
 
 
 def test_at_the_end_it_is_told_where_time_and_memory_went(config, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(loop.machine, "product_rate", lambda *_: 1e15)
-    batch = experiment.Experiment.batch
-    monkeypatch.setattr(experiment.Experiment, "batch", lambda self, step: time.sleep(0.01) or batch(self, step))
+    monkeypatch.setattr(summary.machine, "product_rate", lambda *_: 1e15)
+    batch_at = LanguageModelling.batch_at
+    monkeypatch.setattr(LanguageModelling, "batch_at", lambda self, step: time.sleep(0.01) or batch_at(self, step))
     with caplog.at_level("INFO"):
         train(config, tmp_path, profile=True)
     for what in (" programs (", " of them for batches.", " tokens/s, ", " 0% of the 1e+06 of", "Memory at its peak"):

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from minigpt_jax.training.losses import next_token_loss
+from minigpt_jax.tasks.losses import next_token_loss
 
 B, T, V = 3, 4, 5
 RANDOM = np.random.default_rng(0)

@@ -2,7 +2,8 @@
 
 import json
 
-from minigpt_jax.training.metrics import Clock, MetricsFile
+from minigpt_jax.runs.metrics import MetricsFile
+from minigpt_jax.training.clock import Clock
 
 
 def metrics_file(tmp_path, content, last_step):

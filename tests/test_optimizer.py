@@ -82,7 +82,7 @@ def test_weight_decay_is_for_matrices_only():
     )
     shapes = jax.eval_shape(GPT(config).init, jax.random.key(0), jnp.zeros((2, 1), jnp.int32))["params"]
     optimizer, params = make_optimizer(CONFIG, 100), jax.tree.map(jnp.ones_like, shapes)
-    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    updates, _ = optimizer.chain.update(jax.tree.map(jnp.zeros_like, params), optimizer.chain.init(params), params)
     names = {True: set(), False: set()}
     for path, update in jax.tree.leaves_with_path(updates):  # without a gradient there is decay alone
         [value] = set(np.asarray(update).ravel().tolist())
@@ -98,7 +98,7 @@ def test_chain_is_clipping_then_adamw():
     expected = {name: value.copy() for name, value in params.items()}
     moments = {name: (np.zeros_like(value), np.zeros_like(value)) for name, value in params.items()}
     params = jax.tree.map(jnp.float32, params)
-    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    state, update = optimizer.chain.init(params), jax.jit(optimizer.chain.update)
 
     for step, size in enumerate([100.0, 0.01, 1.0, 1e-4, 10.0]):
         grads = {name: size * random.standard_normal(value.shape) for name, value in expected.items()}

@@ -21,11 +21,13 @@ from minigpt_jax.generation import logits
 from minigpt_jax.generation.logits import Processor
 from minigpt_jax.generation.sampling import row_keys, stream
 from minigpt_jax.kernels.partitioned_cache import partitioned
-from minigpt_jax.models.gpt import GPT, init_params
+from minigpt_jax.models.gpt import GPT
+from minigpt_jax.models.initial import init_params
 from minigpt_jax.models.kernels import PLAIN
+from minigpt_jax.tasks.language_modelling import NextToken
 from minigpt_jax.training.optimizer import make_optimizer
 from minigpt_jax.training.state import TrainState
-from minigpt_jax.training.step import loss_and_count, train_step
+from minigpt_jax.training.step import train_step
 
 CPU = jax.devices("cpu")[0]
 
@@ -97,10 +99,10 @@ def of_page(config):
 
 
 def of_engine(config, kernels):
-    model = GPT(config, kernels)
+    model, objective = GPT(config, kernels), NextToken.of(Config(config), kernels)
 
     def loss(params, batch, key):
-        total, count = loss_and_count(params, batch, key, model)
+        total, count, _ = objective.loss(params, batch, key)
         return total / count
 
     def run(params, batch, key):
@@ -156,7 +158,7 @@ def test_each_setting_computes_something_else(change):
         params = init_params(jax.random.key(0), GPT(config)) if "init" in change else some_params(config)
         batch, key = some_batch(dataclasses.replace(config, vocab_size=17)), some_key(config)
         batch = jax.tree.map(lambda tokens: tokens % config.vocab_size if tokens.dtype == np.int32 else tokens, batch)
-        total, count = loss_and_count(params, batch, key, GPT(config))
+        total, count, _ = NextToken.of(Config(config)).loss(params, batch, key)
         return float(total / count), float(reference.loss(params, batch, config, key))
 
     with jax.disable_jit():
@@ -225,8 +227,8 @@ def engine_after(config, kernels, num_steps=3):
     """The engine's state in the page's terms."""
     optimizer, params = make_optimizer(config.training, 10), jax.tree.map(jnp.array, some_params(config.model))
     average = jax.tree.map(jnp.array, params) if config.training.ema else None
-    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
-    how = {"model": GPT(config.model, kernels), "optimizer": optimizer, "ema": config.training.ema}
+    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.chain.init(params), average)
+    how = {"objective": NextToken.of(config, kernels), "optimizer": optimizer, "ema": config.training.ema}
     how |= {"grad_accumulation": config.training.grad_accumulation}
     for step in range(num_steps):
         state, metrics = train_step(state, some_batch(config.model, seed=step), jax.random.key(0), **how)

@@ -8,19 +8,14 @@ import jax.numpy as jnp
 import pytest
 
 from minigpt_jax.config import ModelConfig
-from minigpt_jax.models.gpt import GPT, init_params
-from minigpt_jax.training import metrics
-from minigpt_jax.training.metrics import Clock
-from minigpt_jax.training.report import (
-    Compilations,
-    Operation,
-    Trace,
-    flops_per_token,
-    operation_names,
-    operations,
-    readable,
-    what_changed,
-)
+from minigpt_jax.models.flops import flops_per_token
+from minigpt_jax.models.gpt import GPT
+from minigpt_jax.models.initial import init_params
+from minigpt_jax.training import clock as clock_module
+from minigpt_jax.training.callbacks import Profile
+from minigpt_jax.training.clock import Clock
+from minigpt_jax.training.compilations import Compilations, what_changed
+from minigpt_jax.training.profile import Operation, operation_names, operations, readable
 
 
 @pytest.mark.parametrize("choices", [{}, {"activation": "swiglu"}, {"num_kv_heads": 1}, {"num_layers": 3, "ff_dim": 96}])
@@ -96,42 +91,51 @@ HloModule jit_train_step
     assert operation_names(text) == {"dot.4": "transformer/block/feed_forward/up/dot_general", "add_fusion.1": "add"}
 
 
+def run_at(workdir, step, num_steps):
+    return SimpleNamespace(
+        workdir=workdir, step=step, task=SimpleNamespace(num_steps=num_steps), clock=Clock(0.0, step), state=None
+    )
+
+
 @pytest.mark.parametrize(
     ("step_before", "last_step", "ended_at", "traced"),
     [(0, 100, 100, (6, 10)), (40, 43, 43, (43, 43)), (0, 8, 8, (6, 8)), (0, 100, 7, (6, 7)), (0, 100, 5, None)],
 )
 def test_five_steps_are_traced_or_those_that_are_left(monkeypatch, tmp_path, step_before, last_step, ended_at, traced):
-    events, clock = [], Clock(0.0, step_before)
-    trace = Trace(tmp_path, step_before, last_step)
-    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder, profiler_options: events.append(step))
-    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: events.append(step - 1))
-    for step in range(step_before + 1, ended_at + 1):
-        trace.step_begins(step, clock, None)
-    step = ended_at + 1
-    trace.end()
-    trace.end()
+    events, run, profile = [], run_at(tmp_path, step_before, last_step), Profile()
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder, profiler_options: events.append(run.step + 1))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: events.append(run.step))
+    profile.begin(run)
+    while run.step < ended_at:
+        profile.before_step(run)
+        run.step += 1
+    profile.close()
+    profile.close()
     assert events == ([] if traced is None else [*traced])
-    assert trace.num_steps == (0 if traced is None else traced[1] - traced[0] + 1)
+    assert profile.num_steps == (0 if traced is None else traced[1] - traced[0] + 1)
 
 
 def test_the_clock_does_not_count_what_a_trace_takes(monkeypatch, tmp_path):
     now = [0.0]
-    monkeypatch.setattr(metrics.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(clock_module.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(jax.profiler, "start_trace", lambda folder, profiler_options: now.append(now.pop() + 100))
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: now.append(now.pop() + 1000))
-    clock, trace = Clock(0.0, 0), Trace(tmp_path, 0, 20)
-    for step in range(1, 21):
-        trace.step_begins(step, clock, None)
-        now[0] += 1
-    assert clock.lap(20, None) == 1.0
+    run, profile = run_at(tmp_path, 0, 20), Profile()
+    profile.begin(run)
+    while run.step < 20:
+        profile.before_step(run)
+        run.step, now[0] = run.step + 1, now[0] + 1
+    assert run.clock.lap(20, None) == 1.0
 
 
 def test_a_profile_that_cannot_be_written_is_said_and_training_goes_on(tmp_path, caplog):
     (tmp_path / "profile").write_text("")
-    trace = Trace(tmp_path / "profile", 0, 20)
-    for step in range(1, 21):
-        trace.step_begins(step, Clock(0.0, 0), None)
-    trace.report("")
+    run, profile = run_at(tmp_path, 0, 20), Profile()
+    profile.begin(run)
+    while run.step < 20:
+        profile.before_step(run)
+        run.step += 1
+    profile.finish(run)
     [record] = caplog.records
     assert record.getMessage().startswith(f"No profile could be written to {tmp_path}/profile: ")
 

@@ -22,7 +22,7 @@ from minigpt_jax.kernels.partitioned_cache import PartitionedCache, partitioned
 from minigpt_jax.models.cache import KVCache
 from minigpt_jax.models.gpt import GPT
 from minigpt_jax.models.kernels import PLAIN
-from minigpt_jax.training.report import Compilations
+from minigpt_jax.training.compilations import Compilations
 
 
 def two_parts(batch_size, config):

@@ -30,7 +30,7 @@ from absl import flags
 from minigpt_jax import cli, runtime
 from minigpt_jax.config import Config
 from minigpt_jax.data import batches, tokenizers
-from minigpt_jax.training import checkpoint
+from minigpt_jax.runs import checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -448,7 +448,7 @@ def test_a_run_without_a_checkpoint_begins_again_with_its_settings_and_says_so(t
 
 def test_a_damaged_checkpoint_is_listed_as_such_and_another_one_used(trained, call):
     damaged = shutil.copytree(trained.workdir, trained.folder / "damaged")
-    best, other = checkpoint.best_first(damaged)
+    best, other = checkpoints.best_first(damaged)
     path = damaged / "checkpoints" / str(best) / "checkpoint.json"
     path.write_bytes(path.read_bytes().replace(b"2", b"3"))
     listed = call(trained.folder, "checkpoints --workdir damaged")

@@ -15,7 +15,8 @@ torch = pytest.importorskip("torch")
 from minigpt_jax.api import choose_kernels
 from minigpt_jax.compare import agreement, torch_gpt
 from minigpt_jax.config import Config, ModelConfig, TrainingConfig
-from minigpt_jax.models.gpt import GPT, init_params
+from minigpt_jax.models.gpt import GPT
+from minigpt_jax.models.initial import init_params
 
 torch.set_num_threads(1)  # as many as a test process has cores
 

@@ -132,7 +132,7 @@ def zeroed(params, *path):
 def test_dropout_drops_its_share_and_makes_up_for_it(placed):
     """With the other parts silent, what a part adds is either gone or scaled by 1 / (1 - p)."""
     p = 0.25
-    config = configured(dropout=p, num_layers=1)
+    config = configured(num_layers=1)
     model = Transformer(config) if placed == "embeddings" else Block(config)
     x_BTD = np.tile(X_BTD, (64, 1, 1))
     positions_BT = np.tile(POSITIONS_BT, (64, 1))
@@ -150,7 +150,7 @@ def test_dropout_drops_its_share_and_makes_up_for_it(placed):
             y_BTD, _ = model.apply({"params": params}, x_BTD, Mask(), positions_BT, **how)
             return y_BTD if placed == "embeddings" else y_BTD - x_BTD
 
-        return run(deterministic=False, rngs={"dropout": key}), run()
+        return run(dropout=p, rngs={"dropout": key}), run()
 
     dropped_BTD, full_BTD = map(np.asarray, added(jax.random.key(0)))
     gone_BTD = np.abs(dropped_BTD) < 1e-6
@@ -159,14 +159,14 @@ def test_dropout_drops_its_share_and_makes_up_for_it(placed):
         np.testing.assert_allclose(dropped_BTD[~gone_BTD], full_BTD[~gone_BTD] / (1 - p), rtol=1e-3, atol=1e-5)
 
 
-def test_dropout_follows_its_key_and_is_off_when_deterministic():
+def test_dropout_follows_its_key_and_is_off_without_a_rate_whatever_the_config():
     plain = configured(num_layers=1)
     model = Transformer(dataclasses.replace(plain, dropout=0.5))
     params = random_params(model)
 
     @jax.jit
     def run(key):
-        return model.apply({"params": params}, X_BTD, Mask(), POSITIONS_BT, deterministic=False, rngs={"dropout": key})[0]
+        return model.apply({"params": params}, X_BTD, Mask(), POSITIONS_BT, dropout=0.5, rngs={"dropout": key})[0]
 
     first_BTD, again_BTD, other_BTD = (run(jax.random.key(seed)) for seed in (0, 0, 1))
     np.testing.assert_array_equal(first_BTD, again_BTD)
@@ -197,8 +197,8 @@ def test_recomputed_blocks_give_the_same_gradients():
 
 def test_recomputed_blocks_drop_the_same_out_again():
     """Otherwise the gradient would be that of another function: it is compared with differences of the function's values."""
-    model = Transformer(configured(remat=True, dropout=0.5))
-    params, how = random_params(model), {"deterministic": False, "rngs": {"dropout": jax.random.key(0)}}
+    model = Transformer(configured(remat=True))
+    params, how = random_params(model), {"dropout": 0.5, "rngs": {"dropout": jax.random.key(0)}}
 
     def value(x_BTD):
         y_BTD, _ = model.apply({"params": params}, x_BTD, Mask(causal=True), POSITIONS_BT, **how)

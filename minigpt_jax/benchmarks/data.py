@@ -54,14 +54,14 @@ def feed(path: Path, rounds: int) -> dict[str, float]:
     """Median seconds of a step of the default preset, without its average of parameters, and of reading its batch from a
     token file, those of the first batch, and the peak of memory."""
     config = load_preset("shakespeare_char").override({"vocab_size": 65})
-    train_step, state, _, key = compiled_step(config)
+    train_step, state, _, arguments = compiled_step(config)
     tokens = map_ids(path, np.dtype("<u2"))
     reading, training = [], []
     for step in range(rounds * NUM_STEPS):
         began = time.perf_counter()
         batch = batch_at(tokens, config.model.context_length, config.training.batch_size, 0, step)
         read = time.perf_counter()
-        state, _ = jax.block_until_ready(train_step(state, batch, key))
+        state, _ = jax.block_until_ready(train_step(state, batch, **arguments))
         reading.append(read - began)
         training.append(time.perf_counter() - read)
     seconds = {name: statistics.median(values[1:]) for name, values in (("reading", reading), ("training", training))}

@@ -13,7 +13,8 @@ from minigpt_jax.benchmarks.turns import With, milliseconds, present, race, with
 from minigpt_jax.config import ModelConfig
 from minigpt_jax.generation import sampling
 from minigpt_jax.generation.strategy import processors
-from minigpt_jax.models.gpt import GPT, init_params
+from minigpt_jax.models.gpt import GPT
+from minigpt_jax.models.initial import init_params
 from minigpt_jax.runtime import keep_freed_memory, split_cpu
 
 # The shape of GPT-2, so that all three compute the same.

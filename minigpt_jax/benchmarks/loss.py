@@ -11,7 +11,9 @@ from minigpt_jax.benchmarks.turns import present, race
 from minigpt_jax.config import load_preset
 from minigpt_jax.data import batches
 from minigpt_jax.runtime import keep_freed_memory
-from minigpt_jax.training.experiment import Experiment, evaluate, prepare
+from minigpt_jax.tasks import prepare
+from minigpt_jax.tasks.language_modelling import LanguageModelling
+from minigpt_jax.training.run import new_state, step_arguments
 from minigpt_jax.training.step import train_step
 
 ROUNDS = 1
@@ -19,7 +21,7 @@ TARGETS = 2.5, 2.0, 1.91, 1.88  # nats per character; the last is what nanoGPT s
 STEPS_PER_TURN = 50
 
 
-def prepared(preset: str, dataset: str) -> Experiment:
+def prepared(preset: str, dataset: str) -> LanguageModelling:
     config = load_preset(preset).override({"dataset": dataset})
     return prepare(config, kernels=choose_kernels(config.model))
 
@@ -31,19 +33,19 @@ class OurRun:
 
     def __init__(self, dataset: str):
         keep_freed_memory()
-        self.experiment = experiment = prepared(self.preset, dataset)
-        self.state, self.step = experiment.new_state(), 0
+        self.task = task = prepared(self.preset, dataset)
+        self.key, self.arguments = jax.random.key(task.config.training.seed), step_arguments(task)
+        self.state, self.step = new_state(task), 0
 
     def run(self) -> None:
-        experiment = self.experiment
         for _ in range(STEPS_PER_TURN):
-            batch = experiment.batch(self.step)
-            self.state, _ = train_step(self.state, batch, experiment.root_key, **experiment.train_step_kwargs)
+            batch = self.task.batch_at(self.step)
+            self.state, _ = train_step(self.state, batch, self.key, **self.arguments)
             self.step += 1
         jax.block_until_ready(self.state)
 
     def tell(self) -> dict[str, float]:
-        return {"val_loss": evaluate(self.experiment, self.state.eval_params)}
+        return {"val_loss": self.task.evaluate(self.state.eval_params)["loss"]}
 
 
 class TorchRun:
@@ -58,14 +60,14 @@ class TorchRun:
 
         wait = use_gpu()
         torch.manual_seed(0)
-        self.experiment, self.step = prepared(self.preset, dataset), 0
-        settings = self.experiment.config.training
-        self.model = torch_gpt.GPT(self.experiment.config.model)
-        optimizer, schedule = torch_gpt.make_optimizer(settings, self.model, self.experiment.num_steps)
+        self.task, self.step = prepared(self.preset, dataset), 0
+        settings = self.task.config.training
+        self.model = torch_gpt.GPT(self.task.config.model)
+        optimizer, schedule = torch_gpt.make_optimizer(settings, self.model, self.task.num_steps)
 
         def run():
             for _ in range(STEPS_PER_TURN):
-                batch = self.experiment.batch(self.step)
+                batch = self.task.batch_at(self.step)
                 inputs_BT, targets_BT = (torch.tensor(batch[name], dtype=torch.long) for name in ("inputs_BT", "targets_BT"))
                 torch_gpt.train_step(self.model, optimizer, schedule, inputs_BT, targets_BT, settings)
                 self.step += 1
@@ -77,7 +79,7 @@ class TorchRun:
         import torch
         from torch.nn import functional as F  # noqa: N812
 
-        ids, T = self.experiment.splits["val"].ids, self.experiment.config.model.context_length
+        ids, T = self.task.splits["val"].ids, self.task.config.model.context_length
         total = count = 0
         with torch.no_grad():
             for batch in batches.evaluation_batches(ids, T, 64):

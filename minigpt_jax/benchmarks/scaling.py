@@ -16,7 +16,7 @@ from minigpt_jax.benchmarks.generate import MiniGPT, bytes_per_step
 from minigpt_jax.benchmarks.train import compiled_step
 from minigpt_jax.benchmarks.turns import in_own_process
 from minigpt_jax.config import Config, ModelConfig, TrainingConfig
-from minigpt_jax.training.report import flops_per_token
+from minigpt_jax.models.flops import flops_per_token
 
 BASE = Config(model=ModelConfig(vocab_size=65), training=TrainingConfig(batch_size=12))  # 4 × 128, context 64
 ROUNDS = 1
@@ -47,12 +47,12 @@ DECODING = {"context": (64, 256, 1024, 2048), "batch": (1, 4, 16, 64), "length":
 
 def train_point(config: Config) -> dict[str, float]:
     """Seconds of a step, and its memory in MB: what the compiler plans for it, parameters and optimizer included."""
-    step, state, batch, key = compiled_step(config)
+    step, state, batch, arguments = compiled_step(config)
     planned = step.memory_analysis()
     seconds = []
     while sum(seconds) < SECONDS or len(seconds) < 4:
         began = time.perf_counter()
-        state, _ = jax.block_until_ready(step(state, batch, key))
+        state, _ = jax.block_until_ready(step(state, batch, **arguments))
         seconds.append(time.perf_counter() - began)
     return {
         "seconds": statistics.median(seconds[1:]),

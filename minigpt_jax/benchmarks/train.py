@@ -12,11 +12,11 @@ from minigpt_jax.benchmarks.limits import LargeProduct, ShapedProduct, in_giga, 
 from minigpt_jax.benchmarks.peers import TorchCompiledStep, TorchStep, random_batch
 from minigpt_jax.benchmarks.turns import With, milliseconds, present, race, with_spread
 from minigpt_jax.config import Config, ModelConfig, load_preset
-from minigpt_jax.models.gpt import GPT
+from minigpt_jax.models.flops import flops_per_token
 from minigpt_jax.models.kernels import PLAIN, Kernels
 from minigpt_jax.runtime import give_back_freed_memory, keep_freed_memory
+from minigpt_jax.tasks.language_modelling import NextToken
 from minigpt_jax.training.optimizer import make_optimizer
-from minigpt_jax.training.report import flops_per_token
 from minigpt_jax.training.state import TrainState, init_state
 from minigpt_jax.training.step import train_step
 
@@ -33,13 +33,15 @@ def kernels_called(name: str, config: ModelConfig) -> Kernels:
     return dataclasses.replace(choose_kernels(config), name=name, **{op: getattr(PLAIN, op)})
 
 
-def compiled_step(config: Config, kernels: str = "tuned") -> tuple[Callable, TrainState, dict, jax.Array]:
-    """The training step, compiled, and what it is called with: a first state, a random batch and a key."""
-    model, optimizer = GPT(config.model, kernels_called(kernels, config.model)), make_optimizer(config.training, 1000)
+def compiled_step(config: Config, kernels: str = "tuned") -> tuple[Callable, TrainState, dict, dict]:
+    """The training step, compiled, with a first state, a random batch, and the arguments by name."""
+    objective = NextToken.of(config, kernels_called(kernels, config.model))
+    parts = {"objective": objective, "optimizer": make_optimizer(config.training, 1000)}
     batch, key = random_batch(config), jax.random.key(0)
-    state = init_state(key, model=model, optimizer=optimizer)
+    state = init_state(key, **parts)
     init_state.clear_cache()  # as the run does
-    return train_step.lower(state, batch, key, model=model, optimizer=optimizer).compile(), state, batch, key
+    arguments = jax.device_put(parts) | {"key": key}
+    return train_step.lower(state, batch, **arguments).compile(), state, batch, arguments
 
 
 class Step:
@@ -49,13 +51,13 @@ class Step:
 
     def __init__(self, config: Config, num_steps: int, kernels: str = "tuned"):
         self.prepare()
-        step, state, batch, key = compiled_step(config, kernels)
+        step, state, batch, arguments = compiled_step(config, kernels)
         give_back_freed_memory()
 
         def run():
             nonlocal state
             for _ in range(num_steps):
-                state, _ = step(state, batch, key)
+                state, _ = step(state, batch, **arguments)
             jax.block_until_ready(state)
 
         self.run = run

@@ -10,12 +10,12 @@ import torch
 
 from minigpt_jax.compare import torch_gpt
 from minigpt_jax.config import Config
-from minigpt_jax.models.gpt import GPT, init_params
 from minigpt_jax.models.kernels import PLAIN, Kernels
+from minigpt_jax.tasks.language_modelling import NextToken
 from minigpt_jax.training.optimizer import make_optimizer
 from minigpt_jax.training.schedule import learning_rate_schedule
-from minigpt_jax.training.state import TrainState
-from minigpt_jax.training.step import loss_and_count, train_step
+from minigpt_jax.training.state import init_state
+from minigpt_jax.training.step import accumulate_gradients, train_step
 
 LOGITS_LIMIT = 1e-5  # absolute, in float32
 GRADIENT_LIMIT = 1e-5  # of an element, relative to the norm of its parameter's gradient
@@ -85,8 +85,8 @@ def compare(config: Config, batches: Sequence[dict[str, np.ndarray]], kernels: K
     Adam makes steps as large as any of it.
     """
     num_steps = len(batches)
-    model, optimizer = GPT(config.model, kernels), make_optimizer(config.training, num_steps)
-    params = init_params(jax.random.key(config.training.seed), model)
+    objective, optimizer = NextToken.of(config, kernels), make_optimizer(config.training, num_steps)
+    params = objective.init(jax.random.key(config.training.seed))
     twin = make_twin(config, params)
     twin_optimizer, twin_schedule = torch_gpt.make_optimizer(config.training, twin, num_steps)
     found = []
@@ -99,29 +99,29 @@ def compare(config: Config, batches: Sequence[dict[str, np.ndarray]], kernels: K
 
     batch = batches[0]
     inputs_BT, targets_BT = to_tensors(batch)
-    logits_BTV, _ = model.apply({"params": params}, batch["inputs_BT"])
+    logits_BTV, _ = objective.model.apply({"params": params}, batch["inputs_BT"])
     twin_logits_BTV = twin(inputs_BT)
     note("logits", logits_BTV, twin_logits_BTV.detach(), LOGITS_LIMIT)
-    (loss, count), grads = jax.value_and_grad(loss_and_count, has_aux=True)(params, batch, None, model)
+    key = jax.random.key(config.training.seed)
+    loss, grads = accumulate_gradients(params, batch, key, objective.loss, num_parts=1)
     twin_loss = torch_gpt.next_token_loss(twin_logits_BTV, targets_BT)
     twin_loss.backward()
-    note("loss", loss / count, twin_loss.detach(), LOGITS_LIMIT)
+    note("loss", loss, twin_loss.detach(), LOGITS_LIMIT)
     twin_grads = {name: parameter.grad for name, parameter in twin.named_parameters()}
     noise = NOISE * float(torch.nn.utils.get_total_norm(twin_grads.values()))
     without_effect = {name for name, grad in twin_grads.items() if grad.norm() < noise}
     for name, grad in by_torch_name(grads).items():
         norm = noise / NOISE if name in without_effect else 0.0
-        note(f"gradient of {name}", grad / np.asarray(count), twin_grads[name], GRADIENT_LIMIT, relative=True, norm=norm)
+        note(f"gradient of {name}", grad, twin_grads[name], GRADIENT_LIMIT, relative=True, norm=norm)
 
-    ema, average = config.training.ema, None
+    ema = config.training.ema
     twin_average = make_twin(config, params) if ema else None
-    if ema:
-        average = jax.tree.map(jax.numpy.copy, params)
-    state = TrainState(jax.numpy.zeros((), jax.numpy.int32), params, optimizer.init(params), average)
-    how = {"model": model, "optimizer": optimizer, "ema": ema, "grad_accumulation": config.training.grad_accumulation}
+    how = {"objective": objective, "optimizer": optimizer}
+    state = init_state(key, params, **how, has_average=ema > 0)
+    how |= {"ema": ema, "grad_accumulation": config.training.grad_accumulation}
     rate = learning_rate_schedule(config.training, num_steps)
     for step, batch in enumerate(batches, 1):
-        state, metrics = train_step(state, batch, jax.random.key(0), **how)
+        state, metrics = train_step(state, batch, key, **how)
         twin_rate = twin_schedule.get_last_lr()[0]
         twin_loss, twin_norm = torch_gpt.train_step(
             twin, twin_optimizer, twin_schedule, *to_tensors(batch), config.training, twin_average

@@ -15,7 +15,8 @@ from flax import traverse_util
 
 from minigpt_jax.config import ModelConfig
 from minigpt_jax.errors import DataError
-from minigpt_jax.models.gpt import GPT, init_params
+from minigpt_jax.models.gpt import GPT
+from minigpt_jax.models.initial import init_params
 
 # Settings of which an export keeps nothing, since the same weights are the same model whatever they are: they decide how it
 # is trained, or in which precision it computes. With the values that a model has when it is read.

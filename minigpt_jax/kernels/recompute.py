@@ -14,15 +14,15 @@ from minigpt_jax.models.masks import Mask
 
 
 def recompute(
-    block: nn.Module, x_BTD: jax.Array, mask: Mask, positions_BT: jax.Array, cache: None, deterministic: bool
+    block: nn.Module, x_BTD: jax.Array, mask: Mask, positions_BT: jax.Array, cache: None, dropout: jax.Array | None
 ) -> jax.Array:
     """block(x_BTD, …), of which only the inputs are kept for the backward pass, which computes the rest again."""
     unbound, variables = block.unbind()
-    rngs = None if deterministic else {"dropout": block.make_rng("dropout")}
+    rngs = None if dropout is None else {"dropout": block.make_rng("dropout")}
 
     def run(variables: Any, x_BTD: jax.Array, others: Any) -> jax.Array:
-        mask, positions_BT, rngs = others  # what has no gradient
-        return unbound.apply(variables, x_BTD, mask, positions_BT, cache, deterministic, rngs=rngs)[0]
+        mask, positions_BT, dropout, rngs = others  # what has no gradient
+        return unbound.apply(variables, x_BTD, mask, positions_BT, cache, dropout, rngs=rngs)[0]
 
     def forward(*inputs):
         return run(*inputs), inputs
@@ -37,4 +37,4 @@ def recompute(
 
     recomputed = jax.custom_vjp(run)
     recomputed.defvjp(forward, backward)
-    return recomputed(variables, x_BTD, (mask, positions_BT, rngs))
+    return recomputed(variables, x_BTD, (mask, positions_BT, dropout, rngs))

@@ -18,26 +18,20 @@ class GPT(nn.Module):
     kernels: Kernels = PLAIN
 
     @nn.compact
-    def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array | None = None, cache=None, deterministic: bool = True):
+    def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array | None = None, cache=None, dropout=None):
         """(logits_BTV in float32, cache). Each position sees the last context_length ones.
 
         Without a cache the tokens are at positions 0 to T - 1, which exceed the context only where the config `can_slide`.
-        With a cache, of one entry a layer, they follow what it holds, at `positions_BT`, and are then part of it.
+        With a cache, of one entry a layer, they follow what it holds, at `positions_BT`, and are then part of it. Training
+        passes the config's rate of `dropout`, and an rng of that name.
         """
-        config, kernels = self.config, self.kernels
-        B, T = tokens_BT.shape
+        config, kernels, (B, T) = self.config, self.kernels, tokens_BT.shape
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
         mask = Mask(causal=True, window=config.context_length if config.context_length < T else None)
-
         embedding = TokenAndPosition(config, name="embedding")
         x_BTD = embedding(tokens_BT, positions_BT)
-        x_BTD, cache = Transformer(config, kernels, name="transformer")(x_BTD, mask, positions_BT, cache, deterministic)
+        x_BTD, cache = Transformer(config, kernels, name="transformer")(x_BTD, mask, positions_BT, cache, dropout)
         if config.tie_embeddings:  # Press & Wolf 2017
             return embedding.tokens.attend(x_BTD).astype(jnp.float32), cache
         return Dense(config.vocab_size, config, kernels, "head", bias=False)(x_BTD).astype(jnp.float32), cache
-
-
-def init_params(key: jax.Array, model: GPT) -> dict:
-    """Randomly initialised parameters: a nested dictionary of float32 arrays."""
-    return model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]

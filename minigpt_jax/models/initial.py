@@ -1,8 +1,17 @@
-"""Standard deviations of the random initial weights."""
+"""The random initial weights."""
 
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from minigpt_jax.config import ModelConfig
+
+
+def init_params(key: jax.Array, model: nn.Module) -> Any:
+    """Randomly initialised parameters of a model of tokens: a nested dictionary of float32 arrays."""
+    return model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
 
 def kernel_init(config: ModelConfig, scale: float = 1.0) -> nn.initializers.Initializer:

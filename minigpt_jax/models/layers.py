@@ -20,11 +20,20 @@ def Dense(features: int, config: ModelConfig, kernels: Kernels, name: str, init=
     )  # fmt: skip
 
 
+class Dropout(nn.Module):
+    """Zero with probability `rate`, else x / (1 - rate) (Srivastava et al. 2014). Unlike Linen's, the rate may be traced."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, rate: jax.Array | float | None) -> jax.Array:
+        if rate is None:
+            return x
+        is_kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, x.shape)
+        return jnp.where(is_kept, x / (1 - rate), 0).astype(x.dtype)
+
+
 class Norm(nn.Module):
     """LayerNorm (Ba et al. 2016), or RMSNorm (Zhang & Sennrich 2019), which leaves the mean alone; each feature then scaled.
-
-    Epsilon is 1e-5 as in GPT-2, Llama and PyTorch. Linen's own norms have 1e-6 and the less accurate E[x²] - E[x]².
-    """
+    Epsilon is 1e-5 as in GPT-2, Llama and PyTorch. Linen's own norms have 1e-6 and the less accurate E[x²] - E[x]²."""
 
     config: ModelConfig
     kernels: Kernels = PLAIN

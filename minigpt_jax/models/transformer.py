@@ -5,36 +5,33 @@ from flax import linen as nn
 
 from minigpt_jax.config import ModelConfig
 from minigpt_jax.models.kernels import PLAIN, Kernels
-from minigpt_jax.models.layers import FeedForward, MultiHeadAttention, Norm
+from minigpt_jax.models.layers import Dropout, FeedForward, MultiHeadAttention, Norm
 from minigpt_jax.models.masks import Mask
 
 
 class Block(nn.Module):
     """Attention, then feed-forward, each added to the residual stream.
-
     `pre` normalises what goes into a sub-layer, x + f(norm(x)), as in GPT-2; `post` the sum, norm(x + f(x)), as in the
-    original paper. `pre` trains at higher learning rates and with less warmup (Xiong et al. 2020).
-    """
+    original paper. `pre` trains at higher learning rates and with less warmup (Xiong et al. 2020)."""
 
     config: ModelConfig
     kernels: Kernels = PLAIN
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, mask: Mask, positions_BT: jax.Array, cache=None, deterministic: bool = True):
-        config, kernels = self.config, self.kernels
+    def __call__(self, x_BTD: jax.Array, mask: Mask, positions_BT: jax.Array, cache=None, dropout=None):
+        config, kernels, drop = self.config, self.kernels, Dropout()
         attention = MultiHeadAttention(config, kernels, name="attention")
         feed_forward = FeedForward(config, kernels, name="feed_forward")
         attention_norm, feed_forward_norm = (Norm(config, kernels, name=f"{f}_norm") for f in ("attention", "feed_forward"))
-        dropout = nn.Dropout(config.dropout, deterministic=deterministic)
 
         if config.norm_placement == "pre":
             y_BTD, cache = attention(attention_norm(x_BTD), mask, positions_BT, cache)
-            x_BTD = x_BTD + dropout(y_BTD)
-            x_BTD = x_BTD + dropout(feed_forward(feed_forward_norm(x_BTD)))
+            x_BTD = x_BTD + drop(y_BTD, dropout)
+            x_BTD = x_BTD + drop(feed_forward(feed_forward_norm(x_BTD)), dropout)
         else:
             y_BTD, cache = attention(x_BTD, mask, positions_BT, cache)
-            x_BTD = attention_norm(x_BTD + dropout(y_BTD))
-            x_BTD = feed_forward_norm(x_BTD + dropout(feed_forward(x_BTD)))
+            x_BTD = attention_norm(x_BTD + drop(y_BTD, dropout))
+            x_BTD = feed_forward_norm(x_BTD + drop(feed_forward(x_BTD), dropout))
         return x_BTD, cache
 
 
@@ -45,11 +42,10 @@ class Transformer(nn.Module):
     kernels: Kernels = PLAIN
 
     @nn.compact
-    def __call__(self, x_BTD: jax.Array, mask: Mask, positions_BT: jax.Array, cache=None, deterministic: bool = True):
-        """(x_BTD, cache), the cache with one entry a layer. `positions_BT` are for rotary attention and the cache.
-        Without `deterministic` it needs an rng named "dropout". Sows `residual_BTD`, before and after each block."""
+    def __call__(self, x_BTD: jax.Array, mask: Mask, positions_BT: jax.Array, cache=None, dropout=None):
+        """(x_BTD, cache), the cache with one entry a layer. Sows `residual_BTD`, before and after each block."""
         config = self.config
-        x_BTD = nn.Dropout(config.dropout, deterministic=deterministic)(x_BTD)
+        x_BTD = Dropout()(x_BTD, dropout)
         self.sow("intermediates", "residual_BTD", x_BTD)
         keeps = cache is not None or self.is_initializing() or self.is_mutable_collection("intermediates")
         new_cache = []
@@ -57,9 +53,9 @@ class Transformer(nn.Module):
             layer_cache = None if cache is None else cache[layer]
             block = Block(config, self.kernels, name=f"block_{layer}")
             if config.remat and not keeps:
-                x_BTD = self.kernels.recompute(block, x_BTD, mask, positions_BT, None, deterministic)
+                x_BTD = self.kernels.recompute(block, x_BTD, mask, positions_BT, None, dropout)
             else:
-                x_BTD, layer_cache = block(x_BTD, mask, positions_BT, layer_cache, deterministic)
+                x_BTD, layer_cache = block(x_BTD, mask, positions_BT, layer_cache, dropout)
             self.sow("intermediates", "residual_BTD", x_BTD)
             new_cache.append(layer_cache)
         if config.norm_placement == "pre":

@@ -1,17 +1,35 @@
 """The optimizer: one Optax chain of clipping, AdamW and the learning rate's schedule."""
 
-import functools
+from types import SimpleNamespace
 
 import jax
 import optax
+from flax import struct
 
 from minigpt_jax.config import TrainingConfig
 from minigpt_jax.training.schedule import learning_rate_schedule
 
+NUMBERS = "learning_rate", "min_learning_rate", "warmup_steps", "weight_decay", "beta1", "beta2", "grad_clip"
 
-def make_optimizer(config: TrainingConfig, num_steps: int) -> optax.GradientTransformation:
-    """Clip the gradient by its global norm, then AdamW (Loshchilov & Hutter 2019), which decays matrices alone."""
-    is_matrix = functools.partial(jax.tree.map, lambda leaf: leaf.ndim >= 2)
-    schedule, betas = learning_rate_schedule(config, num_steps), (config.beta1, config.beta2)
-    adamw = optax.adamw(schedule, *betas, weight_decay=config.weight_decay, mask=is_matrix)
-    return optax.chain(optax.clip_by_global_norm(config.grad_clip), adamw)
+
+@struct.dataclass
+class ClippedAdamW:
+    """Clips the gradient by its global norm, then AdamW (Loshchilov & Hutter 2019), which decays matrices alone.
+
+    Its numbers are leaves under jit, not constants of the program: runs that differ in them alone share a compiled step, and
+    can be stacked under vmap."""
+
+    numbers: dict[str, float]  # of TrainingConfig, and num_steps
+    schedule: str = struct.field(pytree_node=False)
+
+    @property
+    def chain(self) -> optax.GradientTransformation:
+        c = SimpleNamespace(**self.numbers, schedule=self.schedule)
+        rate, are_matrices = learning_rate_schedule(c, c.num_steps), lambda tree: jax.tree.map(lambda x: x.ndim >= 2, tree)
+        adamw = optax.adamw(rate, c.beta1, c.beta2, weight_decay=c.weight_decay, mask=are_matrices)
+        return optax.chain(optax.clip_by_global_norm(c.grad_clip), adamw)
+
+
+def make_optimizer(config: TrainingConfig, num_steps: int) -> ClippedAdamW:
+    numbers = {name: getattr(config, name) for name in NUMBERS} | {"num_steps": num_steps}
+    return ClippedAdamW(numbers, config.schedule)

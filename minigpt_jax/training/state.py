@@ -6,15 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 from flax import struct
-
-from minigpt_jax.models.gpt import init_params
 
 
 @struct.dataclass
 class TrainState:
-    """Together with the config and the text it determines the rest of the run."""
+    """Together with the config and the data it determines the rest of the run."""
 
     step: jax.Array
     params: Any
@@ -26,12 +23,16 @@ class TrainState:
         """What evaluation and generation use: the average where there is one."""
         return self.params if self.average is None else self.average
 
+    @property
+    def trees(self) -> dict[str, Any]:
+        """What a checkpoint holds beside the number of the step, by name."""
+        trees = {"params": self.params, "opt_state": self.opt_state, "average": self.average}
+        return {name: tree for name, tree in trees.items() if tree is not None}
 
-@functools.partial(jax.jit, static_argnames=("model", "optimizer", "ema"), donate_argnames="params")
-def init_state(
-    key: jax.Array, params: Any = None, *, model: nn.Module, optimizer: optax.GradientTransformation, ema: float = 0.0
-) -> TrainState:
-    """A state at step 0, with these parameters, which are donated, or randomly initialised ones."""
-    params = init_params(key, model) if params is None else params
-    average = jax.tree.map(jnp.copy, params) if ema else None
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
+
+@functools.partial(jax.jit, static_argnames="has_average", donate_argnames="params")
+def init_state(key: jax.Array, params: Any = None, *, objective: Any, optimizer: Any, has_average=False) -> TrainState:
+    """A state at step 0, with these parameters, which are donated, or the objective's randomly initialised ones."""
+    params = objective.init(key) if params is None else params
+    average = jax.tree.map(jnp.copy, params) if has_average else None
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.chain.init(params), average)

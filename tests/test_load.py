@@ -13,18 +13,21 @@ from minigpt_jax.data.tokenizers import CharTokenizer
 from minigpt_jax.errors import DataError, UsageError
 from minigpt_jax.generation.language_model import LanguageModel
 from minigpt_jax.interop import hf_writer
+from minigpt_jax.interop.load import read_model_config, settings_from
 from minigpt_jax.kernels import SPLIT
-from minigpt_jax.models.gpt import GPT, init_params
+from minigpt_jax.models.gpt import GPT
+from minigpt_jax.models.initial import init_params
 from minigpt_jax.models.kernels import PLAIN
-from minigpt_jax.training import checkpoint
-from minigpt_jax.training.experiment import prepare
-from minigpt_jax.training.loop import Run
-from minigpt_jax.training.pretrained import initial_params, read_model_config, settings_from
+from minigpt_jax.runs import checkpoints
+from minigpt_jax.tasks import prepare
+from minigpt_jax.training.run import new_state
 
 GPT2 = ModelConfig(
     num_layers=1, num_heads=2, embed_dim=8, ff_dim=12, context_length=8, vocab_size=4, positions="learned", norm="layernorm",
     activation="gelu", qk_norm=False, bias=True, tie_embeddings=True, init="gpt2",
 )  # fmt: skip
+
+HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +55,13 @@ def plain(folder):
 
 
 def begun(folder, name="gpt2", **changes):
-    """The experiment that begins with the model of a name."""
+    """The task that begins with the model of a name."""
     return prepare(plain(folder).override(settings_from(str(folder / name)) | changes))
 
 
 def test_one_door_for_both(folder, model):
     assert_equal(load(folder / "gpt2").params, model.params)
-    assert_equal(load(str(folder / "run")).params, checkpoint.load(folder / "run").params)
+    assert_equal(load(str(folder / "run")).params, load(folder / "run").params)
     assert read_model_config(folder / "gpt2") == GPT2
     assert read_model_config(folder / "run").activation == "relu2"
 
@@ -74,23 +77,21 @@ def test_a_model_is_loaded_with_the_kernels_that_suit_the_machine_or_with_plain_
 
 
 @pytest.mark.parametrize("name", ["gpt2", "run"])
-def test_a_run_begins_with_the_weights_the_tokenizer_and_the_architecture(folder, tmp_path, name):
-    experiment, theirs = begun(folder, name), load(folder / name)
-    run = Run(experiment, tmp_path, None, params=initial_params(experiment))
-    assert_equal(run.state.params, theirs.params)
-    assert experiment.tokenizer == theirs.tokenizer
-    assert (
-        dataclasses.replace(experiment.config.model, dropout=theirs.config.dropout, init=theirs.config.init) == theirs.config
-    )
-    assert experiment.config.model.dropout == 0.5  # this one is the run's to choose
+def test_a_run_begins_with_the_weights_the_tokenizer_and_the_architecture(folder, name):
+    task, theirs = begun(folder, name), load(folder / name)
+    assert_equal(new_state(task, task.initial_params(HERE)).params, theirs.params)
+    assert task.tokenizer == theirs.tokenizer
+    ours = dataclasses.replace(task.config.model, dropout=theirs.config.dropout, init=theirs.config.init)
+    assert ours == theirs.config
+    assert task.config.model.dropout == 0.5  # this one is the run's to choose
 
 
 def test_without_it_parameters_are_drawn(folder):
-    assert initial_params(prepare(plain(folder))) is None
+    assert prepare(plain(folder)).initial_params(HERE) is None
 
 
 def test_a_shorter_context_takes_the_first_positions(folder, model):
-    params = initial_params(begun(folder, context_length=5))
+    params = begun(folder, context_length=5).initial_params(HERE)
     assert_equal(params["embedding"]["positions"]["embedding"], model.params["embedding"]["positions"]["embedding"][:5])
     assert_equal(params["transformer"], model.params["transformer"])
     tokens_BT = np.array([[0, 1, 2, 3, 0]] * 2)
@@ -124,7 +125,7 @@ def test_what_does_not_fit_is_named(folder):
         ({"tokenizer": "char"}, "another tokenizer"),  # with as many characters, in another order
     ]:
         with pytest.raises(DataError, match=f"init_from=.*gpt2 does not fit {message}: leave that out"):
-            initial_params(begun(folder, **changes))
+            begun(folder, **changes).initial_params(HERE)
 
 
 def test_a_run_that_goes_on_needs_its_beginning_no_more(folder, tmp_path, model):
@@ -133,4 +134,4 @@ def test_a_run_that_goes_on_needs_its_beginning_no_more(folder, tmp_path, model)
     train(config, tmp_path / "run")
     (tmp_path / "gpt2" / "model.safetensors").unlink()
     train(config.override({"steps": 3}), tmp_path / "run")
-    assert checkpoint.steps(tmp_path / "run")[-1] == 3
+    assert checkpoints.steps(tmp_path / "run")[-1] == 3

@@ -12,8 +12,9 @@ import pytest
 from minigpt_jax.config import Config, DataConfig, ModelConfig, TrainingConfig
 from minigpt_jax.data.tokenizers import CharTokenizer, WordTokenizer
 from minigpt_jax.errors import DataError
-from minigpt_jax.models.gpt import init_params
-from minigpt_jax.training.experiment import Origin, evaluate, measures, prepare
+from minigpt_jax.tasks import prepare
+from minigpt_jax.tasks.language_modelling import in_every_unit
+from minigpt_jax.tasks.task import Earlier
 
 TEXT = "".join(np.random.default_rng(0).choice(["to ", "be ", "naïve ", "漢字 ", "not\n"], 60)) + "zz of the end only"
 
@@ -58,10 +59,10 @@ def test_a_text_for_validation_leaves_all_of_the_other_for_training(tmp_path):
     made = prepare(config_for(tmp_path, val_dataset=str(tmp_path / "val.txt")))
     assert made.tokenizer.decode(made.splits["train"].ids) == TEXT
     assert made.tokenizer.decode(made.splits["val"].ids) == "of what is not there: Q\n" * 3
-    sums = {made.text_sha256, prepare(config_for(tmp_path)).text_sha256}
+    sums = {made.sources["text"], prepare(config_for(tmp_path)).sources["text"]}
     for text in ("of what is not there: R\n" * 3, TEXT):
         (tmp_path / "val.txt").write_text(text)
-        sums.add(prepare(config_for(tmp_path, val_dataset=str(tmp_path / "val.txt"))).text_sha256)
+        sums.add(prepare(config_for(tmp_path, val_dataset=str(tmp_path / "val.txt"))).sources["text"])
     assert len(sums) == 4
 
 
@@ -92,11 +93,13 @@ def test_the_tokenizer_of_a_run_is_kept_and_its_text_must_be_the_same(tmp_path):
     config = config_for(tmp_path, tokenizer="word")
     first = prepare(config)
     other = WordTokenizer((*first.tokenizer.words[:-1], "never"))
-    again = prepare(config, Origin(other, first.text_sha256))
+    (tmp_path / "tokenizer.json").write_text(other.to_json())
+    earlier = Earlier(tmp_path, {"text": first.sources["text"], "tokenizer": other.sha256})
+    again = prepare(config, earlier)
     assert again.tokenizer == other
     assert again.splits["train"].num_unknown > 0
     with pytest.raises(DataError, match=r"text\.txt is no longer the text of the run"):
-        prepare(config_for(tmp_path, TEXT + "!", tokenizer="word"), Origin(other, first.text_sha256))
+        prepare(config_for(tmp_path, TEXT + "!", tokenizer="word"), earlier)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +127,7 @@ def test_a_text_for_validation_with_a_character_of_its_own_has_an_id_for_it(tmp_
 
 def log_probs_of(made, params, ids):
     """log p of each id but the first, by the model on whole windows, as NumPy would have it."""
-    logits_BTV, _ = made.model.apply({"params": params}, np.asarray(ids, np.int32)[None, :-1], deterministic=True)
+    logits_BTV, _ = made.objective.model.apply({"params": params}, np.asarray(ids, np.int32)[None, :-1])
     logits_TV = np.asarray(logits_BTV, np.float64)[0]
     log_probs_TV = logits_TV - np.log(np.exp(logits_TV).sum(1, keepdims=True))
     return log_probs_TV[np.arange(len(ids) - 1), ids[1:]]
@@ -135,7 +138,7 @@ def test_a_loss_in_every_unit_is_what_one_computes_by_hand(tmp_path, kind, strid
     if kind == "bpe":
         pytest.importorskip("tokenizers")
     made = prepare(config_for(tmp_path, tokenizer=kind))
-    params = init_params(jax.random.key(1), made.model)
+    params = made.objective.init(jax.random.key(1))
     text, T = TEXT[int(0.9 * len(TEXT)) :], 4
     ids = made.tokenizer.encode(text)
     nats = []  # of each token after the first, with as many before it as the stride leaves
@@ -144,10 +147,12 @@ def test_a_loss_in_every_unit_is_what_one_computes_by_hand(tmp_path, kind, strid
         start = max(0, -(-(target - T) // stride)) * stride
         nats.append(-log_probs_of(made, params, ids[start : target + 1])[-1])
         assert T - stride < target - start <= T or start == 0
-    loss = evaluate(made, params, "val", stride=stride)
+    means = made.evaluate(params, stride=stride)
+    assert set(means) == {"loss"}
+    loss = means["loss"]
     assert loss == pytest.approx(np.mean(nats), rel=1e-5)
 
-    found = measures(made, "val", loss)
+    found = in_every_unit(made, "val", loss)
     first = made.tokenizer.to_bytes(ids[:1])
     bits = sum(nats) / math.log(2)
     assert found["bits_per_char"] == pytest.approx(bits / (len(text) - len(first.decode(errors="replace"))), rel=1e-5)
@@ -161,8 +166,8 @@ def test_a_loss_in_every_unit_is_what_one_computes_by_hand(tmp_path, kind, strid
 
 def test_more_context_changes_the_loss_and_a_whole_window_is_the_default(tmp_path):
     made = prepare(config_for(tmp_path))
-    params = init_params(jax.random.key(1), made.model)
-    losses = [evaluate(made, params, "val", stride=stride) for stride in (None, 4, 1)]
+    params = made.objective.init(jax.random.key(1))
+    losses = [made.evaluate(params, stride=stride) for stride in (None, 4, 1)]
     assert losses[0] == losses[1] != losses[2]
 
 

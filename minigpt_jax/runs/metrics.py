@@ -1,18 +1,12 @@
-"""What a run records of itself: the rows of metrics.jsonl, and the clock that they are timed with."""
+"""The rows of metrics.jsonl, which a run writes as it goes."""
 
-import contextlib
 import json
 import logging
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from minigpt_jax.errors import UsageError
 from minigpt_jax.files import write_text
-from minigpt_jax.training.state import TrainState
 
 log = logging.getLogger(__name__)
 
@@ -63,44 +57,3 @@ def import_tensorboard_writer() -> type:
     except ImportError as error:
         raise UsageError("--tensorboard needs tensorboardX: python -m pip install -e '.[tensorboard]'") from error
     return SummaryWriter
-
-
-class Clock:
-    """Seconds of the run over all its processes, and seconds spent in training steps alone."""
-
-    def __init__(self, seconds_before: float, step: int):
-        now = time.perf_counter()
-        self.began = now - seconds_before
-        self.lap_began, self.lap_step = now, step
-        self.forget_laps()
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self.began
-
-    def lap(self, step: int, state: TrainState) -> float:
-        """Seconds per training step since the last call, without the time in which the clock was stopped.
-
-        Where there was none since then, as in the row of the first step, those of the last one.
-        """
-        jax.block_until_ready(state)
-        now = time.perf_counter()
-        seconds, num_steps = now - self.lap_began, step - self.lap_step
-        self.lap_began, self.lap_step = now, step
-        self.training_seconds += seconds
-        self.training_steps += num_steps
-        if num_steps:
-            self.seconds_per_step = seconds / num_steps
-        return self.seconds_per_step
-
-    def forget_laps(self) -> None:
-        """Counts seconds in training steps from here on: after the first, which compiles."""
-        self.training_seconds, self.training_steps = 0.0, 0
-
-    @contextlib.contextmanager
-    def stopped(self, state: TrainState) -> Iterator[None]:
-        """Does not count what happens inside as training, once the steps up to `state` are done."""
-        jax.block_until_ready(state)
-        began = time.perf_counter()
-        yield
-        self.lap_began += time.perf_counter() - began

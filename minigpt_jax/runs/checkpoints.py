@@ -1,0 +1,195 @@
+"""The checkpoints of a run: written whole, verified, ranked and pruned."""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from minigpt_jax.errors import DataError
+from minigpt_jax.runs import arrays, manifest
+from minigpt_jax.runs.folder import read_config
+
+log = logging.getLogger(__name__)
+
+FORMAT = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointInfo:
+    """What is known of a checkpoint without its arrays. Losses are those of the task, on the evaluation batches."""
+
+    step: int
+    sources: dict[str, str]  # sha256 by name of what it was trained on
+    val_loss: float | None = None  # None where this step was not evaluated
+    best_val_loss: float | None = None  # the lowest up to this step
+    pending_losses: tuple[float, ...] = ()  # training losses of the steps since the last row of metrics
+    seconds: float = 0.0  # that the run took up to this step, over all its processes
+    num_skipped: int = 0  # steps whose loss or gradient was not finite, which changed nothing
+    bad_steps: int = 0  # how many of them were the last ones
+    last_loss: float | None = None  # the last training loss that was finite
+    evaluations_since_best: int = 0
+    made_with: dict[str, str] = dataclasses.field(default_factory=dict)  # what its bits depend on: versions, device, flags
+    format: int = FORMAT
+
+
+def from_format_2(values: dict[str, Any]) -> dict[str, Any]:
+    """Format 2 had the sums of a text and its tokenizer as two entries, as there was one task."""
+    sources = {name: values[f"{name}_sha256"] for name in ("text", "tokenizer")}
+    kept = {name: value for name, value in values.items() if name not in ("text_sha256", "tokenizer_sha256")}
+    return kept | {"sources": sources, "format": 3}
+
+
+def checkpoints_dir(workdir: Path) -> Path:
+    return workdir / "checkpoints"
+
+
+def folder_of(workdir: Path, step: int) -> Path:
+    return checkpoints_dir(workdir) / str(step)
+
+
+def steps(workdir: Path) -> list[int]:
+    """Steps of the checkpoints in a run's folder, in ascending order."""
+    folder = checkpoints_dir(workdir)
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
+
+
+def check_owned(workdir: Path) -> None:
+    """Raises DataError where a folder holds a config or checkpoints of something else, which are not ours to replace."""
+    if (workdir / "config.json").exists():
+        read_config(workdir)
+    folder = checkpoints_dir(workdir)
+    strangers = [path.name for path in folder.iterdir() if not is_own(path)] if folder.is_dir() else []
+    if strangers:
+        raise DataError(
+            f"{folder} holds {strangers[0]!r}, which is not a checkpoint of this program: choose another --workdir"
+        )
+
+
+def is_own(path: Path) -> bool:
+    """Whether it is a checkpoint's folder: whole, set aside, or left behind by a kill while it was written or deleted."""
+    step, _, state = path.name.partition(".")
+    return step.isdigit() and state in ("", "damaged", "tmp", "gone")
+
+
+def delete_all(workdir: Path) -> None:
+    """Deletes the checkpoints of a run, and nothing else. Raises OSError where that fails."""
+    folder = checkpoints_dir(workdir)
+    for path in filter(is_own, list(folder.iterdir()) if folder.is_dir() else []):
+        delete(path)
+
+
+def delete_leftovers(workdir: Path) -> None:
+    """Deletes what was being written or deleted when a process was killed."""
+    for path in [path for state in ("tmp", "gone") for path in checkpoints_dir(workdir).glob(f"*.{state}")]:
+        if is_own(path):
+            shutil.rmtree(path)
+
+
+def delete(path: Path) -> None:
+    """Takes a checkpoint's name away first, so that one that is killed half-way leaves nothing that looks whole."""
+    gone = path.with_name(path.name.partition(".")[0] + ".gone")
+    if gone != path:
+        shutil.rmtree(gone, ignore_errors=True)
+        os.replace(path, gone)
+    shutil.rmtree(gone)
+
+
+def set_aside(workdir: Path, step: int) -> None:
+    """Renames a damaged checkpoint to STEP.damaged, in place of an earlier one of that name."""
+    path = folder_of(workdir, step)
+    aside = path.with_name(f"{step}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(path, aside)
+
+
+def read_info(workdir: Path, step: int) -> CheckpointInfo:
+    """Raises DataError where it is damaged or of a version of the format that this program does not know."""
+    path = folder_of(workdir, step) / "checkpoint.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values["format"] == 2:
+            values = from_format_2(values)
+        if values["format"] != FORMAT:
+            raise DataError(
+                f"{path} has format {values['format']}; this version of minigpt_jax reads formats 2 and {FORMAT}"
+            )
+        if values["step"] != step:
+            raise ValueError(f"it is that of step {values['step']}")
+        return CheckpointInfo(**values | {"pending_losses": tuple(values["pending_losses"])})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise error if isinstance(error, DataError) else DataError(f"{path} is damaged: {error}") from error
+
+
+def save(workdir: Path, trees: Mapping[str, Any], info: CheckpointInfo) -> None:
+    """Writes the checkpoint of `info.step`, a tree of arrays under each name, or leaves the folder as it was. OSError."""
+    final = folder_of(workdir, info.step)
+    aside = final.with_name(f"{info.step}.tmp").absolute()
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        arrays.save(aside, trees)
+        (aside / "checkpoint.json").write_text(json.dumps(dataclasses.asdict(info), indent=2) + "\n", encoding="utf-8")
+        manifest.write(aside)
+    except OSError:
+        shutil.rmtree(aside, ignore_errors=True)  # what fills a full disk is worth nothing
+        raise
+    if final.exists():
+        delete(final)
+    os.replace(aside, final)
+
+
+def verify(workdir: Path, step: int) -> None:
+    """Raises DataError that names every file of a checkpoint that is not as it was written."""
+    manifest.verify(folder_of(workdir, step))
+
+
+def prune(workdir: Path, keep: int) -> None:
+    """Deletes all checkpoints but the newest `keep`, the best, and damaged ones that call themselves better than that."""
+    kept = set(steps(workdir)[-keep:])
+    for step in best_first(workdir):
+        kept.add(step)
+        with contextlib.suppress(DataError):
+            verify(workdir, step)
+            break
+    for step in set(steps(workdir)) - kept:
+        delete(folder_of(workdir, step))
+
+
+def best_first(workdir: Path) -> list[int]:
+    """Steps by validation loss, the lowest first; then those not evaluated, the newest first.
+
+    Before them all come those of which that cannot be read, for `first_whole` to name them.
+    """
+
+    def rank(step: int) -> tuple[int, float]:
+        try:
+            val_loss = read_info(workdir, step).val_loss
+        except DataError:
+            return -1, -step
+        return (0, val_loss) if val_loss is not None and math.isfinite(val_loss) else (1, -step)
+
+    return sorted(steps(workdir), key=rank)
+
+
+def first_whole(workdir: Path, candidates: list[int]) -> int:
+    """The first of some steps whose checkpoint is as it was written, with a line for each that is not.
+
+    Raises DataError where none is.
+    """
+    for place, step in enumerate(candidates):
+        try:
+            verify(workdir, step)
+            read_info(workdir, step)
+        except DataError as error:
+            if place + 1 == len(candidates):
+                raise DataError(f"no checkpoint of {workdir} can be used: {error}") from error
+            log.warning("DAMAGED: %s. Trying step %d instead.", error, candidates[place + 1])
+        else:
+            return step
+    raise DataError(f"{workdir} has no checkpoint yet; go on training it with scripts/train.py --workdir {workdir}")

@@ -1,0 +1,34 @@
+"""A run's folder: its config, and the lock by which one process has it to itself."""
+
+import contextlib
+import fcntl
+from collections.abc import Iterator
+from pathlib import Path
+
+from minigpt_jax.config import Config
+from minigpt_jax.errors import DataError
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Holds a run's folder for one process, until it leaves or dies. Raises DataError where another one holds it."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / "train.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"another process trains in {workdir}: wait for it, or choose another --workdir") from None
+        yield
+
+
+def read_config(workdir: Path) -> Config:
+    """The config of a run. Raises DataError where there is none."""
+    try:
+        return Config.from_json((workdir / "config.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(
+            f"{workdir} holds no run, nor a model of Hugging Face (config.json: {error.strerror}); "
+            "train one with scripts/train.py"
+        ) from error
+    except (DataError, UnicodeDecodeError) as error:
+        raise DataError(f"{workdir / 'config.json'}: {error}") from error

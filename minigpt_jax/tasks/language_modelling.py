@@ -1,0 +1,157 @@
+"""Language modelling: a GPT learns to predict each next token of a text."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import struct
+
+from minigpt_jax.config import Config
+from minigpt_jax.data import batches
+from minigpt_jax.data.splits import read_texts, tokenize_splits, train_tokenizer
+from minigpt_jax.data.token_file import Tokens
+from minigpt_jax.data.tokenizers import Tokenizer
+from minigpt_jax.errors import DataError, UsageError
+from minigpt_jax.generation.language_model import LanguageModel
+from minigpt_jax.interop import load
+from minigpt_jax.models.flops import flops_per_token
+from minigpt_jax.models.gpt import GPT
+from minigpt_jax.models.initial import init_params
+from minigpt_jax.models.kernels import PLAIN, Kernels
+from minigpt_jax.tasks.evaluation import means
+from minigpt_jax.tasks.losses import next_token_loss
+from minigpt_jax.tasks.task import Earlier
+
+PREVIEW_LENGTH = 250  # tokens
+
+
+@struct.dataclass
+class NextToken:
+    """The mean loss over next tokens, in nats. See `tasks.Objective`."""
+
+    model: GPT = struct.field(pytree_node=False)
+    dropout: float | None = None
+
+    @classmethod
+    def of(cls, config: Config, kernels: Kernels = PLAIN) -> "NextToken":
+        """The rate of dropout is taken out of the model, which is static, so that another rate compiles nothing again."""
+        model = GPT(dataclasses.replace(config.model, dropout=0.0), kernels)
+        return cls(model, config.model.dropout or None)
+
+    def init(self, key: jax.Array) -> Any:
+        return init_params(key, self.model)
+
+    def loss(self, params: Any, batch: batches.Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array, dict]:
+        dropout = None if key is None else self.dropout
+        logits_BTV, _ = self.model.apply(
+            {"params": params}, batch["inputs_BT"], dropout=dropout, rngs=None if dropout is None else {"dropout": key}
+        )
+        return *next_token_loss(logits_BTV, batch["targets_BT"], batch["mask_BT"]), {}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LanguageModelling:
+    """See `tasks.Task`."""
+
+    config: Config  # with the vocabulary's size filled in
+    tokenizer: Tokenizer
+    splits: dict[str, Tokens]  # train, val
+    sources: dict[str, str]
+    num_steps: int
+    objective: NextToken
+
+    unit = "tokens"
+
+    @property
+    def units_per_step(self) -> int:
+        return self.config.training.batch_size * self.config.model.context_length
+
+    @property
+    def flops_per_step(self) -> float:
+        return self.units_per_step * flops_per_token(self.config.model)
+
+    @property
+    def files(self) -> dict[str, str]:
+        return {"tokenizer.json": self.tokenizer.to_json()}
+
+    def initial_params(self, sharding: jax.sharding.Sharding) -> Any:
+        return load.initial_params(self.config, self.tokenizer, sharding)
+
+    def batch_at(self, step: int) -> batches.Batch:
+        settings, ids = self.config.training, self.splits["train"].ids
+        return batches.batch_at(ids, self.config.model.context_length, settings.batch_size, settings.seed, step)
+
+    def evaluate(
+        self, params: Any, limit: int | None = None, *, split: str = "val", stride: int | None = None
+    ) -> dict[str, float]:
+        """`stride` says how far each window is moved: see `batches.evaluation_batches`."""
+        ids, T, B = self.splits[split].ids, self.config.model.context_length, self.config.training.batch_size
+        return means(self.objective, params, batches.evaluation_batches(ids, T, B, limit, stride))
+
+    def preview(self, params: Any) -> str:
+        """A sample that goes on from the first character of the validation text."""
+        tokenizer, ids = self.tokenizer, self.splits["val"].ids
+        model = LanguageModel(self.config.model, tokenizer, params, self.objective.model.kernels)
+        # The first character, which may be four tokens; words need not know the one with which the text was cut.
+        start = tokenizer.decode(ids[:4])[:1] if tokenizer.unknown is None else "\n"
+        return model.generate(start, PREVIEW_LENGTH, temperature=0.8)
+
+    def describe_data(self) -> str:
+        millions = len(self.splits["train"].ids) / 1e6
+        return f"{self.config.data.dataset}, {millions:.2f} M training tokens{self.unknown_tokens('train')}"
+
+    def describe_result(self, means: Mapping[str, float]) -> str:
+        bits = in_every_unit(self, "val", means["loss"])["bits_per_char"]
+        return f"{means['loss']:.4f} nats per token, {bits:.3f} bits per character{self.unknown_tokens('val')}"
+
+    def unknown_tokens(self, split: str) -> str:
+        """How many tokens of a split are unknown words, with a tokenizer that may have such."""
+        return "" if self.tokenizer.unknown is None else f" ({self.splits[split].unknown_share:.1%} of the tokens unknown)"
+
+
+def prepare(config: Config, earlier: Earlier | None = None, kernels: Kernels = PLAIN) -> LanguageModelling:
+    """Reads the texts and tokenizes them, with the tokenizer of the earlier run or one that is trained on them."""
+    texts, training = read_texts(config.data), config.training
+    if earlier is not None and earlier.sources["text"] != texts.sha256:
+        raise DataError(
+            f"{config.data.dataset} is no longer the text of the run: bring that back, or train anew with --overwrite"
+        )
+    if earlier is None:
+        tokenizer = train_tokenizer(config.data, config.model.vocab_size, texts)
+    else:
+        tokenizer = load.read_tokenizer(earlier.workdir, earlier.sources["tokenizer"])
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size))
+    splits = tokenize_splits(texts, tokenizer, config.model.context_length)
+    num_steps = training.steps
+    if num_steps is None:
+        num_rows = (training.epochs or 1) * batches.num_windows(splits["train"].ids, config.model.context_length)
+        if num_rows / training.batch_size >= 2**31:  # JAX counts them in 32 bits
+            raise UsageError(f"epochs={training.epochs} are too many: there can be at most {2**31 - 1} steps")
+        num_steps = math.ceil(num_rows / training.batch_size)
+    sources = {"text": texts.sha256, "tokenizer": tokenizer.sha256}
+    return LanguageModelling(config, tokenizer, splits, sources, num_steps, NextToken.of(config, kernels))
+
+
+def in_every_unit(task: LanguageModelling, split: str, loss: float) -> dict[str, float]:
+    """What a mean loss over a split, in nats per token, is in units that do not depend on the tokenizer.
+
+    The first token has nothing before it and is not predicted, so its characters do not count. What a word tokenizer takes
+    for unknown it need not spell: its bits leave that out, and `unknown_share` says how much it is.
+    """
+    part, tokenizer = task.splits[split], task.tokenizer
+    num_tokens, first = len(part.ids) - 1, part.ids[:1]
+    num_characters = max(part.num_characters - len(tokenizer.decode(first)), 1)
+    bits = loss * num_tokens / math.log(2)
+    with np.errstate(over="ignore"):  # infinity will do
+        perplexity = float(np.exp(np.float64(loss)))
+    return {
+        "perplexity": perplexity,
+        "bits_per_char": bits / num_characters,
+        "bits_per_byte": bits / max(part.num_bytes - len(tokenizer.to_bytes(first)), 1),
+        "tokens": num_tokens,
+        "tokens_per_char": num_tokens / num_characters,
+        "unknown_share": part.unknown_share,
+    }

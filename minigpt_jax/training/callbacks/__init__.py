@@ -1,0 +1,17 @@
+"""What happens beside the training steps: each callback is one concern, and reads and extends the Run that it is given."""
+
+from minigpt_jax.training.callbacks.callback import Callback
+from minigpt_jax.training.callbacks.evaluate import Evaluate
+from minigpt_jax.training.callbacks.log import Log
+from minigpt_jax.training.callbacks.preview import Preview
+from minigpt_jax.training.callbacks.profile import Profile
+from minigpt_jax.training.callbacks.progress import Progress
+from minigpt_jax.training.callbacks.save import Save
+from minigpt_jax.training.callbacks.summary import Summary
+from minigpt_jax.training.callbacks.time_limit import TimeLimit
+
+
+def standard(max_minutes: float | None = None, profile: bool = False) -> list[Callback]:
+    """Those of every run, in their order: what is saved has been logged and evaluated."""
+    limit = [] if max_minutes is None else [TimeLimit(max_minutes)]
+    return [Progress(), Log(), Evaluate(), Save(), Preview(), *limit, *([Profile()] if profile else []), Summary()]

@@ -1,0 +1,31 @@
+"""Evaluation while training."""
+
+import logging
+import math
+
+from minigpt_jax.training.callbacks.callback import Callback
+from minigpt_jax.training.run import Run
+
+log = logging.getLogger(__name__)
+
+
+class Evaluate(Callback):
+    """Every `eval_every` steps, on `eval_batches` batches. Means that are not finite become None."""
+
+    def after_step(self, run: Run) -> None:
+        if not run.due(run.settings.eval_every):
+            return
+        with run.clock.stopped(run.state):
+            means = run.task.evaluate(run.state.eval_params, limit=run.settings.eval_batches)
+        run.means = {name: mean if math.isfinite(mean) else None for name, mean in means.items()}
+        row = {"step": run.step} | {f"val_{name}": mean for name, mean in run.means.items()}
+        run.metrics.append(row | {"seconds": round(run.clock.seconds, 3)})
+        others = "".join(f"  {name} {mean:.4f}" for name, mean in means.items() if name != "loss")
+        log.info("step %d/%d  validation loss %.4f%s", run.step, run.task.num_steps, means["loss"], others)
+        loss, best = run.means["loss"], run.info.best_val_loss
+        if loss is not None and (best is None or loss < best):
+            run.note(best_val_loss=loss, evaluations_since_best=0)
+        else:
+            run.note(evaluations_since_best=run.info.evaluations_since_best + 1)
+        if run.is_out_of_patience and run.step < run.task.num_steps:
+            log.info("No lower validation loss in %d evaluations: ending early.", run.settings.patience)

@@ -1,0 +1,64 @@
+"""Rows of training metrics, in metrics.jsonl and in words."""
+
+import logging
+import math
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from minigpt_jax.training.callbacks.callback import Callback
+from minigpt_jax.training.run import Run
+from minigpt_jax.training.schedule import learning_rate_schedule
+
+log = logging.getLogger(__name__)
+
+
+class Log(Callback):
+    """Announces the run, and writes a row every `log_every` steps."""
+
+    def begin(self, run: Run) -> None:
+        self.first_step = run.step + 1
+        log.info(
+            "%s in %s%s: %.2f M parameters; %s; %d steps of %d %s; on %s, kernels: %s.",
+            f"Resuming at step {run.step}" if run.step else "New run",
+            run.workdir, f", begun from {run.settings.init_from}" if run.settings.init_from else "",
+            sum(leaf.size for leaf in jax.tree.leaves(run.state.params)) / 1e6,
+            run.task.describe_data(), run.task.num_steps, run.task.units_per_step, run.task.unit,
+            run.device.device_kind, run.kernels,
+        )  # fmt: skip
+
+    def after_step(self, run: Run) -> None:
+        if run.step == self.first_step:
+            seconds = run.clock.lap(run.step, run.state)
+            log.info("The first step, with its compilation, took %.1f s.", seconds)
+            run.clock.forget_laps()
+        if run.due(run.settings.log_every):
+            self.write_row(run)
+
+    def write_row(self, run: Run) -> None:
+        """The mean loss since the last row, rate and gradient norm of this step."""
+        grad_norm, num_steps = float(run.unread[-1]["grad_norm"]), run.task.num_steps
+        run.read_losses()
+        with run.clock.stopped(run.state):  # it compiles at first
+            learning_rate = float(learning_rate_schedule(run.settings, num_steps)(run.step - 1 - run.info.num_skipped))
+        seconds_per_step, losses = run.clock.lap(run.step, run.state), run.info.pending_losses
+        rate = round(run.task.units_per_step / seconds_per_step, 1)
+        row = {
+            "step": run.step,
+            "train_loss": float(np.mean(losses)) if losses else None,  # no step was finite; JSON knows no NaN
+            "learning_rate": learning_rate,
+            "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
+            f"{run.task.unit}_per_second": rate,
+            "seconds": round(run.clock.seconds, 3),
+        }
+        if run.info.num_skipped:
+            row["skipped_steps"] = run.info.num_skipped
+        run.note(pending_losses=())
+        run.metrics.append(row)
+        log.info(
+            "step %d/%d  loss %.4f  rate %.1e  gradient %.2f  %.0f %s/s  %s left%s",
+            run.step, num_steps, math.nan if row["train_loss"] is None else row["train_loss"], learning_rate,
+            grad_norm, rate, run.task.unit, tqdm.format_interval(seconds_per_step * (num_steps - run.step)),
+            f"  {run.info.num_skipped} steps skipped, not finite" if run.info.num_skipped else "",
+        )  # fmt: skip

@@ -1,0 +1,140 @@
+"""A run in one process: what is trained, and how far it has come."""
+
+import dataclasses
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from minigpt_jax.config import TrainingConfig
+from minigpt_jax.files import write_text
+from minigpt_jax.runs import checkpoints
+from minigpt_jax.runs.checkpoints import CheckpointInfo
+from minigpt_jax.runs.metrics import MetricsFile
+from minigpt_jax.tasks.task import Task
+from minigpt_jax.training.clock import Clock
+from minigpt_jax.training.compilations import Compilations
+from minigpt_jax.training.optimizer import make_optimizer
+from minigpt_jax.training.resume import environment, restore
+from minigpt_jax.training.state import TrainState, init_state
+
+
+def step_arguments(task: Task) -> dict[str, Any]:
+    """The keyword arguments of `train_step`, on the device, so that they are not sent there again for each step."""
+    settings = task.config.training
+    optimizer = make_optimizer(settings, task.num_steps)
+    leaves = jax.device_put({"objective": task.objective, "optimizer": optimizer, "ema": settings.ema})
+    return leaves | {"grad_accumulation": settings.grad_accumulation}
+
+
+def new_state(task: Task, params: Any = None) -> TrainState:
+    """The state before the first step, with these parameters or freshly drawn ones.
+
+    Its `jax.eval_shape` is what `resume.restore` needs.
+    """
+    settings = task.config.training
+    optimizer, key = make_optimizer(settings, task.num_steps), jax.random.key(settings.seed)
+    return init_state(key, params, objective=task.objective, optimizer=optimizer, has_average=settings.ema > 0)
+
+
+@dataclasses.dataclass
+class Run:
+    """What the loop and its callbacks share. `step` counts the steps that are done."""
+
+    task: Task
+    workdir: Path
+    device: Any  # that it trains on
+    kernels: str  # their name
+    state: TrainState
+    info: CheckpointInfo  # what the next checkpoint will say
+    metrics: MetricsFile
+    clock: Clock
+    compilations: Compilations
+    step: int
+    saved_step: int  # of the newest checkpoint; 0: there is none
+    means: dict[str, float | None] | None = None  # of the evaluation after this step, where there was one
+    unread: list[dict[str, jax.Array]] = dataclasses.field(default_factory=list)  # what steps returned, not waited for yet
+    compiled_step: Any = None
+    is_stopped: bool = False  # before its end, to be continued
+
+    @classmethod
+    def open(
+        cls, task: Task, workdir: Path, newest: int, params: Any, device: Any, kernels: str, compilations: Compilations,
+        make_writer: type | None = None,
+    ) -> "Run":  # fmt: skip
+        """At the checkpoint of step `newest`; with 0 at the beginning, in place of any other run in the folder."""
+        sharding = jax.sharding.SingleDeviceSharding(device)
+        if newest:
+            info = checkpoints.read_info(workdir, newest)
+            state = restore(workdir, newest, jax.eval_shape(lambda: new_state(task)), sharding)
+            checkpoints.delete_leftovers(workdir)
+        else:
+            # Placed as restored ones are, so that both run the same compiled step.
+            info, state = CheckpointInfo(0, dict(task.sources)), jax.device_put(new_state(task, params), sharding)
+            checkpoints.delete_all(workdir)
+        info = dataclasses.replace(info, made_with=environment(device))
+        for name, text in {"config.json": task.config.to_json(), **task.files}.items():
+            write_text(workdir / name, text)
+        metrics, clock = MetricsFile(workdir, newest, make_writer), Clock(info.seconds, newest)
+        return cls(task, workdir, device, kernels, state, info, metrics, clock, compilations, newest, newest)
+
+    @property
+    def settings(self) -> TrainingConfig:
+        return self.task.config.training
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing is left to do."""
+        return self.step >= self.task.num_steps or self.is_out_of_patience
+
+    @property
+    def is_out_of_patience(self) -> bool:
+        return 0 < self.settings.patience <= self.info.evaluations_since_best
+
+    def due(self, every: int) -> bool:
+        """Whether what happens every so many steps happens now; all does after the last step."""
+        return self.step % every == 0 or self.step == self.task.num_steps
+
+    def count_step(self, metrics: dict[str, jax.Array]) -> None:
+        """One more step is done, and has returned these."""
+        self.step, self.means = self.step + 1, None
+        self.unread.append(metrics)
+
+    def note(self, **known: Any) -> None:
+        """For the next checkpoint to say."""
+        self.info = dataclasses.replace(self.info, **known)
+
+    def read_losses(self) -> None:
+        """Waits for the losses of the steps so far. Raises FloatingPointError after too many that are not finite."""
+        first = self.step - len(self.unread) + 1
+        for number, metrics in enumerate(jax.device_get(self.unread), first):
+            info = self.info
+            if metrics["is_finite"]:
+                loss = float(metrics["loss"])
+                self.note(pending_losses=(*info.pending_losses, loss), bad_steps=0, last_loss=loss)
+                continue
+            self.note(num_skipped=info.num_skipped + 1, bad_steps=info.bad_steps + 1)
+            if self.info.bad_steps >= self.settings.max_bad_steps:
+                saved = f"Saved is step {self.saved_step}, which is finite" if self.saved_step else "Nothing is saved yet"
+                raise FloatingPointError(
+                    f"loss or gradient were not finite in {self.info.bad_steps} steps in a row, up to step {number}; the "
+                    f"last finite loss was {info.last_loss}. Likely causes: --learning_rate too high, --warmup_steps too "
+                    f"few, --dtype bfloat16. {saved}"
+                )
+        self.unread = []
+
+    def save(self) -> None:
+        """A checkpoint, unless this step has one. Raises FileNotFoundError where the run's folder has gone."""
+        if self.step == self.saved_step:
+            return
+        if not self.metrics.path.exists():  # saving would make the folder anew, without what belongs to it
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        self.read_losses()
+        with self.clock.stopped(self.state):
+            val_loss = self.means and self.means["loss"]
+            self.note(step=self.step, val_loss=val_loss, seconds=self.clock.seconds)
+            checkpoints.save(self.workdir, self.state.trees, self.info)
+            checkpoints.prune(self.workdir, self.settings.keep_checkpoints)
+        self.saved_step = self.step
