@@ -35,7 +35,9 @@ ORDER_WITHIN = {
     "data": ["text_files", "download", "shakespeare", "corpora", "tokenizers", "token_file", "splits", "batches"],
     "data/tokenizers": ["base", "library", "char", "byte", "word", "bpe"],
     "models": ["ops", "masks", "attention", "cache", "kernels", "initial", "layers", "transformer", "gpt", "flops"],
-    "generation": ["logits", "strategy", "decode", "context", "devices", "sampling", "beam", "text", "language_model"],
+    "generation": [
+        "seen", "logits", "strategy", "decode", "context", "devices", "sampling", "beam", "text", "language_model",
+    ],
     "runs": ["folder", "manifest", "arrays", "checkpoints", "metrics"],
     "interop": ["architectures", "hf_files", "hf_reader", "hf_writer", "load"],
     "tasks": ["task", "losses", "evaluation", "language_modelling"],

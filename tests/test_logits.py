@@ -4,7 +4,6 @@ import dataclasses
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -14,6 +13,7 @@ from minigpt_jax.config import setting_type
 from minigpt_jax.errors import UsageError
 from minigpt_jax.generation import logits
 from minigpt_jax.generation.logits import Processor, process
+from minigpt_jax.generation.seen import Seen
 from minigpt_jax.generation.strategy import DecodingConfig, processors
 
 RepetitionPenalty, FrequencyPenalty, PresencePenalty, Temperature, TopK, TopP, MinP, TypicalP, Greedy = makers = [
@@ -158,7 +158,7 @@ def test_all_together_leave_some_of_the_best_k(row, k, top_p, min_p, typical_p, 
 
 # ---- What becomes of their logits -----------------------------------------------------------------------------------------
 
-COUNTS_BV = np.array([[0, 1, 3, 2], [5, 0, 0, 1]], np.float32)
+SEEN = Seen(np.array([[0, 1, 3, 2], [5, 0, 0, 1]], np.float32), np.array([[2, 3, 1], [0, 0, 3]], np.int32))
 LOGITS_BV = np.array([[2.0, 2.0, -1.0, -INF], [0.0, -3.0, 4.0, 1.0]], np.float32)
 
 
@@ -175,7 +175,7 @@ LOGITS_BV = np.array([[2.0, 2.0, -1.0, -INF], [0.0, -3.0, 4.0, 1.0]], np.float32
     ids=described,
 )
 def test_penalties_and_temperature_change_logits_by_their_equations(processor, expected_BV):
-    np.testing.assert_allclose(process_jitted((processor,), LOGITS_BV, COUNTS_BV), expected_BV, rtol=1e-6)
+    np.testing.assert_allclose(process_jitted((processor,), LOGITS_BV, SEEN), expected_BV, rtol=1e-6)
 
 
 @pytest.mark.parametrize("temperature", [1e-6, 1e-20, 1e-30])
@@ -210,7 +210,7 @@ def test_processors_come_in_their_fixed_order_whatever_the_order_of_the_settings
 
 def test_without_settings_there_is_nothing_to_do():
     assert processors() == ()
-    assert process((), LOGITS_BV, COUNTS_BV) is LOGITS_BV
+    assert process((), LOGITS_BV, SEEN) is LOGITS_BV
 
 
 @pytest.mark.parametrize("greedily", [{"greedy": True}, {"temperature": 0}, {"temperature": 0.0, "greedy": True}])
@@ -271,7 +271,7 @@ def test_the_same_settings_give_the_same_distribution_as_in_hugging_face():
         transformers.GPT2Config(n_layer=1, n_head=2, n_embd=16, n_positions=16, vocab_size=V, initializer_range=0.5)
     ).train(False)
     prompts_BS = torch.randint(V, (B, S))
-    counts_BV = np.stack([np.bincount(row, minlength=V) for row in prompts_BS.numpy()])
+    seen = Seen.of(prompts_BS.numpy(), np.full(len(prompts_BS), prompts_BS.shape[1]), V)
     for chosen in [
         {"temperature": 0.7},
         {"top_k": 7},
@@ -296,7 +296,7 @@ def test_the_same_settings_give_the_same_distribution_as_in_hugging_face():
             return_dict_in_generate=True,
         )
         expected_BV = torch.softmax(made.scores[0], dim=-1).numpy()
-        processed_BV = process(processors(**chosen), made.logits[0].numpy(), counts_BV)
+        processed_BV = process(processors(**chosen), made.logits[0].numpy(), seen)
         np.testing.assert_allclose(jax.nn.softmax(processed_BV), expected_BV, atol=1e-5, err_msg=str(chosen))
 
 
@@ -307,11 +307,26 @@ def test_no_two_processors_have_the_same_structure():
     assert all((a == b) == (i == j) for i, a in enumerate(structures) for j, b in enumerate(structures))
 
 
+# ---- What has been seen ---------------------------------------------------------------------------------------------------
+
+
+def test_what_was_seen_is_the_whole_row_and_its_last_tokens():
+    """Against lists: prompts of other lengths, and more tokens than are remembered one by one."""
+    prompts = [[4, 4, 1], [2], [0, 3, 0, 2]]
+    prompts_BS = np.array([[9] * (4 - len(prompt)) + prompt for prompt in prompts])  # what fills up is no token
+    seen = Seen.of(prompts_BS, np.array([len(prompt) for prompt in prompts]), vocab_size=5)
+    for token_B in [(1, 2, 3), (0, 0, 4), (4, 1, 1)]:
+        seen = seen.append(np.array(token_B))
+        prompts = [[*row, token] for row, token in zip(prompts, token_B, strict=True)]
+        np.testing.assert_array_equal(seen.counts_BV, [np.bincount(row, minlength=5) for row in prompts])
+        np.testing.assert_array_equal(seen.recent_BS, [([-1] * 4 + row)[-4:] for row in prompts])
+
+
 # ---- Compilation ----------------------------------------------------------------------------------------------------------
 
 
 def test_other_numbers_do_not_compile_again_and_other_processors_do():
-    run = jax.jit(lambda chosen, logits_BV: process(chosen, logits_BV, jnp.zeros_like(logits_BV)))
+    run = jax.jit(lambda chosen, logits_BV: process(chosen, logits_BV, SEEN))
     for temperature, top_k, top_p in [(0.5, 3, 0.9), (2, 1, 1e-9), (1e-3, 50, 0.5)]:
         run(processors(temperature=temperature, top_k=top_k, top_p=top_p), LOGITS_BV)
     assert run._cache_size() == 1

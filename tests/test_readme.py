@@ -17,6 +17,7 @@ BOUNDS = {
     "minigpt_jax/reference.py": 200,
     "minigpt_jax/models/{ops,masks,attention,layers,transformer,gpt}.py": 350,
     "minigpt_jax/{tasks/losses,training/optimizer,training/step}.py": 100,
+    "minigpt_jax/training/loop.py": 100,
     "minigpt_jax/generation/{logits,decode}.py": 200,
 }
 

@@ -227,7 +227,7 @@ def test_tokens_come_as_often_as_their_probability_says():
     @jax.jit
     def probabilities(tokens_BT):
         logits_BTV, _ = model.apply({"params": params}, tokens_BT)
-        processed_BV = process(processors, logits_BTV[:, -2:].reshape(-1, V), np.zeros((2 * len(tokens_BT), V)))
+        processed_BV = process(processors, logits_BTV[:, -2:].reshape(-1, V))
         return jax.nn.softmax(processed_BV).reshape(-1, 2, V)
 
     # Row i has the prompt and then token i: the first token's distribution stands before it, the second's after it.

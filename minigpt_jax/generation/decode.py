@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from minigpt_jax.generation.logits import process
+from minigpt_jax.generation.seen import Seen
 
 CHUNK, PREFILL_CHUNK = 64, 32  # tokens of a decoding loop, and columns of the prompts that run at once, at most
 
@@ -55,7 +56,7 @@ def append_token(state: DecodeState, token_B: jax.Array) -> DecodeState:
 @struct.dataclass
 class SamplerState:
     decode: DecodeState
-    counts_BV: jax.Array  # how often each token is in a row, prompt included
+    seen: Seen
     key_B: jax.Array
     num_sampled: jax.Array
 
@@ -72,12 +73,9 @@ class Sampled:
     entropy: jax.Array  # in nats, of the model's distribution
 
 
-count = jax.vmap(lambda counts_V, tokens, times: counts_V.at[tokens].add(times))  # by row, so that devices need not meet
-
-
 def sample(state: SamplerState, logits_BV: jax.Array, processors: tuple) -> tuple[SamplerState, Sampled]:
     """The next token of each row, drawn from softmax(logits) after the processors."""
-    processed_BV = process(processors, logits_BV, state.counts_BV)
+    processed_BV = process(processors, logits_BV, state.seen)
     draw = jax.vmap(lambda key, logits_V: jax.random.categorical(jax.random.fold_in(key, state.num_sampled), logits_V))
     token_B = draw(state.key_B, processed_BV)
 
@@ -88,17 +86,16 @@ def sample(state: SamplerState, logits_BV: jax.Array, processors: tuple) -> tupl
     probs_BV, log_prob_B, prob_B = jnp.exp(log_probs_BV), of_token(log_probs_BV), of_token(jax.nn.softmax(processed_BV))
     entropy_B = -jnp.where(probs_BV == 0, 0.0, probs_BV * log_probs_BV).sum(axis=-1)
     sampled = Sampled(token_B, log_prob_B, prob_B, kept_BV.sum(axis=-1), (probs_BV * kept_BV).sum(axis=-1), entropy_B)
-    counts_BV = count(state.counts_BV, token_B, jnp.ones_like(token_B))
-    return SamplerState(append_token(state.decode, token_B), counts_BV, state.key_B, state.num_sampled + 1), sampled
+    decode, seen = append_token(state.decode, token_B), state.seen.append(token_B)
+    return SamplerState(decode, seen, state.key_B, state.num_sampled + 1), sampled
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def prefill_and_sample(params, prompts_BS, lengths_B, key_B, processors, *, model) -> tuple[SamplerState, Sampled]:
     """Prefills the prompts and samples the first token after each."""
     decode, logits_BV = prefill(params, prompts_BS, lengths_B, model=model)
-    is_prompt_BS = jnp.arange(prompts_BS.shape[1])[None, :] >= (prompts_BS.shape[1] - lengths_B)[:, None]
-    counts_BV = count(jnp.zeros_like(logits_BV), prompts_BS, is_prompt_BS)
-    return sample(SamplerState(decode, counts_BV, key_B, jnp.zeros((), jnp.int32)), logits_BV, processors)
+    seen = Seen.of(prompts_BS, lengths_B, model.config.vocab_size)
+    return sample(SamplerState(decode, seen, key_B, jnp.zeros((), jnp.int32)), logits_BV, processors)
 
 
 @functools.partial(jax.jit, static_argnames="model", donate_argnames="state")
@@ -111,6 +108,6 @@ def decode_chunk(params, state: SamplerState, processors, num_steps, *, model) -
         state, sampled = sample(state.replace(decode=decode), logits_BV, processors)
         return state, jax.tree.map(lambda column_BC, value_B: column_BC.at[:, i].set(value_B), chunk, sampled)
 
-    one = jax.eval_shape(lambda state: sample(state, state.counts_BV, processors)[1], state)
+    one = jax.eval_shape(lambda state: sample(state, state.seen.counts_BV, processors)[1], state)
     empty = jax.tree.map(lambda leaf: jnp.zeros((*leaf.shape, CHUNK), leaf.dtype), one)
     return jax.lax.fori_loop(0, num_steps, body, (state, empty))

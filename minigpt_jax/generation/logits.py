@@ -1,5 +1,5 @@
 """Decoding strategies: functions from the logits of the next token to others, in which removed tokens have -inf and at least
-one is kept. `counts_BV` says how often each token is in the row, prompt included."""
+one is kept. `seen` is what the row holds so far."""
 
 import functools
 from collections.abc import Callable
@@ -7,6 +7,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import struct
+
+from minigpt_jax.generation.seen import Seen
 
 
 @struct.dataclass
@@ -16,59 +18,59 @@ class Processor:
     function: Callable = struct.field(pytree_node=False)
     number: float | None = None
 
-    def __call__(self, logits_BV: jax.Array, counts_BV: jax.Array | None = None) -> jax.Array:
-        return self.function(logits_BV, counts_BV, self.number)
+    def __call__(self, logits_BV: jax.Array, seen: Seen | None = None) -> jax.Array:
+        return self.function(logits_BV, seen, self.number)
 
 
-def process(processors: tuple[Processor, ...], logits_BV: jax.Array, counts_BV: jax.Array | None = None) -> jax.Array:
-    return functools.reduce(lambda logits_BV, processor: processor(logits_BV, counts_BV), processors, logits_BV)
+def process(processors: tuple[Processor, ...], logits_BV: jax.Array, seen: Seen | None = None) -> jax.Array:
+    return functools.reduce(lambda logits_BV, processor: processor(logits_BV, seen), processors, logits_BV)
 
 
-def repetition_penalty(logits_BV, counts_BV, penalty):
+def repetition_penalty(logits_BV, seen, penalty):
     """Divides positive logits of tokens seen before by the penalty, multiplies negative ones by it (Keskar et al. 2019)."""
-    return jnp.where(counts_BV > 0, jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty), logits_BV)
+    return jnp.where(seen.counts_BV > 0, jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty), logits_BV)
 
 
-def frequency_penalty(logits_BV, counts_BV, penalty):
+def frequency_penalty(logits_BV, seen, penalty):
     """Subtracts the penalty from a token's logit for each time that it has been seen."""
-    return logits_BV - penalty * counts_BV
+    return logits_BV - penalty * seen.counts_BV
 
 
-def presence_penalty(logits_BV, counts_BV, penalty):
+def presence_penalty(logits_BV, seen, penalty):
     """Subtracts the penalty from the logit of each token that has been seen at all."""
-    return logits_BV - penalty * (counts_BV > 0)
+    return logits_BV - penalty * (seen.counts_BV > 0)
 
 
-def temperature(logits_BV, counts_BV, temperature):
+def temperature(logits_BV, seen, temperature):
     """Divides logits by the temperature: below 1 the distribution gets sharper, above 1 flatter."""
     # Below their largest first: of a large quotient XLA's softmax would take its rounding error for a difference.
     return (logits_BV - logits_BV.max(axis=-1, keepdims=True)) / temperature
 
 
-def top_k(logits_BV, counts_BV, k):
+def top_k(logits_BV, seen, k):
     """Keeps the k tokens with the highest logits, and those that tie with the last of them (Fan et al. 2018)."""
     lowest_B1 = jax.lax.dynamic_slice_in_dim(jnp.sort(logits_BV), -jnp.clip(k, 1, logits_BV.shape[-1]), 1, axis=-1)
     return jnp.where(logits_BV >= lowest_B1, logits_BV, -jnp.inf)
 
 
-def top_p(logits_BV, counts_BV, p):
+def top_p(logits_BV, seen, p):
     """Keeps the most probable tokens until their mass reaches p, the one that reaches it included (Holtzman et al. 2020)."""
     return keep_until_mass(logits_BV, -jax.nn.log_softmax(logits_BV), p)
 
 
-def min_p(logits_BV, counts_BV, p):
+def min_p(logits_BV, seen, p):
     """Keeps the tokens that are at least p times as probable as the most probable one (Nguyen et al. 2024)."""
     return jnp.where(logits_BV >= logits_BV.max(axis=-1, keepdims=True) + jnp.log(p), logits_BV, -jnp.inf)
 
 
-def typical_p(logits_BV, counts_BV, p):
+def typical_p(logits_BV, seen, p):
     """Keeps the tokens whose surprise is nearest to the entropy, until their mass reaches p (Meister et al. 2023)."""
     surprise_BV = -jax.nn.log_softmax(logits_BV)
     mean_B1 = jnp.where(jnp.isfinite(surprise_BV), jnp.exp(-surprise_BV) * surprise_BV, 0.0).sum(axis=-1, keepdims=True)
     return keep_until_mass(logits_BV, jnp.abs(surprise_BV - mean_B1), p)
 
 
-def greedy(logits_BV, counts_BV, number):
+def greedy(logits_BV, seen, number):
     """Keeps the most probable token alone; of several, the one with the lowest id."""
     best_B1 = jnp.argmax(logits_BV, axis=-1, keepdims=True)
     return jnp.where(jnp.arange(logits_BV.shape[-1])[None, :] == best_B1, logits_BV, -jnp.inf)
