@@ -34,6 +34,11 @@ class MetricsFile:
                     self.tensorboard.add_scalar(name, row[name], row["step"])
             self.tensorboard.flush()
 
+    def close(self) -> None:
+        """TensorBoard's writer has a thread, which may not have written the last row yet."""
+        if self.tensorboard is not None:
+            self.tensorboard.close()
+
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl. A last line without its end is left out, since a kill has cut it off; so is, with a line

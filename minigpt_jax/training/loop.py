@@ -71,6 +71,7 @@ def go(run: Run, callbacks: Sequence[Callback]) -> None:
     task, root_key = run.task, jax.random.key(run.settings.seed)
     arguments, step_once = step_arguments(task), run.compilations.expect_one(train_step)
     with contextlib.ExitStack() as at_the_end:
+        at_the_end.callback(run.metrics.close)
         for callback in callbacks:
             at_the_end.callback(callback.close)
             callback.begin(run)

@@ -1,0 +1,45 @@
+"""The pictures of runs: the lines in them are the rows of their metrics."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("matplotlib")
+
+PATH = Path(__file__).resolve().parents[1] / "scripts" / "plot.py"
+
+
+@pytest.fixture(scope="module")
+def plot():
+    spec = importlib.util.spec_from_file_location("minigpt_plot", PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def rows_of(run):
+    """Two rows of training, one of them of a step that was not finite, and an evaluation."""
+    training = {"learning_rate": 0.1 * run, "grad_norm": 2.0 + run, "tokens_per_second": 1000.0 * run}
+    return [
+        {"step": 3, "train_loss": 4.0 + run, **training},
+        {"step": 6, "train_loss": None, **training},
+        {"step": 6, "val_loss": 3.0 + run},
+    ]
+
+
+def test_every_panel_has_the_numbers_of_every_run_in_its_colour(plot):
+    loss, *others = plot.draw({"one": rows_of(1), "two": rows_of(2)}).axes
+    found = {line.get_label(): (line.get_xydata().tolist(), line.get_color()) for line in loss.get_lines()}
+    assert found == {
+        "one, training": ([[3.0, 5.0]], "C0"),
+        "one, validation": ([[6.0, 4.0]], "C0"),
+        "two, training": ([[3.0, 6.0]], "C1"),
+        "two, validation": ([[6.0, 5.0]], "C1"),
+    }
+    names = [name for name in plot.PANELS if name != "loss"]
+    for axes, name in zip(others, names, strict=True):
+        lines = [(line.get_xydata().tolist(), line.get_color()) for line in axes.get_lines()]
+        expected = [[[row["step"], row[name]] for row in rows_of(run) if name in row] for run in (1, 2)]
+        assert lines == [(expected[0], "C0"), (expected[1], "C1")]
+        assert axes.get_title(loc="left") == plot.PANELS[name]
