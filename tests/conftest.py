@@ -36,6 +36,13 @@ def pytest_terminal_summary(terminalreporter, config):
             terminalreporter.write_line(f"SKIPPED, which is a failure here: {report.nodeid}: {report.longrepr[2]}", red=True)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_programs_left_behind():
+    """A test file compiles hundreds of programs that no other needs: kept, they make a process of several gigabytes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(autouse=True)
 def a_cache_folder_of_its_own(tmp_path, monkeypatch):
     """No test reads or writes the cache of whoever runs it."""

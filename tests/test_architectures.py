@@ -18,6 +18,8 @@ from minigpt_jax.interop.hf_reader import read
 from minigpt_jax.interop.hf_writer import model_type_of, write
 from minigpt_jax.models.gpt import GPT
 
+pytestmark = pytest.mark.slow
+
 SIZES = {"num_layers": 2, "num_heads": 4, "embed_dim": 8, "ff_dim": 12, "context_length": 16, "vocab_size": 3}
 TOKENS_BT = random_tokens(2, 16, vocab_size=3)
 BLOCK = "transformer/block_0"

@@ -18,6 +18,8 @@ from minigpt_jax.kernels.partitioned_cache import partitioned
 from minigpt_jax.models.gpt import GPT
 from minigpt_jax.models.kernels import PLAIN
 
+pytestmark = pytest.mark.slow
+
 V = 5
 CONFIG = ModelConfig(num_layers=1, num_heads=2, embed_dim=8, ff_dim=16, context_length=12, vocab_size=V)
 ROTARY, LEARNED = (GPT(dataclasses.replace(CONFIG, positions=positions), SPLIT) for positions in ("rotary", "learned"))

@@ -22,6 +22,8 @@ from minigpt_jax.models.kernels import PLAIN
 from minigpt_jax.training.run import new_state, step_arguments
 from minigpt_jax.training.step import train_step
 
+pytestmark = pytest.mark.slow
+
 
 class Toy:
     """Writes its name and its letter into a file at each turn."""

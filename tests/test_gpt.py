@@ -20,6 +20,8 @@ from minigpt_jax.models.kernels import PLAIN
 from minigpt_jax.models.transformer import Transformer
 from minigpt_jax.tasks.losses import next_token_loss
 
+pytestmark = pytest.mark.slow
+
 TINY = ModelConfig(num_layers=2, num_heads=4, embed_dim=16, ff_dim=24, context_length=8, vocab_size=16)
 
 

@@ -10,6 +10,8 @@ import pytest
 
 from minigpt_jax import compare
 
+pytestmark = pytest.mark.e2e
+
 PAGES = Path(compare.__file__).parent
 GUIDE, NNX = ((PAGES / name).read_text(encoding="utf-8") for name in ("guide.md", "linen_and_nnx.md"))
 ROWS = re.findall(r"<tr><td>\n(.*?)\n</td><td>\n(.*?)\n</td></tr>", GUIDE, re.DOTALL)

@@ -21,6 +21,8 @@ from minigpt_jax.interop import hf_reader, hf_writer
 from minigpt_jax.models.gpt import GPT
 from minigpt_jax.models.initial import init_params
 
+pytestmark = pytest.mark.slow
+
 SHAPE = {"num_layers": 2, "num_heads": 4, "embed_dim": 16, "ff_dim": 24, "context_length": 32}
 GPT2 = SHAPE | {"positions": "learned", "norm": "layernorm", "activation": "gelu", "qk_norm": False, "init": "gpt2"}
 LLAMA = SHAPE | {"positions": "rotary", "norm": "rmsnorm", "activation": "swiglu", "qk_norm": False, "init": "gpt2"}

@@ -18,6 +18,8 @@ from minigpt_jax.kernels.norms import center, unit_rms
 from minigpt_jax.models.masks import Mask
 from minigpt_jax.models.transformer import Transformer
 
+pytestmark = pytest.mark.slow
+
 # ---- Norms ----------------------------------------------------------------------------------------------------------------
 
 

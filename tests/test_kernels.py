@@ -25,6 +25,8 @@ from minigpt_jax.models.kernels import PLAIN, Kernels
 from minigpt_jax.models.masks import Mask
 from minigpt_jax.models.transformer import Transformer
 
+pytestmark = pytest.mark.slow
+
 CONFIG = ModelConfig(num_layers=1, num_heads=4, embed_dim=16, ff_dim=16, context_length=8, vocab_size=5)
 ROOT = Path(__file__).resolve().parents[1]
 

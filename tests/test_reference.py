@@ -29,6 +29,8 @@ from minigpt_jax.training.optimizer import make_optimizer
 from minigpt_jax.training.state import TrainState
 from minigpt_jax.training.step import train_step
 
+pytestmark = pytest.mark.slow
+
 CPU = jax.devices("cpu")[0]
 
 

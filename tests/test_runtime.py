@@ -12,6 +12,8 @@ from minigpt_jax import runtime
 from minigpt_jax.benchmarks.turns import in_own_process
 from minigpt_jax.files import sha256
 
+pytestmark = pytest.mark.e2e
+
 
 @pytest.mark.parametrize("value", ["", "relative/cache", None])
 def test_cache_folder_ignores_what_xdg_forbids(tmp_path, monkeypatch, value):

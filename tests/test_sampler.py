@@ -24,6 +24,8 @@ from minigpt_jax.models.gpt import GPT
 from minigpt_jax.models.kernels import PLAIN
 from minigpt_jax.training.compilations import Compilations
 
+pytestmark = pytest.mark.slow
+
 
 def two_parts(batch_size, config):
     return partitioned(batch_size, config, 2)

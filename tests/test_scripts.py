@@ -33,6 +33,8 @@ from minigpt_jax.config import Config
 from minigpt_jax.data import batches, tokenizers
 from minigpt_jax.runs import checkpoints
 
+pytestmark = pytest.mark.e2e
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # Some of its characters take two or three bytes, so that counting bytes for characters would show.

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from settings import BASE, CONTEXTS, MODEL_CHANGES, OF_THE_LOOP, changes_of
 
+pytestmark = pytest.mark.slow
+
 torch = pytest.importorskip("torch")
 
 from minigpt_jax.api import choose_kernels

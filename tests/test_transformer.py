@@ -17,6 +17,8 @@ from minigpt_jax.models.layers import FeedForward, MultiHeadAttention, Norm
 from minigpt_jax.models.masks import Mask
 from minigpt_jax.models.transformer import Block, Transformer
 
+pytestmark = pytest.mark.slow
+
 CONFIG = ModelConfig(num_layers=2, num_heads=2, embed_dim=8, ff_dim=12, context_length=4, vocab_size=5, bias=True)
 B, T, D = 2, 4, CONFIG.embed_dim
 POSITIONS_BT = np.broadcast_to(np.arange(T), (B, T))

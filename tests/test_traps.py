@@ -8,6 +8,8 @@ import pytest
 
 from minigpt_jax.compare import traps
 
+pytestmark = pytest.mark.e2e
+
 
 @pytest.fixture(autouse=True)
 def as_jax_is_by_default():

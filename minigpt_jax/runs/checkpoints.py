@@ -116,9 +116,7 @@ def read_info(workdir: Path, step: int) -> CheckpointInfo:
         if values["format"] == 2:
             values = from_format_2(values)
         if values["format"] != FORMAT:
-            raise DataError(
-                f"{path} has format {values['format']}; this version of minigpt_jax reads formats 2 and {FORMAT}"
-            )
+            raise DataError(f"{path} has format {values['format']}; this version of minigpt_jax reads 2 and {FORMAT}")
         if values["step"] != step:
             raise ValueError(f"it is that of step {values['step']}")
         return CheckpointInfo(**values | {"pending_losses": tuple(values["pending_losses"])})
