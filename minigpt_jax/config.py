@@ -36,13 +36,14 @@ def setting_type(field: dataclasses.Field) -> type:
     """The plain type of a setting: `int` for a field declared `int | None`."""
     if isinstance(field.type, types.UnionType):
         return next(kind for kind in typing.get_args(field.type) if kind is not type(None))
+    assert isinstance(field.type, type)  # and not its name
     return field.type
 
 
 def check_setting(field: dataclasses.Field, value: Any) -> None:
     """Raises UsageError, saying what is allowed, unless `value` suits `field`."""
     name, rules, kind = field.name, field.metadata, setting_type(field)
-    if value is None and field.type != kind:
+    if field.type != kind and value is None:
         return
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not (is_number if kind is float else type(value) is kind):
@@ -50,7 +51,7 @@ def check_setting(field: dataclasses.Field, value: Any) -> None:
     if kind is float and not math.isfinite(value):
         raise UsageError(f"{name}={value} must be a finite number")
     if rules["choices"]:
-        require_choice(name, value, rules["choices"])
+        require_choice(name, str(value), rules["choices"])
     if rules["at_least"] is not None and value < rules["at_least"]:
         raise UsageError(f"{name}={value} must be at least {rules['at_least']}")
     if rules["at_most"] is not None and value > rules["at_most"]:
@@ -61,6 +62,7 @@ def check_setting(field: dataclasses.Field, value: Any) -> None:
         raise UsageError(f"{name}={value} must be below {rules['below']}")
 
 
+@dataclasses.dataclass(frozen=True)
 class Section:
     """Base of the groups of settings: checks each field against its own rules."""
 
@@ -125,6 +127,12 @@ class ModelConfig(Section):
     @property
     def kv_heads(self) -> int:
         return self.num_kv_heads or self.num_heads
+
+    @property
+    def known_vocab_size(self) -> int:
+        """`vocab_size` once the tokenizer has said it, as every model needs it."""
+        assert self.vocab_size is not None
+        return self.vocab_size
 
     @property
     def can_slide(self) -> bool:
@@ -337,6 +345,8 @@ def load_preset(name: str) -> Config:
             f"allowed: {', '.join(preset_names())}, or the path of a .py file with get_config()"
         )
     spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None  # since it ends in .py
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

@@ -58,7 +58,8 @@ def split_cpu() -> None:
     """
     import jax
 
-    has_chosen = jax.config.jax_num_cpu_devices >= 0 or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    chosen: int = jax.config.jax_num_cpu_devices  # pyright: ignore[reportAttributeAccessIssue]
+    has_chosen = chosen >= 0 or "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not has_chosen and num_cores() > 1:
         jax.config.update("jax_num_cpu_devices", 2)
 
@@ -87,7 +88,7 @@ def kept_programs() -> Iterator[None]:
     """
     import jax
 
-    if jax.config.jax_compilation_cache_dir:
+    if jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
         yield
         return
     folder = cache_dir() / f"programs-{processor()}"

@@ -1,10 +1,10 @@
 """What the machine itself can do at most, as contestants: a limit that was measured in other weather is none."""
 
 from collections.abc import Callable
+from typing import Any
 
 from minigpt_jax import machine
 from minigpt_jax.benchmarks.turns import with_spread
-from minigpt_jax.config import Config
 from minigpt_jax.runtime import keep_freed_memory
 
 
@@ -12,11 +12,16 @@ class Limit:
     """Does `work` again and again, about `amount_of_run` of it in a run, and tells how much that was."""
 
     needs = "jax"
+    amount_of_run: float
 
-    def __init__(self, *setup):
+    def __init__(self, *setup: Any):
         keep_freed_memory()
         self.work, self.amount = self.prepare(*setup)
         self.times = max(1, round(self.amount_of_run / self.amount))
+
+    def prepare(self, *setup: Any) -> tuple[Callable[[], object], int]:
+        """(work, how much that is)."""
+        raise NotImplementedError
 
     def run(self) -> None:
         for _ in range(self.times):
@@ -31,7 +36,7 @@ class LargeProduct(Limit):
 
     name, amount_of_run = "large products", 1e11  # FLOPs
 
-    def prepare(self, *setup) -> tuple[Callable[[], object], int]:
+    def prepare(self, *setup: Any) -> tuple[Callable[[], object], int]:
         return machine.product(2048, 2048, 2048)
 
 
@@ -40,9 +45,9 @@ class ShapedProduct(Limit):
 
     name, amount_of_run = "its own products", 1e11  # FLOPs
 
-    def prepare(self, config: Config, *setup) -> tuple[Callable[[], object], int]:
-        model = config.model
-        return machine.product(config.training.batch_size * model.context_length, model.embed_dim, model.ff_dim)
+    def prepare(self, *setup: Any) -> tuple[Callable[[], object], int]:
+        model, training = setup[0].model, setup[0].training  # of a Config
+        return machine.product(training.batch_size * model.context_length, model.embed_dim, model.ff_dim)
 
 
 class Copy(Limit):
@@ -50,7 +55,7 @@ class Copy(Limit):
 
     name, amount_of_run = "copying", 1e10  # bytes
 
-    def prepare(self, *setup) -> tuple[Callable[[], object], int]:
+    def prepare(self, *setup: Any) -> tuple[Callable[[], object], int]:
         return machine.copy()
 
 

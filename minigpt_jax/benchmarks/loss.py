@@ -11,8 +11,7 @@ from minigpt_jax.benchmarks.turns import present, race
 from minigpt_jax.config import load_preset
 from minigpt_jax.data import batches
 from minigpt_jax.runtime import keep_freed_memory
-from minigpt_jax.tasks import prepare
-from minigpt_jax.tasks.language_modelling import LanguageModelling
+from minigpt_jax.tasks.language_modelling import LanguageModelling, prepare
 from minigpt_jax.training.run import new_state, step_arguments
 from minigpt_jax.training.step import train_step
 

@@ -22,7 +22,7 @@ def use_gpu() -> Callable[[], None]:
 
 def random_batch(config: Config) -> dict[str, np.ndarray]:
     shape = (config.training.batch_size, config.model.context_length + 1)
-    tokens = np.random.default_rng(0).integers(config.model.vocab_size, size=shape, dtype=np.int32)
+    tokens = np.random.default_rng(0).integers(config.model.known_vocab_size, size=shape, dtype=np.int32)
     return {"inputs_BT": tokens[:, :-1], "targets_BT": tokens[:, 1:], "mask_BT": np.ones_like(tokens[:, 1:], bool)}
 
 
@@ -104,13 +104,13 @@ class HuggingFace:
         model = transformers.GPT2LMHeadModel(
             transformers.GPT2Config(
                 n_layer=config.num_layers, n_head=config.num_heads, n_embd=config.embed_dim,
-                n_positions=config.context_length, vocab_size=config.vocab_size, bos_token_id=None, eos_token_id=None,
+                n_positions=config.context_length, vocab_size=config.known_vocab_size, bos_token_id=None, eos_token_id=None,
             )
         ).train(False)  # fmt: skip
         prompt = torch.arange(PROMPT_LENGTH).repeat(batch_size, 1)
 
         def run():
-            model.generate(
+            model.generate(  # pyright: ignore[reportAttributeAccessIssue]
                 prompt,
                 attention_mask=torch.ones_like(prompt),
                 max_new_tokens=num_tokens,

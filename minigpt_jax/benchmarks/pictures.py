@@ -3,7 +3,7 @@
 import importlib
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -26,13 +26,14 @@ def draw(figures: dict[str, dict]) -> Figure:
         importlib.import_module(f"minigpt_jax.benchmarks.{name}").draw(found, axes_of)
     num_columns = min(len(panels), 4 if len(panels) > 6 else 2)
     num_rows = math.ceil(len(panels) / num_columns)
-    for place, axes in zip(figure.add_gridspec(num_rows, num_columns), panels.values(), strict=False):
-        axes.set_subplotspec(place)
+    grid = figure.add_gridspec(num_rows, num_columns)
+    for place, axes in enumerate(panels.values()):
+        axes.set_subplotspec(grid[place])
     figure.set_size_inches(5 * num_columns, 3 * num_rows)
     return figure
 
 
-def bars(axes: Axes, values: dict[str, Sequence[float]], bound: float | None = None, bound_label: str = "") -> None:
+def bars(axes: Axes, values: Mapping[str, Sequence[float]], bound: float | None = None, bound_label: str = "") -> None:
     """A bar for each name's median, with a line from the least to the largest value, and a dotted one at a bound."""
     for name, found in values.items():
         median = statistics.median(found)

@@ -26,7 +26,7 @@ def start(preset: str, folder: Path, cache: Path) -> dict[str, float]:
     began = time.perf_counter()
     environment = os.environ | {"XDG_CACHE_HOME": str(cache), "JAX_COMPILATION_CACHE_DIR": ""}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
-        for line in process.stderr:
+        for line in process.stderr or ():
             lines.append(line.strip())
             if line.startswith("New run"):
                 seconds["ready"] = time.perf_counter() - began

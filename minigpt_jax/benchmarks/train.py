@@ -2,7 +2,6 @@
 
 import dataclasses
 import statistics
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -33,13 +32,13 @@ def kernels_called(name: str, config: ModelConfig) -> Kernels:
     return dataclasses.replace(choose_kernels(config), name=name, **{op: getattr(PLAIN, op)})
 
 
-def compiled_step(config: Config, kernels: str = "tuned") -> tuple[Callable, TrainState, dict, dict]:
+def compiled_step(config: Config, kernels: str = "tuned") -> tuple[Any, TrainState, dict, dict]:
     """The training step, compiled, with a first state, a random batch, and the arguments by name."""
     objective = NextToken.of(config, kernels_called(kernels, config.model))
     parts = {"objective": objective, "optimizer": make_optimizer(config.training, 1000)}
     batch, key = random_batch(config), jax.random.key(0)
     state = init_state(key, **parts)
-    init_state.clear_cache()  # as the run does
+    init_state.clear_cache()  # as the run does  # pyright: ignore[reportAttributeAccessIssue]
     arguments = jax.device_put(parts) | {"key": key}
     return train_step.lower(state, batch, **arguments).compile(), state, batch, arguments
 

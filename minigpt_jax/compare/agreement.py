@@ -42,12 +42,12 @@ class Difference:
         return self.measured <= self.limit  # which a NaN is not
 
 
-WEIGHTS = dict.fromkeys(("kernel", "scale", "embedding"), "weight")  # what PyTorch calls so
+WEIGHTS: dict[str, str] = dict.fromkeys(("kernel", "scale", "embedding"), "weight")  # what PyTorch calls so
 
 
 def torch_name(path: tuple) -> str:
     """PyTorch's name for a parameter of the Linen model: `transformer.blocks.0.attention.query.weight`."""
-    *modules, leaf = [key.key for key in path]
+    *modules, leaf = [str(key.key) for key in path]
     modules = [name.replace("block_", "blocks.") for name in modules]
     return ".".join([*modules, WEIGHTS.get(leaf, leaf)])
 
@@ -107,7 +107,7 @@ def compare(config: Config, batches: Sequence[dict[str, np.ndarray]], kernels: K
     twin_loss = torch_gpt.next_token_loss(twin_logits_BTV, targets_BT)
     twin_loss.backward()
     note("loss", loss, twin_loss.detach(), LOGITS_LIMIT)
-    twin_grads = {name: parameter.grad for name, parameter in twin.named_parameters()}
+    twin_grads = {name: parameter.grad for name, parameter in twin.named_parameters() if parameter.grad is not None}
     noise = NOISE * float(torch.nn.utils.get_total_norm(twin_grads.values()))
     without_effect = {name for name, grad in twin_grads.items() if grad.norm() < noise}
     for name, grad in by_torch_name(grads).items():
@@ -134,7 +134,7 @@ def compare(config: Config, batches: Sequence[dict[str, np.ndarray]], kernels: K
             for name, array in by_torch_name(state.params).items():
                 if name not in without_effect:
                     note(f"step {step}: {name}", array, twin_params[name].detach(), PARAMETER_LIMIT)
-            if ema:
+            if twin_average is not None:
                 twin_kept = dict(twin_average.named_parameters())
                 for name, array in by_torch_name(state.average).items():
                     if name not in without_effect:

@@ -108,10 +108,12 @@ def rotate(x_BHTK: Tensor) -> Tensor:
 class TokenAndPosition(nn.Module):
     """Token embedding plus, where the config has a table of them, position embedding; the same table reads logits out."""
 
+    waves_TD: Tensor  # of sinusoidal positions
+
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.tokens = nn.Embedding(config.vocab_size, config.embed_dim)
+        self.tokens = nn.Embedding(config.known_vocab_size, config.embed_dim)
         nn.init.normal_(self.tokens.weight, std=embedding_deviation(config))  # the default is 1
         if config.positions == "learned":
             self.positions = nn.Embedding(config.context_length, config.embed_dim)
@@ -222,7 +224,7 @@ class GPT(nn.Module):
         super().__init__()
         self.embedding = TokenAndPosition(config)
         self.transformer = Transformer(config)
-        self.head = nn.Linear(config.embed_dim, config.vocab_size, bias=False)
+        self.head = nn.Linear(config.embed_dim, config.known_vocab_size, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.tokens.weight  # one tensor, owned by two modules
         else:
@@ -285,11 +287,11 @@ def train_step(
     Returns the loss and the norm of the gradient before clipping.
     """
     optimizer.zero_grad()  # else they add up, as they are to do over the parts of a batch
-    total, parts = 0.0, config.grad_accumulation
+    total, parts = torch.zeros(()), config.grad_accumulation
     for part_inputs_BT, part_targets_BT in zip(inputs_BT.chunk(parts), targets_BT.chunk(parts), strict=True):
         loss = next_token_loss(model(part_inputs_BT), part_targets_BT) / parts  # equal parts, in which all targets count
         loss.backward()
-        total += loss.detach()
+        total = total + loss.detach()
     grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
     optimizer.step()
     if average is not None:

@@ -329,7 +329,8 @@ def main() -> None:
     for number, trap in enumerate(TRAPS, 1):
         title = "".join(f" {letter.lower()}" if letter.isupper() else letter for letter in trap.__name__).strip()
         print(f"\n{number}/{len(TRAPS)}  {title.capitalize()}. What one expects: {trap.expectation}.\n")
-        for name, function in (("Wrong", trap.wrong), ("Right", trap.right)):
+        for name in ("Wrong", "Right"):
+            function = getattr(trap, name.lower())
             print(f"{name}:\n\n{body(function)}\n  {outcome(trap, function)}\n")
         print(textwrap.fill(" ".join(trap.why.split()), 100))
         if sys.stdin.isatty() and number < len(TRAPS):
@@ -338,4 +339,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, __doc__)
+    cli.run(main, __doc__ or "")

@@ -56,7 +56,6 @@ def download(
             data = _fetch(url, max_bytes, timeout, deadline)
             if (found := files.sha256(data)) != sha256:
                 raise _FetchError(f"the server sent another file: its SHA-256 is {found}", try_again=False)
-            break
         except _FetchError as error:
             wait = pause * 2**attempt
             if not error.try_again or attempt + 1 == attempts or time.monotonic() + wait >= deadline:
@@ -67,7 +66,9 @@ def download(
                 ) from None
             log.info("download of %s failed (%s): trying again", url, error)
             time.sleep(wait)
-    write_cached(path, data)
+        else:
+            write_cached(path, data)
+            return
 
 
 def _fetch(url: str, max_bytes: int, timeout: float, deadline: float) -> bytes:

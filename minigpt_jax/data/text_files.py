@@ -19,7 +19,6 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from tqdm import tqdm
 
@@ -116,7 +115,7 @@ def find_text(dataset: str, encoding: str = "utf-8") -> Text:
         paths = sorted(file for file in map(Path, glob.glob(dataset, recursive=True)) if file.is_file())
         missing = f"no file matches {dataset!r}"
     else:
-        paths = [Path(dataset)]
+        return Text(dataset, (Path(dataset),), encoding)
     if not paths:
         raise DataError(missing)
     return Text(dataset, tuple(paths), encoding)
@@ -128,7 +127,7 @@ def read_text(path: Path | str, encoding: str = "utf-8") -> Iterator[str]:
         yield from decode(file, str(path), encoding)
 
 
-def decode(file: BinaryIO, name: str, encoding: str = "utf-8") -> Iterator[str]:
+def decode(file: io.BufferedIOBase, name: str, encoding: str = "utf-8") -> Iterator[str]:
     """The text that a file holds, in portions. Raises DataError, with the name and the place, where it does not."""
     decoder = codecs.getincrementaldecoder(encoding)()
     nul = b"\0" if "\0".encode(encoding) == b"\0" else None  # in UTF-16 it is half of many characters
@@ -182,7 +181,8 @@ def _read_json_lines(path: Path) -> Iterator[str]:
                 text = json.loads(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)["text"]
                 text.encode()  # a JSON string may hold half of a surrogate pair, which is no character
             except UnicodeEncodeError as error:
-                raise DataError(f"{where} has no character U+{ord(text[error.start]):04X}: it is half of a pair") from None
+                half = f"U+{ord(error.object[error.start]):04X}"
+                raise DataError(f"{where} has no character {half}: it is half of a pair") from None
             except (KeyError, TypeError, AttributeError):
                 raise DataError(f'{where} has no text: it must be like {{"text": "..."}}') from None
             except (ValueError, RecursionError) as error:
@@ -196,7 +196,7 @@ def _read_json_lines(path: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path | str) -> Iterator[BinaryIO]:
+def _opened(path: Path | str) -> Iterator[io.BufferedIOBase]:
     name = str(path)
     try:
         # Bytes: text mode would turn \r\n into \n.

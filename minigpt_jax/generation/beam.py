@@ -125,7 +125,7 @@ class Search:
             found = Hypothesis(tokens, log_probs, scores[-1], scores[-1] / self.length**self.length_penalty, ended)
             self.finished = sorted([*self.finished, found], key=lambda text: -text.rank)[: self.width]
 
-    def can_improve(self, best_score: float) -> bool:
+    def can_improve(self, best_score: Any) -> bool:
         """Whether a beam may still end better than the worst text kept. Scores only fall, and so a beam ranks best if it
         loses nothing more and ends at once or, where length is rewarded, as late as it can."""
         length = self.num_tokens if self.length_penalty > 0 else min(self.length + 1, self.num_tokens)

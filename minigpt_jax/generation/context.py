@@ -17,7 +17,7 @@ def reanchor(params: Any, state: DecodeState, windows_BS: jax.Array, full_B: jax
     B, S = windows_BS.shape
     moved, _ = prefill(params, windows_BS, jnp.full(B, S // 2), model=model)
     cache = tuple(old.with_rows_of(new, full_B) for old, new in zip(state.cache, moved.cache, strict=True))
-    return state.replace(cache=cache, position_B=jnp.where(full_B, S // 2, state.position_B))
+    return DecodeState(cache, state.token_B, jnp.where(full_B, S // 2, state.position_B))
 
 
 class Context:

@@ -46,11 +46,11 @@ def prefill(params, prompts_BS, lengths_B, *, model) -> tuple[DecodeState, jax.A
 def decode_step(params, state: DecodeState, model) -> tuple[DecodeState, jax.Array]:
     """Runs the token chosen last through the model. Returns logits_BV of the token after it."""
     logits_B1V, cache = model.apply({"params": params}, state.token_B[:, None], state.position_B[:, None], state.cache)
-    return state.replace(cache=cache), logits_B1V[:, 0]
+    return DecodeState(cache, state.token_B, state.position_B), logits_B1V[:, 0]
 
 
 def append_token(state: DecodeState, token_B: jax.Array) -> DecodeState:
-    return state.replace(token_B=token_B, position_B=state.position_B + 1)
+    return DecodeState(state.cache, token_B, state.position_B + 1)
 
 
 @struct.dataclass

@@ -60,8 +60,8 @@ def linear(name: str, parameter: str) -> tuple[Tensor, Tensor]:
 
 def conv1d(name: str, *parameters: str) -> tuple[Tensor, Tensor]:
     """The same of GPT-2, which keeps (inputs, outputs) and has queries, keys and values in one matrix."""
-    return tuple(Tensor(f"{name}.{theirs}", tuple(f"{one}/{ours}" for one in parameters))
-                 for theirs, ours in (("weight", "kernel"), ("bias", "bias")))  # fmt: skip
+    weight, bias = (tuple(f"{one}/{ours}" for one in parameters) for ours in ("kernel", "bias"))
+    return Tensor(f"{name}.weight", weight), Tensor(f"{name}.bias", bias)
 
 
 def rms_norm(name: str, parameter: str) -> Tensor:
@@ -133,7 +133,8 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of the model's parameters by path: `transformer/block_0/attention/query/kernel`."""
     model = GPT(config)
     tree = jax.eval_shape(lambda: init_params(jax.random.key(0), model))
-    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree, sep="/").items()}
+    leaves: dict[str, Any] = traverse_util.flatten_dict(tree, sep="/")
+    return {path: leaf.shape for path, leaf in leaves.items()}
 
 
 def stored_shapes(config: ModelConfig, model_type: str) -> dict[str, tuple[int, ...]]:

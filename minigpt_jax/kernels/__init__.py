@@ -4,6 +4,7 @@ Each file says which op it computes, what it saves and which test proves it equa
 decoding steps: `python scripts/benchmark.py kernels` measures them on your machine.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from minigpt_jax.config import ModelConfig
@@ -18,10 +19,10 @@ from minigpt_jax.kernels.recompute import recompute
 from minigpt_jax.kernels.split_attention import split_attention
 from minigpt_jax.models.kernels import PLAIN, Kernels
 
-TUNED = Kernels("tuned", matmul, center, unit_rms, activate, empty_cache=whole_cache, recompute=recompute)
-BLOCKED = Kernels("tuned, blocked attention", matmul, center, unit_rms, activate, blocked_attention, empty_cache, recompute)
-SPLIT = Kernels("tuned, split attention", matmul, center, unit_rms, activate, split_attention, empty_cache, recompute)
-CUDNN = Kernels("tuned, cuDNN attention", matmul, center, unit_rms, activate, cudnn_attention, whole_cache, recompute)
+TUNED = Kernels("tuned", matmul, center, unit_rms, activate, empty_cache=whole_cache, recompute=recompute)  # pyright: ignore[reportArgumentType]
+BLOCKED = replace(TUNED, name="tuned, blocked attention", attention=blocked_attention, empty_cache=empty_cache)
+SPLIT = replace(TUNED, name="tuned, split attention", attention=split_attention, empty_cache=empty_cache)
+CUDNN = replace(TUNED, name="tuned, cuDNN attention", attention=cudnn_attention)
 
 
 def select(config: ModelConfig, device: Any, kernels: str = "tuned") -> Kernels:

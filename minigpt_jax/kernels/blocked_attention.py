@@ -27,7 +27,7 @@ def blocked_attention(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, m
         return x_BTHK.reshape(B, -1, BLOCK, H, K).transpose(1, 0, 3, 2, 4)
 
     o_blocks = attend(to_blocks(q_BTHK), to_blocks(k_BSHK), to_blocks(v_BSHK), mask)
-    return o_blocks.transpose(1, 0, 3, 2, 4).reshape(B, -1, H, K)[:, :T]
+    return o_blocks.transpose(1, 0, 3, 2, 4).reshape(B, -1, H, K)[:, :T]  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

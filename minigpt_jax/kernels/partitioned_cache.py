@@ -53,7 +53,7 @@ class PartitionedCache:
             return tuple(into(c, part_NPK) for c, part_NPK in enumerate(parts))
 
         k_parts, v_parts = write(self.k_parts, k_BTGK), write(self.v_parts, v_BTGK)
-        return self.replace(k_parts=k_parts, v_parts=v_parts, num_written=self.num_written + T)
+        return PartitionedCache(k_parts, v_parts, self.num_written + T, self.num_kv_heads)
 
     def attend(self, q_BTHK: jax.Array, mask: Mask, positions_BT: jax.Array) -> jax.Array:
         """Keys are on the left of their product, since XLA on a CPU transposes all that is on the right of one, and the
@@ -87,7 +87,7 @@ class PartitionedCache:
             return part_NPK.reshape(-1, G, *part_NPK.shape[1:])[rows_R].reshape(-1, *part_NPK.shape[1:])
 
         k_parts, v_parts = jax.tree.map(pick, (self.k_parts, self.v_parts))
-        return self.replace(k_parts=k_parts, v_parts=v_parts)
+        return PartitionedCache(k_parts, v_parts, self.num_written, G)
 
     def with_rows_of(self, other: "PartitionedCache", is_other_B: jax.Array) -> "PartitionedCache":
         """`other` may have another number of parts."""
@@ -98,7 +98,8 @@ class PartitionedCache:
             turned = jnp.split(jnp.roll(jnp.concatenate(theirs, axis=1), turn, axis=1), len(ours), axis=1)
             return tuple(jnp.where(is_other_N11, *pair) for pair in zip(turned, ours, strict=True))
 
-        return self.replace(k_parts=pick(self.k_parts, other.k_parts), v_parts=pick(self.v_parts, other.v_parts))
+        k_parts, v_parts = pick(self.k_parts, other.k_parts), pick(self.v_parts, other.v_parts)
+        return PartitionedCache(k_parts, v_parts, self.num_written, self.num_kv_heads)
 
 
 def empty_cache(batch_size: int, config: ModelConfig) -> PartitionedCache:

@@ -17,4 +17,4 @@ def split_attention(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, mas
     if jax.tree.leaves(mask):  # which differ from row to row
         return attention(q_BTHK, k_BSHK, v_BSHK, mask)
     halves = zip(*(jnp.array_split(x_BTHK, 2) for x_BTHK in (q_BTHK, k_BSHK, v_BSHK)), strict=True)
-    return jnp.concatenate([attention(*half, mask) for half in halves])
+    return jnp.concatenate([attention(q, k, v, mask) for q, k, v in halves])

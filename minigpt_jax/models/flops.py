@@ -11,4 +11,4 @@ def flops_per_token(config: ModelConfig) -> float:
     """
     D, F, kv = config.embed_dim, config.ff_dim, config.kv_heads * config.head_size
     block = 2 * D * D + 2 * D * kv + (3 if config.activation == "swiglu" else 2) * D * F
-    return 6.0 * (config.num_layers * (block + D * config.context_length) + D * config.vocab_size)
+    return 6.0 * (config.num_layers * (block + D * config.context_length) + D * config.known_vocab_size)

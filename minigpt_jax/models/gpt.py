@@ -34,4 +34,4 @@ class GPT(nn.Module):
         x_BTD, cache = Transformer(config, kernels, name="transformer")(x_BTD, mask, positions_BT, cache, dropout)
         if config.tie_embeddings:  # Press & Wolf 2017
             return embedding.tokens.attend(x_BTD).astype(jnp.float32), cache
-        return Dense(config.vocab_size, config, kernels, "head", bias=False)(x_BTD).astype(jnp.float32), cache
+        return Dense(config.known_vocab_size, config, kernels, "head", bias=False)(x_BTD).astype(jnp.float32), cache

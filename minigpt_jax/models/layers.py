@@ -113,7 +113,7 @@ class TokenAndPosition(nn.Module):
 
     def setup(self):
         config, how = self.config, {"dtype": self.config.dtype, "embedding_init": embedding_init(self.config)}
-        self.tokens = nn.Embed(config.vocab_size, config.embed_dim, **how)
+        self.tokens = nn.Embed(config.known_vocab_size, config.embed_dim, **how)
         if config.positions == "learned":
             self.positions = nn.Embed(config.context_length, config.embed_dim, **how)
 

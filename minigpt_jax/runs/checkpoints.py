@@ -119,7 +119,8 @@ def read_info(workdir: Path, step: int) -> CheckpointInfo:
             raise DataError(f"{path} has format {values['format']}; this version of minigpt_jax reads 2 and {FORMAT}")
         if values["step"] != step:
             raise ValueError(f"it is that of step {values['step']}")
-        return CheckpointInfo(**values | {"pending_losses": tuple(values["pending_losses"])})
+        values["pending_losses"] = tuple(values["pending_losses"])
+        return CheckpointInfo(**values)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise error if isinstance(error, DataError) else DataError(f"{path} is damaged: {error}") from error
 

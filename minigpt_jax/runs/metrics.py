@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ class MetricsFile:
         kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= last_step]
         write_text(path, "".join(kept))
 
-    def append(self, row: dict[str, float]) -> None:
+    def append(self, row: Mapping[str, float | None]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         if self.tensorboard is not None:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from flax import struct
 
-from minigpt_jax.config import Config
+from minigpt_jax.config import Config, DataConfig
 from minigpt_jax.data import batches
 from minigpt_jax.data.splits import read_texts, tokenize_splits, train_tokenizer
 from minigpt_jax.data.token_file import Tokens
@@ -44,11 +44,10 @@ class NextToken:
     def init(self, key: jax.Array) -> Any:
         return init_params(key, self.model)
 
-    def loss(self, params: Any, batch: batches.Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array, dict]:
+    def loss(self, params: Any, batch: Mapping[str, jax.Array], key: jax.Array | None) -> tuple[jax.Array, jax.Array, dict]:
         dropout = None if key is None else self.dropout
-        logits_BTV, _ = self.model.apply(
-            {"params": params}, batch["inputs_BT"], dropout=dropout, rngs=None if dropout is None else {"dropout": key}
-        )
+        rngs = None if key is None or dropout is None else {"dropout": key}
+        logits_BTV, _ = self.model.apply({"params": params}, batch["inputs_BT"], dropout=dropout, rngs=rngs)
         return *next_token_loss(logits_BTV, batch["targets_BT"], batch["mask_BT"]), {}
 
 
@@ -101,7 +100,7 @@ class LanguageModelling:
 
     def describe_data(self) -> str:
         millions = len(self.splits["train"].ids) / 1e6
-        return f"{self.config.data.dataset}, {millions:.2f} M training tokens{self.unknown_tokens('train')}"
+        return f"{data_of(self.config).dataset}, {millions:.2f} M training tokens{self.unknown_tokens('train')}"
 
     def describe_result(self, means: Mapping[str, float]) -> str:
         bits = in_every_unit(self, "val", means["loss"])["bits_per_char"]
@@ -112,15 +111,19 @@ class LanguageModelling:
         return "" if self.tokenizer.unknown is None else f" ({self.splits[split].unknown_share:.1%} of the tokens unknown)"
 
 
+def data_of(config: Config) -> DataConfig:
+    assert isinstance(config.data, DataConfig)  # by which `config.task` is this one
+    return config.data
+
+
 def prepare(config: Config, earlier: Earlier | None = None, kernels: Kernels = PLAIN) -> LanguageModelling:
     """Reads the texts and tokenizes them, with the tokenizer of the earlier run or one that is trained on them."""
-    texts, training = read_texts(config.data), config.training
+    data, training = data_of(config), config.training
+    texts = read_texts(data)
     if earlier is not None and earlier.sources["text"] != texts.sha256:
-        raise DataError(
-            f"{config.data.dataset} is no longer the text of the run: bring that back, or train anew with --overwrite"
-        )
+        raise DataError(f"{data.dataset} is no longer the text of the run: bring that back, or train anew with --overwrite")
     if earlier is None:
-        tokenizer = train_tokenizer(config.data, config.model.vocab_size, texts)
+        tokenizer = train_tokenizer(data, config.model.vocab_size, texts)
     else:
         tokenizer = load.read_tokenizer(earlier.workdir, earlier.sources["tokenizer"])
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size))

@@ -19,7 +19,9 @@ class Objective(Protocol):
         """Randomly initialised parameters."""
         ...
 
-    def loss(self, params: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    def loss(
+        self, params: Any, batch: Mapping[str, jax.Array], key: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         """(sum of the loss over the batch's targets, their number, sums of other measures by name). Without a key nothing is
         random, as in evaluation. Sums of parts add up to that of the batch, which means would not."""
         ...
@@ -28,14 +30,22 @@ class Objective(Protocol):
 class Task(Protocol):
     """An objective with its data: what `training.loop` trains, evaluates and shows."""
 
-    config: Config  # with what follows from the data filled in
-    objective: Objective
-    num_steps: int
-    unit: str  # what a rate counts, in the plural: tokens
-    units_per_step: int
-    flops_per_step: float
-    sources: Mapping[str, str]  # sha256 by name of what a resumed run must find unchanged
-    files: Mapping[str, str]  # texts by name that go into the run's folder
+    @property
+    def config(self) -> Config: ...  # with what follows from the data filled in
+    @property
+    def objective(self) -> Objective: ...
+    @property
+    def num_steps(self) -> int: ...
+    @property
+    def unit(self) -> str: ...  # what a rate counts, in the plural: tokens
+    @property
+    def units_per_step(self) -> int: ...
+    @property
+    def flops_per_step(self) -> float: ...
+    @property
+    def sources(self) -> Mapping[str, str]: ...  # sha256 by name of what a resumed run must find unchanged
+    @property
+    def files(self) -> Mapping[str, str]: ...  # texts by name that go into the run's folder
 
     def initial_params(self, sharding: jax.sharding.Sharding) -> Any:
         """Trained parameters to begin with; None where the objective draws them. Raises DataError if they do not fit."""

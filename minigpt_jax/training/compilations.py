@@ -19,7 +19,7 @@ class Compilations:
     def __init__(self):
         self.programs: list[tuple[str, float]] = []
         self.num_found = 0
-        self._pending = collections.Counter()  # seconds by program, until it is compiled
+        self._pending = collections.defaultdict[str, float](float)  # seconds by program, until it is compiled
 
     def __enter__(self) -> "Compilations":
         jax.monitoring.register_event_duration_secs_listener(self._note_duration)
@@ -30,10 +30,10 @@ class Compilations:
         jax.monitoring.unregister_event_duration_listener(self._note_duration)
         jax.monitoring.unregister_event_listener(self._note_event)
 
-    def _note_duration(self, event: str, seconds: float, fun_name: str = "", **_) -> None:
+    def _note_duration(self, event: str, duration_secs: float, **details: str | int) -> None:
         if event.startswith("/jax/core/compile/"):  # tracing, lowering, and then compiling or finding
-            name = fun_name.removeprefix("jit(").removesuffix(")")
-            self._pending[name] += seconds
+            name = str(details.get("fun_name", "")).removeprefix("jit(").removesuffix(")")
+            self._pending[name] += duration_secs
             if event.endswith("/backend_compile_duration"):
                 self.programs.append((name, self._pending[name]))
                 self._pending.clear()  # what was traced inside of it is part of it

@@ -80,7 +80,7 @@ def go(run: Run, callbacks: Sequence[Callback]) -> None:
                 with run.clock.waiting():
                     batch = task.batch_at(run.step)
                 if run.compiled_step is None:
-                    init_state.clear_cache()  # it has served, and its program takes some 50 MB
+                    init_state.clear_cache()  # it has served, and its program takes some 50 MB  # pyright: ignore[reportAttributeAccessIssue]
                     run.compiled_step = train_step.lower(run.state, batch, root_key, **arguments).compile()
                     give_back_freed_memory()
                 for callback in callbacks:

@@ -31,5 +31,5 @@ class ClippedAdamW:
 
 
 def make_optimizer(config: TrainingConfig, num_steps: int) -> ClippedAdamW:
-    numbers = {name: getattr(config, name) for name in NUMBERS} | {"num_steps": num_steps}
-    return ClippedAdamW(numbers, config.schedule)
+    numbers: dict[str, float] = {name: getattr(config, name) for name in NUMBERS}
+    return ClippedAdamW(numbers | {"num_steps": num_steps}, config.schedule)

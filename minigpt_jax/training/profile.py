@@ -25,7 +25,7 @@ def operations(trace_dir: Path, compiled_text: str, num_steps: int) -> list[Oper
     """
     [*_, path] = sorted(trace_dir.rglob("*.xplane.pb"))
     names = operation_names(compiled_text)
-    module = re.match(r"HloModule ([\w.-]+)", compiled_text)[1]  # other programs have instructions of the same names
+    [module] = re.findall(r"\AHloModule ([\w.-]+)", compiled_text)  # other programs have instructions of the same names
     nanoseconds = collections.Counter()
     with warnings.catch_warnings():
         # Python 3.13 warns of how the profile's types are made, which ends the process where warnings are errors.
@@ -37,7 +37,7 @@ def operations(trace_dir: Path, compiled_text: str, num_steps: int) -> list[Oper
                     if event.name not in names and not plane.name.startswith("/device:"):
                         continue
                     stats = dict(event.stats)
-                    name = names.get(stats.get("hlo_op"))
+                    name = names.get(stats.get("hlo_op", ""))
                     if name is not None and stats.get("hlo_module") == module:
                         nanoseconds[name] += event.duration_ns
     total = sum(nanoseconds.values())

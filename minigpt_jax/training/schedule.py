@@ -1,10 +1,11 @@
 """The learning rate by step."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
+from jax.typing import ArrayLike
 
 DECAYS = {  # how much is left of the way from peak to minimum, by the progress from 0 to 1
     "cosine": lambda progress: 0.5 * (1 + jnp.cos(jnp.pi * progress)),
@@ -13,12 +14,12 @@ DECAYS = {  # how much is left of the way from peak to minimum, by the progress 
 }
 
 
-def learning_rate_schedule(config: Any, num_steps: int) -> optax.Schedule:
+def learning_rate_schedule(config: Any, num_steps: int) -> Callable[[ArrayLike], jax.Array]:
     """Linear warmup from peak / warmup to the peak, then the decay that `config.schedule` names, to the minimum at the last
     step. A warmup longer than the run is cut to it. `config` is a TrainingConfig or has its numbers under the same names."""
     peak, lowest, warmup_steps = config.learning_rate, config.min_learning_rate, jnp.minimum(config.warmup_steps, num_steps)
 
-    def learning_rate(step: jax.Array) -> jax.Array:
+    def learning_rate(step: ArrayLike) -> jax.Array:
         progress = jnp.clip((step - warmup_steps) / jnp.maximum(1, num_steps - 1 - warmup_steps), 0.0, 1.0)
         decayed = lowest + (peak - lowest) * DECAYS[config.schedule](progress)
         return jnp.where(step < warmup_steps, peak * (step + 1) / jnp.maximum(1, warmup_steps), decayed)

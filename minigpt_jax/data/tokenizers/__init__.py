@@ -74,7 +74,8 @@ def from_json(text: str) -> Tokenizer:
         if "model" in values:
             return from_word_level(values) if values["model"].get("type") == "WordLevel" else BpeTokenizer(text)
         kind = KINDS[values.pop("type")]
-        return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        return kind(**fields)
     except UsageError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

@@ -18,9 +18,19 @@ UNKNOWN = "<unk>"
 class Tokenizer(abc.ABC):
     """What all of them have: ids from 0 to `vocab_size` - 1, and the UTF-8 bytes that each of them stands for."""
 
-    vocab_size: int
-    end_of_text: int | None = None  # the id between two documents; text that is written like it is ordinary text
-    unknown: int | None = None  # the id of what has no id
+    @property
+    @abc.abstractmethod
+    def vocab_size(self) -> int: ...
+
+    @property
+    def end_of_text(self) -> int | None:
+        """The id between two documents; text that is written like it is ordinary text."""
+        return None
+
+    @property
+    def unknown(self) -> int | None:
+        """The id of what has no id."""
+        return None
 
     @abc.abstractmethod
     def encode(self, text: str) -> np.ndarray:

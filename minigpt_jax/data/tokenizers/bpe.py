@@ -88,7 +88,7 @@ class BpeTokenizer(Tokenizer):
     def vocab_size(self) -> int:
         return len(self._bytes_of_id)
 
-    @functools.cached_property
+    @property
     def end_of_text(self) -> int | None:
         found = map(self._model.token_to_id, self.END_OF_TEXT_NAMES)
         return next((i for i in found if i is not None), None)

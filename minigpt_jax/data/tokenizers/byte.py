@@ -15,11 +15,14 @@ class ByteTokenizer(Tokenizer):
     """The bytes of the text in UTF-8: every text has tokens, and of every language the same 256."""
 
     kind: ClassVar[str] = "byte"
-    vocab_size: ClassVar[int] = 256
 
     @classmethod
     def train(cls, pieces: Iterable[str], vocab_size: int | None = None) -> "ByteTokenizer":
         return cls()
+
+    @property
+    def vocab_size(self) -> int:
+        return 256
 
     def encode(self, text: str) -> np.ndarray:
         return np.frombuffer(utf8(text), np.uint8).astype(np.int32)

@@ -20,8 +20,6 @@ class WordTokenizer(Tokenizer):
 
     kind: ClassVar[str] = "word"
     default_vocab_size: ClassVar[int] = 10_000
-    end_of_text: ClassVar[int] = 0
-    unknown: ClassVar[int] = 1
     SPECIAL: ClassVar[tuple[str, ...]] = (END_OF_TEXT, UNKNOWN, " ", "\n", "\r", "\t")  # white space is never unknown
     PIECES: ClassVar[re.Pattern] = re.compile(r"\w+(?:['’]\w+)*|\W")
     MOST_COUNTED: ClassVar[int] = 2**20  # different words; where there are more, the rarest are forgotten
@@ -50,6 +48,14 @@ class WordTokenizer(Tokenizer):
     @property
     def vocab_size(self) -> int:
         return len(self.words)
+
+    @property
+    def end_of_text(self) -> int:
+        return self.SPECIAL.index(END_OF_TEXT)
+
+    @property
+    def unknown(self) -> int:
+        return self.SPECIAL.index(UNKNOWN)
 
     @functools.cached_property
     def _id_of_word(self) -> dict[str, int]:
