@@ -457,7 +457,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint_from_which_it_goes_on_exactly(
         train(config, tmp_path, callbacks=[interrupt])
     assert stopped.value.exit_status == 128 + number
     assert (
-        f"Stopped and saved at step {step}/{STEPS}. Go on with: python scripts/train.py --workdir {tmp_path}" in caplog.text
+        f"Stopped and saved at step {step}/{STEPS}. Resume with: python scripts/train.py --workdir {tmp_path}" in caplog.text
     )
     assert checkpoints.steps(tmp_path)[-1] == step
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
@@ -497,7 +497,8 @@ def test_without_a_lower_loss_it_ends_early_and_says_so(config, tmp_path, monkey
         before = snapshot(tmp_path)
         train(impatient, tmp_path)
     assert (
-        "has gone 1 evaluations without a lower loss, at step 12. Go on with --patience N, N above 1, or 0." in caplog.text
+        "has gone 1 evaluations without a lower loss, at step 12. Continue with --patience N, N above 1, or 0."
+        in caplog.text
     )
     assert snapshot(tmp_path) == before
 
@@ -591,7 +592,7 @@ def test_a_step_that_is_compiled_anew_is_warned_of(config, tmp_path, monkeypatch
     with caplog.at_level("INFO"):
         train(config, tmp_path)
     [warning] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert warning == "train_step was compiled anew: [1]['inputs_BT'] was int32[4,8] and is int8[4,8]."
+    assert warning == "train_step was compiled again: [1]['inputs_BT'] was int32[4,8] and is int8[4,8]."
 
 
 def test_at_the_end_it_is_told_where_time_and_memory_went(config, tmp_path, monkeypatch, caplog):

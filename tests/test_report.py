@@ -60,7 +60,7 @@ def test_a_second_compilation_is_warned_of_with_its_reason(double, caplog):
             assert not caplog.records
             watched(jnp.ones(5))
     [record] = caplog.records
-    assert record.getMessage() == "double was compiled anew: [0] was float32[3] and is float32[5]."
+    assert record.getMessage() == "double was compiled again: [0] was float32[3] and is float32[5]."
 
 
 def test_reasons_for_a_second_compilation():

@@ -430,7 +430,7 @@ def test_a_living_run_is_its_own_and_sigterm_ends_it_with_a_checkpoint(trained, 
     assert "Traceback" not in first.stderr
     last = first.stderr.splitlines()[-1]
     step = re.fullmatch(
-        r"Stopped and saved at step (\d+)/1000000. Go on with: python scripts/train.py --workdir runs/living", last
+        r"Stopped and saved at step (\d+)/1000000. Resume with: python scripts/train.py --workdir runs/living", last
     )[1]
 
     listed = succeeded(call(trained.folder, "checkpoints --workdir runs/living")).stdout.splitlines()

@@ -1,5 +1,6 @@
 """What the machine itself can do at most, as contestants: a limit that was measured in other weather is none."""
 
+import abc
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ from minigpt_jax.benchmarks.turns import with_spread
 from minigpt_jax.runtime import keep_freed_memory
 
 
-class Limit:
+class Limit(abc.ABC):
     """Does `work` again and again, about `amount_of_run` of it in a run, and tells how much that was."""
 
     needs = "jax"
@@ -19,9 +20,9 @@ class Limit:
         self.work, self.amount = self.prepare(*setup)
         self.times = max(1, round(self.amount_of_run / self.amount))
 
+    @abc.abstractmethod
     def prepare(self, *setup: Any) -> tuple[Callable[[], object], int]:
         """(work, how much that is)."""
-        raise NotImplementedError
 
     def run(self) -> None:
         for _ in range(self.times):

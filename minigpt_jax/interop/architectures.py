@@ -25,7 +25,7 @@ NOT_STORED = {"dropout": 0.0, "dtype": "float32", "init": "gpt2", "remat": False
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """What lies in a file under one name: parameters of ours, side by side along their last axis."""
+    """One stored tensor: parameters of ours, concatenated along their last axis."""
 
     name: str
     parameters: tuple[str, ...]
@@ -143,7 +143,7 @@ def stored_shapes(config: ModelConfig, model_type: str) -> dict[str, tuple[int, 
 
 
 def tensors(config: ModelConfig, model_type: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """What lies under which name in a folder with parameters of these shapes.
+    """The stored tensors, by name, of a folder with parameters of these shapes.
 
     Raises DataError where the architecture has no place for some of them.
     """

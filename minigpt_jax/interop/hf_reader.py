@@ -111,7 +111,7 @@ def read(folder: Path) -> LanguageModel:
 
 
 def checked(folder: Path, config: ModelConfig, model_type: str, stored: dict[str, Any]) -> dict[str, Tensor]:
-    """What lies under which name. Raises DataError unless that is what config.json describes, in the shapes that it says."""
+    """The stored tensors by name. Raises DataError unless that is what config.json describes, in the shapes that it says."""
     prefix, ignored = ARCHITECTURES[model_type].prefix, ARCHITECTURES[model_type].ignored
     if config.num_layers > len(stored):  # before a model of absurdly many is thought through
         raise DataError(f"{folder}: config.json says {config.num_layers} layers, and there are {len(stored)} tensors")

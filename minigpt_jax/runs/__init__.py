@@ -1,4 +1,4 @@
-"""What lies on the disk: a run's folder, whose checkpoints are whole or absent. Nothing here knows what is trained.
+"""The files of a run: its folder, whose checkpoints are whole or absent. Nothing here knows what is trained.
 
     runs/NAME/config.json  metrics.jsonl  and the files of the task, such as tokenizer.json
               checkpoints/STEP/params/       Orbax: the parameters

@@ -1,4 +1,4 @@
-"""What is trained. A task knows its data and its loss; the loop in `training/` knows only what stands in task.py.
+"""What is trained. A task knows its data and its loss; the loop in `training/` depends only on task.py.
 
 A new task is a file in this folder, a row in TASKS and the section of its settings, with its row in `config.TASKS`.
 """

@@ -91,7 +91,7 @@ class LanguageModelling:
         return means(self.objective, params, batches.evaluation_batches(ids, T, B, limit, stride))
 
     def preview(self, params: Any) -> str:
-        """A sample that goes on from the first character of the validation text."""
+        """A sample that continues the first character of the validation text."""
         tokenizer, ids = self.tokenizer, self.splits["val"].ids
         model = LanguageModel(self.config.model, tokenizer, params, self.objective.model.kernels)
         # The first character, which may be four tokens; words need not know the one with which the text was cut.
@@ -121,7 +121,7 @@ def prepare(config: Config, earlier: Earlier | None = None, kernels: Kernels = P
     data, training = data_of(config), config.training
     texts = read_texts(data)
     if earlier is not None and earlier.sources["text"] != texts.sha256:
-        raise DataError(f"{data.dataset} is no longer the text of the run: bring that back, or train anew with --overwrite")
+        raise DataError(f"{data.dataset} is no longer the text of the run: bring that back, or start over with --overwrite")
     if earlier is None:
         tokenizer = train_tokenizer(data, config.model.vocab_size, texts)
     else:

@@ -57,7 +57,7 @@ class Compilations:
             if is_compiled or compiled_for is None:
                 types = jax.tree.map(jax.typeof, arguments)  # which donated arguments still have
                 if compiled_for is not None:
-                    log.warning("%s was compiled anew: %s.", function.__name__, what_changed(compiled_for, types))
+                    log.warning("%s was compiled again: %s.", function.__name__, what_changed(compiled_for, types))
                 compiled_for = types
             return result
 
@@ -65,7 +65,7 @@ class Compilations:
 
 
 def what_changed(before: Any, now: Any) -> str:
-    """The reason for which a program is compiled anew, as far as it lies in the types of its arguments (trees of them)."""
+    """Why a program is compiled again, as far as the reason is in the types of its arguments (trees of them)."""
     leaves, others = (jax.tree_util.tree_leaves_with_path(types) for types in (before, now))
     if [path for path, _ in leaves] != [path for path, _ in others]:
         return "its arguments have other parts"

@@ -92,7 +92,7 @@ def go(run: Run, callbacks: Sequence[Callback]) -> None:
                 run.is_stopped |= bool(received)
             run.save()
         if run.is_stopped:
-            log.info("Stopped and saved at step %d/%d. Go on with: python scripts/train.py --workdir %s",
+            log.info("Stopped and saved at step %d/%d. Resume with: python scripts/train.py --workdir %s",
                      run.step, task.num_steps, run.workdir)  # fmt: skip
             if received:
                 raise StoppedError(received[0])

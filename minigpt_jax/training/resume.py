@@ -1,4 +1,4 @@
-"""What a run goes on with: its newest whole checkpoint, if the config and the data are those that it was made with."""
+"""Resuming: a run's newest whole checkpoint, if the config and the data are those that it was made with."""
 
 import dataclasses
 import logging
@@ -74,13 +74,13 @@ def refuse(workdir: Path, changed: list[str]) -> None:
 def has_ended(task: Task, workdir: Path, newest: int) -> str | None:
     """What to say of a run that has nothing left to do at its newest checkpoint."""
     if newest == task.num_steps:
-        return f"has finished its {newest} steps. Go on with --steps N, N above that; begin anew with --overwrite."
+        return f"has finished its {newest} steps. Continue with --steps N, N above that; start over with --overwrite."
     patience = task.config.training.patience
     in_vain = checkpoints.read_info(workdir, newest).evaluations_since_best
     if 0 < patience <= in_vain:
         return (
             f"has gone {in_vain} evaluations without a lower loss, at step {newest}. "
-            f"Go on with --patience N, N above {in_vain}, or 0."
+            f"Continue with --patience N, N above {in_vain}, or 0."
         )
     return None
 

@@ -129,7 +129,7 @@ class Run:
         """A checkpoint, unless this step has one. Raises FileNotFoundError where the run's folder has gone."""
         if self.step == self.saved_step:
             return
-        if not self.metrics.path.exists():  # saving would make the folder anew, without what belongs to it
+        if not self.metrics.path.exists():  # saving would create the folder again, without what belongs to it
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         self.read_losses()
         with self.clock.stopped(self.state):

@@ -48,7 +48,7 @@ class Profile(Callback):
         log.info("A trace for https://ui.perfetto.dev (*.trace.json.gz) and XProf is in %s.", self.folder)
 
     def close(self) -> None:
-        """Writes the profile, unless that has been done. Where it cannot be written that is logged, and the run goes on."""
+        """Writes the profile, unless that has been done. A failure is logged, and training continues."""
         if self.is_running:
             self.is_running = False
             try:
