@@ -250,29 +250,34 @@ def test_caches_are_the_plain_ring(num_kv_heads, T, kind):
     H, G, S, K = config.num_heads, num_kv_heads, config.context_length, config.head_size
     mask = masks(2, S, H)[kind]
 
+    @jax.jit
+    def step_of(cache, q_BTHK, k_BTGK, v_BTGK, positions_BT):
+        cache = cache.append(k_BTGK, v_BTGK)
+        return cache, cache.attend(q_BTHK, mask, positions_BT)
+
     def all_outputs(cache):
         parts = getattr(cache, "k_parts", ())
         if len(parts) > 1:
             unreadable = tuple(part if c == 0 else jnp.full_like(part, jnp.nan) for c, part in enumerate(parts))
             begun = cache.replace(k_parts=unreadable, v_parts=unreadable)
             q_BTHK, new_BTGK = normal(2, T, H, K), normal(2, T, G, K)
-            positions_BT = jnp.broadcast_to(jnp.arange(T), (2, T))
-            assert jnp.isfinite(begun.append(new_BTGK, new_BTGK).attend(q_BTHK, mask, positions_BT)).all()
-        append, other = type(cache).append, cache
+            positions_BT = np.broadcast_to(np.arange(T), (2, T))
+            assert jnp.isfinite(step_of(begun, q_BTHK, new_BTGK, new_BTGK, positions_BT)[1]).all()
+        other, append = cache, jax.jit(type(cache).append)
         for step in range(3):
             other = append(other, normal(2, T, G, K, seed=90 + step), normal(2, T, G, K, seed=80 + step))
         num_steps = (2 * S + 3 if T == 1 else S) // T
         for step in range(num_steps):
-            cache = append(cache, normal(2, T, G, K, seed=step), normal(2, T, G, K, seed=50 + step))
-            positions_BT = jnp.maximum(step * T + jnp.arange(T)[None, :] - jnp.array([[0], [2]]), 0)
-            yield cache.attend(normal(2, T, H, K, seed=70 + step), mask, positions_BT)
+            q_BTHK, k_BTGK = normal(2, T, H, K, seed=70 + step), normal(2, T, G, K, seed=step)
+            positions_BT = np.maximum(step * T + np.arange(T)[None, :] - np.array([[0], [2]]), 0)
+            cache, o_BTHK = step_of(cache, q_BTHK, k_BTGK, normal(2, T, G, K, seed=50 + step), positions_BT)
+            yield o_BTHK
             if step == 2:
                 cache = cache.rows(jnp.array([1, 0]))
             if T == 1 and step == num_steps - 3:
                 cache = cache.with_rows_of(other, jnp.array([False, True]))
 
-    with jax.disable_jit():
-        expected, *others = (list(all_outputs(cache)) for cache in empty_caches(2, config))
+    expected, *others = (list(all_outputs(cache)) for cache in empty_caches(2, config))
     assert len(others) == len(implementations("empty_cache")) + 2
     for found in others:
         assert_close(found, expected, rtol=1e-4, atol=1e-5)

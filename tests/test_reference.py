@@ -1,7 +1,4 @@
-"""The engine against the page: the same logits, gradients, training steps and texts, for every preset and every choice.
-
-Without jit, since compiling so many small programs would take most of the time; the presets are compiled.
-"""
+"""The engine against the page: the same logits, gradients, training steps and texts, for every preset and every choice."""
 
 import dataclasses
 import functools
@@ -118,14 +115,14 @@ def some_key(config):
     return jax.random.key(1) if config.dropout else None
 
 
-@pytest.mark.usefixtures("without_jit")
 @pytest.mark.parametrize("context_length", CONTEXTS)
 @pytest.mark.parametrize("change", MODEL_CHANGES, ids=str)
 def test_engine_computes_the_logits_and_gradients_of_the_page(change, context_length):
     config = dataclasses.replace(BASE, context_length=context_length, **change)
-    page = of_page(config)(some_params(config), some_batch(config), some_key(config))
+    inputs = some_params(config), some_batch(config), some_key(config)
+    page = jax.jit(of_page(config))(*inputs)
     for used in (PLAIN, tuned(config)):
-        engine = of_engine(config, used)(some_params(config), some_batch(config), some_key(config))
+        engine = jax.jit(of_engine(config, used))(*inputs)
         assert_near(engine, page, tolerance(config))
     _, (_, grads) = page
     assert all(np.abs(leaf).max() > 1e-4 for leaf in jax.tree.leaves(grads))  # else it would prove nothing
@@ -146,25 +143,27 @@ def test_sequences_longer_than_the_context_agree_too():
     """Each position sees as many as the context has."""
     config = dataclasses.replace(BASE, context_length=24)
     tokens_BT, params = random_tokens(2, 100, vocab_size=17), some_params(config)
-    expected_BTV = reference.gpt(params, tokens_BT, config)
+    expected_BTV = jax.jit(reference.gpt, static_argnums=2)(params, tokens_BT, config)
     for used in (PLAIN, kernels.BLOCKED, kernels.SPLIT):
         logits_BTV, _ = jax.jit(GPT(config, used).apply)({"params": params}, tokens_BT)
         assert_near(logits_BTV, expected_BTV, 1e-5)
+
+
+@functools.cache
+def losses(config, is_init):
+    """Of engine and page, with some parameters or those with which training begins."""
+    params = init_params(jax.random.key(0), GPT(config)) if is_init else some_params(config)
+    batch = some_batch(dataclasses.replace(config, vocab_size=BASE.vocab_size))
+    total, count, _ = jax.jit(NextToken.of(Config(config)).loss)(params, batch, some_key(config))
+    return float(total / count), float(jax.jit(reference.loss, static_argnums=2)(params, batch, config, some_key(config)))
 
 
 @pytest.mark.parametrize("change", [change for change in MODEL_CHANGES if not set(change) & {"remat"}][1:], ids=str)
 def test_each_setting_computes_something_else(change):
     """One that nothing reads would change neither the parameters nor the loss, on the page or in the engine."""
 
-    def losses(config):
-        params = init_params(jax.random.key(0), GPT(config)) if "init" in change else some_params(config)
-        batch, key = some_batch(dataclasses.replace(config, vocab_size=17)), some_key(config)
-        batch = jax.tree.map(lambda tokens: tokens % config.vocab_size if tokens.dtype == np.int32 else tokens, batch)
-        total, count, _ = NextToken.of(Config(config)).loss(params, batch, key)
-        return float(total / count), float(reference.loss(params, batch, config, key))
-
-    with jax.disable_jit():
-        engine, page = np.abs(np.subtract(losses(BASE), losses(dataclasses.replace(BASE, **change))))
+    is_init = "init" in change
+    engine, page = np.abs(np.subtract(losses(BASE, is_init), losses(dataclasses.replace(BASE, **change), is_init)))
     assert engine > 1e-5
     assert page > 1e-5 or "dtype" in change
 
@@ -180,8 +179,8 @@ def test_each_choice_computes_something_else(name):
     configs = [dataclasses.replace(BASE, **{name: value}) for value in values]
     params = [init_params(jax.random.key(0), GPT(config)) if name == "init" else some_params(config) for config in configs]
     pairs = list(zip(configs, params, strict=True))
-    engine = [GPT(config).apply({"params": params}, batch["inputs_BT"])[0] for config, params in pairs]
-    page = [reference.gpt(params, batch["inputs_BT"], config) for config, params in pairs]
+    engine = [jax.jit(GPT(config).apply)({"params": params}, batch["inputs_BT"])[0] for config, params in pairs]
+    page = [jax.jit(reference.gpt, static_argnums=2)(params, batch["inputs_BT"], config) for config, params in pairs]
     for found in (engine,) if name == "dtype" else (engine, page):
         for one, other in itertools.combinations(found, 2):
             assert np.abs(np.asarray(one) - np.asarray(other)).max() > 1e-4
@@ -192,8 +191,8 @@ def test_whatever_the_positions_the_order_of_the_tokens_counts(positions):
     config = dataclasses.replace(BASE, positions=positions)
     tokens_BT = np.array([[1, 2, 3, 4], [2, 1, 3, 4]], np.int32)
     for logits_BTV in (
-        GPT(config).apply({"params": some_params(config)}, tokens_BT)[0],
-        reference.gpt(some_params(config), tokens_BT, config),
+        jax.jit(GPT(config).apply)({"params": some_params(config)}, tokens_BT)[0],
+        jax.jit(reference.gpt, static_argnums=2)(some_params(config), tokens_BT, config),
     ):
         assert np.abs(logits_BTV[0, -1] - logits_BTV[1, -1]).max() > 1e-3
 
@@ -239,11 +238,9 @@ def engine_after(config, kernels, num_steps=3):
     return comparable(found, some_params(config.model)), metrics["loss"]
 
 
-@pytest.mark.usefixtures("without_jit")
-@pytest.mark.parametrize("context_length", CONTEXTS)
 @pytest.mark.parametrize("change", MODEL_CHANGES, ids=str)
-def test_three_training_steps_of_the_engine_are_those_of_the_page(change, context_length):
-    config = Config(dataclasses.replace(BASE, context_length=context_length, **change), TRAINING)
+def test_three_training_steps_of_the_engine_are_those_of_the_page(change):
+    config = Config(dataclasses.replace(BASE, **change), TRAINING)
     expected = page_after(config)
     for used in (PLAIN, tuned(config.model)):
         assert_same_states(engine_after(config, used), expected, tolerance(config.model))
@@ -254,7 +251,6 @@ def unchanged_engine():
     return engine_after(Config(BASE, TRAINING), PLAIN)[0][0]
 
 
-@pytest.mark.usefixtures("without_jit")
 @pytest.mark.parametrize("change", TRAINING_CHANGES, ids=str)
 def test_each_number_of_the_training_section_means_the_same_on_the_page(change):
     config = Config(BASE, dataclasses.replace(TRAINING, **change))
@@ -292,7 +288,6 @@ def assert_texts_agree(config, num_tokens, prompt_length, used):
     assert expected[0] != expected[1]
 
 
-@pytest.mark.usefixtures("without_jit")
 @pytest.mark.parametrize("context_length", CONTEXTS)
 @pytest.mark.parametrize("change", [change for change in MODEL_CHANGES if "dtype" not in change], ids=str)
 def test_greedy_text_of_the_cache_is_that_of_recomputing_everything(change, context_length):
@@ -301,7 +296,6 @@ def test_greedy_text_of_the_cache_is_that_of_recomputing_everything(change, cont
     assert_texts_agree(config, 10, context_length - 5, (PLAIN, tuned(config)))
 
 
-@pytest.mark.usefixtures("without_jit")
 @pytest.mark.parametrize("positions", ModelConfig.__dataclass_fields__["positions"].metadata["choices"])
 def test_sampled_text_is_that_of_the_page_too(positions):
     """Row i draws from fold_in(key, i), and token n of it from fold_in of that and n."""

@@ -58,7 +58,6 @@ def assert_the_twins_agree(config, num_steps, without_effect=()):
     assert expected > {f"step {num_steps}: loss"}
 
 
-@pytest.mark.usefixtures("without_jit")
 @pytest.mark.parametrize("context_length", CONTEXTS)
 @pytest.mark.parametrize("change", [change for change in MODEL_CHANGES if not set(change) & set(NOT_COMPARED)], ids=str)
 def test_the_twins_agree_whatever_the_model(change, context_length):
@@ -66,7 +65,6 @@ def test_the_twins_agree_whatever_the_model(change, context_length):
     assert_the_twins_agree(Config(dataclasses.replace(BASE, context_length=context_length, **change), TRAINING), num_steps=2)
 
 
-@pytest.mark.usefixtures("without_jit")
 @pytest.mark.parametrize("change", [{}, *changes_of(TRAINING, but=OF_THE_LOOP)], ids=str)
 def test_the_twins_agree_whatever_the_training(change):
     assert_the_twins_agree(config_with().override(change), num_steps=7)
@@ -86,7 +84,6 @@ DEVIATIONS = {
 DECAY = {"weight_decay": 0.1}
 
 
-@pytest.mark.usefixtures("without_jit")
 @pytest.mark.parametrize("name", DEVIATIONS)
 def test_a_small_deviation_is_found(monkeypatch, name):
     owner, attribute, value = DEVIATIONS[name]
