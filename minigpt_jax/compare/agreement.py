@@ -100,13 +100,11 @@ def compare(config: Config, batches: Sequence[dict[str, np.ndarray]], kernels: K
     batch = batches[0]
     inputs_BT, targets_BT = to_tensors(batch)
     logits_BTV, _ = objective.model.apply({"params": params}, batch["inputs_BT"])
-    twin_logits_BTV = twin(inputs_BT)
-    note("logits", logits_BTV, twin_logits_BTV.detach(), LOGITS_LIMIT)
+    note("logits", logits_BTV, twin(inputs_BT).detach(), LOGITS_LIMIT)
     key = jax.random.key(config.training.seed)
-    loss, grads = accumulate_gradients(params, batch, key, objective.loss, num_parts=1)
-    twin_loss = torch_gpt.next_token_loss(twin_logits_BTV, targets_BT)
-    twin_loss.backward()
-    note("loss", loss, twin_loss.detach(), LOGITS_LIMIT)
+    loss, grads = accumulate_gradients(params, batch, key, objective.loss, num_parts=config.training.grad_accumulation)
+    twin_loss = torch_gpt.accumulate_gradients(twin, inputs_BT, targets_BT, config.training)
+    note("loss", loss, twin_loss, LOGITS_LIMIT)
     twin_grads = {name: parameter.grad for name, parameter in twin.named_parameters() if parameter.grad is not None}
     noise = NOISE * float(torch.nn.utils.get_total_norm(twin_grads.values()))
     without_effect = {name for name, grad in twin_grads.items() if grad.norm() < noise}

@@ -279,6 +279,16 @@ def next_token_loss(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
     return F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
 
 
+def accumulate_gradients(model: nn.Module, inputs_BT: Tensor, targets_BT: Tensor, config: TrainingConfig) -> Tensor:
+    """The mean loss. Its gradient is added to what the parameters have in `grad`."""
+    total, parts = torch.zeros(()), config.grad_accumulation
+    for part_inputs_BT, part_targets_BT in zip(inputs_BT.chunk(parts), targets_BT.chunk(parts), strict=True):
+        loss = next_token_loss(model(part_inputs_BT), part_targets_BT) / parts  # equal parts, in which all targets count
+        loss.backward()
+        total = total + loss.detach()
+    return total
+
+
 def train_step(
     model, optimizer, schedule, inputs_BT, targets_BT, config: TrainingConfig, average: nn.Module | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -287,11 +297,7 @@ def train_step(
     Returns the loss and the norm of the gradient before clipping.
     """
     optimizer.zero_grad()  # else they add up, as they are to do over the parts of a batch
-    total, parts = torch.zeros(()), config.grad_accumulation
-    for part_inputs_BT, part_targets_BT in zip(inputs_BT.chunk(parts), targets_BT.chunk(parts), strict=True):
-        loss = next_token_loss(model(part_inputs_BT), part_targets_BT) / parts  # equal parts, in which all targets count
-        loss.backward()
-        total = total + loss.detach()
+    total = accumulate_gradients(model, inputs_BT, targets_BT, config)
     grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
     optimizer.step()
     if average is not None:
