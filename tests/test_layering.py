@@ -75,6 +75,7 @@ MAY_JIT = {
     "reference.py",
     "training/state.py",
     "training/step.py",
+    "training/callbacks/log.py",
     "tasks/evaluation.py",
     "generation/decode.py",
     "generation/context.py",

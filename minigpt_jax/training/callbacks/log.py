@@ -19,6 +19,7 @@ class Log(Callback):
 
     def begin(self, run: Run) -> None:
         self.first_step = run.step + 1
+        self.learning_rate = jax.jit(learning_rate_schedule(run.settings, run.task.num_steps))  # one program, not ten
         log.info(
             "%s in %s%s: %.2f M parameters; %s; %d steps of %d %s; on %s, kernels: %s.",
             f"Resuming at step {run.step}" if run.step else "New run",
@@ -41,7 +42,7 @@ class Log(Callback):
         grad_norm, num_steps = float(run.unread[-1]["grad_norm"]), run.task.num_steps
         run.read_losses()
         with run.clock.stopped(run.state):  # it compiles at first
-            learning_rate = float(learning_rate_schedule(run.settings, num_steps)(run.step - 1 - run.info.num_skipped))
+            learning_rate = float(self.learning_rate(run.step - 1 - run.info.num_skipped))
         seconds_per_step, losses = run.clock.lap(run.step, run.state), run.info.pending_losses
         rate = round(run.task.units_per_step / seconds_per_step, 1)
         row = {
