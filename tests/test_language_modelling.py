@@ -1,6 +1,7 @@
 """What follows from a config and its texts: the parts, the tokenizer and what it learnt from, and a loss in every unit."""
 
 import dataclasses
+import functools
 import gzip
 import json
 import math
@@ -8,12 +9,15 @@ import math
 import jax
 import numpy as np
 import pytest
+from helpers import random_params, random_tokens
+from settings import BASE, TRAINING, TRAINING_CHANGES
 
 from minigpt_jax.config import Config, DataConfig, ModelConfig, TrainingConfig
 from minigpt_jax.data.tokenizers import CharTokenizer, WordTokenizer
 from minigpt_jax.errors import DataError
 from minigpt_jax.tasks import prepare
-from minigpt_jax.tasks.language_modelling import in_every_unit
+from minigpt_jax.tasks.evaluation import eval_step
+from minigpt_jax.tasks.language_modelling import NextToken, in_every_unit
 from minigpt_jax.tasks.task import Earlier
 
 TEXT = "".join(np.random.default_rng(0).choice(["to ", "be ", "naïve ", "漢字 ", "not\n"], 60)) + "zz of the end only"
@@ -178,3 +182,22 @@ def test_the_vocabulary_that_was_asked_for_is_the_models(tmp_path):
     assert made.splits["train"].unknown_share > 0.1
     assert isinstance(prepare(config_for(tmp_path)).tokenizer, CharTokenizer)
     assert dataclasses.replace(made.config, model=config.model) == config
+
+
+@functools.cache
+def loss_in_evaluation(training):
+    objective = NextToken.of(Config(BASE, training))
+    params = random_params(objective.model, np.zeros((2, 1), np.int32))
+    batch = {
+        "inputs_BT": random_tokens(2, 8, vocab_size=17),
+        "targets_BT": random_tokens(2, 8, vocab_size=17, seed=1),
+        "mask_BT": np.ones((2, 8), bool),
+    }
+    total, count, _ = eval_step(params, batch, objective)
+    return float(total / count)
+
+
+@pytest.mark.parametrize("change", TRAINING_CHANGES, ids=str)
+def test_what_evaluation_measures_depends_on_nothing_that_is_for_training(change):
+    """Else the losses of two runs could not be compared."""
+    assert loss_in_evaluation(dataclasses.replace(TRAINING, **change)) == loss_in_evaluation(TRAINING)

@@ -3,7 +3,7 @@
 Two of its architectures are special cases of the GPT here: GPT-2 and Llama. Each is a table: which settings it fixes, what
 it calls the other ones, and which tensor holds which parameter. Reading and writing both follow these tables.
 
-The tables are complete: a setting or a parameter that they do not name is an error and never dropped in silence.
+Nothing is dropped in silence: a setting that the tables do not name must have its default, and a parameter is an error.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ class Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """Each setting of ours is in exactly one of `choices`, `settings` and NOT_STORED."""
+    """No setting of ours is in two of `choices`, `settings` and NOT_STORED. One that is in none must have its default."""
 
     class_name: str
     choices: dict[str, Any]  # the settings of ours that it is
