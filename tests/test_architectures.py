@@ -58,6 +58,14 @@ def test_no_setting_is_in_two_tables_and_none_is_unknown(model_type):
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_transformers_knows_the_names_of_the_settings(model_type):
+    """But for the biases of a GPT-2, which always has them."""
+    transformers = pytest.importorskip("transformers")
+    theirs, table = transformers.AutoConfig.for_model(model_type), ARCHITECTURES[model_type]
+    assert [name for name in {*table.settings.values(), *table.defaults} - {"bias"} if not hasattr(theirs, name)] == []
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
 def test_other_choices_are_refused_by_name_and_other_settings_are_not(model_type):
     table = ARCHITECTURES[model_type]
     for name in table.choices:

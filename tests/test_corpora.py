@@ -64,11 +64,19 @@ def test_unknown_name_says_what_is_allowed(name):
     assert ("did you mean" in message) == name.endswith("shakespear")
 
 
-@pytest.mark.parametrize("name", corpora.CORPORA)
-def test_every_corpus_is_named_in_the_help_and_in_the_readme(name):
+def test_every_corpus_is_named_in_the_help_and_in_the_readme_and_no_other_is():
     """Settings are below the data and cannot read the table."""
-    assert re.search(rf"\b{name}\b", SETTINGS["dataset"].field.metadata["help"])
-    assert f"`{name}`" in README
+    named = re.search(r"\((.*?)\)", SETTINGS["dataset"].field.metadata["help"])[1]
+    assert named.split(", ") == list(corpora.CORPORA)
+    assert [name for name in corpora.CORPORA if f"`{name}`" not in README] == []
+
+
+def test_a_corpus_that_comes_out_with_another_sum_is_not_kept(tmp_path, monkeypatch):
+    wrong = corpora.Corpus("0" * 64, lambda path: write(path, GOOD))
+    monkeypatch.setitem(corpora.CORPORA, "tiny_shakespeare", wrong)
+    message = data_error(load_text, "tiny_shakespeare", tmp_path)
+    assert [word for word in ("tiny_shakespeare", "0" * 64, GOOD_SHA256) if word not in message] == []
+    assert not (tmp_path / "tiny_shakespeare.txt").exists()
 
 
 def test_a_name_wins_over_a_file_unless_written_as_a_path(tmp_path, monkeypatch, tiny):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from helpers import random_params as random_params_for
 from helpers import random_tokens as random_tokens_below
+from settings import BASE, SIZES, other_values
 
 from minigpt_jax.config import ModelConfig, load_preset, preset_names
 from minigpt_jax.kernels import BLOCKED, SPLIT
@@ -18,7 +19,7 @@ from minigpt_jax.kernels.partitioned_cache import partitioned
 from minigpt_jax.models.gpt import GPT
 from minigpt_jax.models.kernels import PLAIN
 from minigpt_jax.models.transformer import Transformer
-from minigpt_jax.tasks.losses import next_token_loss
+from minigpt_jax.tasks.next_token import next_token_loss
 
 pytestmark = pytest.mark.slow
 
@@ -38,17 +39,12 @@ def random_params(model):
 
 # ---- Shapes and types -----------------------------------------------------------------------------------------------------
 
+# All values of every setting that is no size, no rate, and not about training.
 CHOICES = {
-    "positions": ["sinusoidal", "learned", "rotary"],
-    "norm": ["layernorm", "rmsnorm"],
-    "norm_placement": ["pre", "post"],
-    "activation": ["gelu", "relu", "relu2", "swiglu"],
-    "qk_norm": [False, True],
-    "num_kv_heads": [None, 2, 1],
-    "tie_embeddings": [False, True],
-    "bias": [False, True],
-    "dtype": ["float32", "bfloat16"],
-}
+    field.name: [getattr(BASE, field.name), *other_values(BASE, field)]
+    for field in dataclasses.fields(ModelConfig)
+    if field.name not in {*SIZES, "context_length", "dropout", "init", "remat"}
+} | {"num_kv_heads": [None, 2, 1]}
 
 
 def combinations(choices, strength):

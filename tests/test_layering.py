@@ -40,7 +40,7 @@ ORDER_WITHIN = {
     ],
     "runs": ["folder", "manifest", "arrays", "checkpoints", "metrics"],
     "interop": ["architectures", "hf_files", "hf_reader", "hf_writer", "load"],
-    "tasks": ["task", "losses", "evaluation", "language_modelling"],
+    "tasks": ["task", "next_token", "evaluation", "language_modelling"],
     "training": [
         "schedule", "optimizer", "state", "step", "clock", "compilations", "profile", "resume", "run", "callbacks", "loop",
     ],
@@ -196,7 +196,7 @@ def test_all_rooms_have_been_looked_at():
         ("training/run.py", "import minigpt_jax.tasks.language_modelling", "imports minigpt_jax.tasks.language_modelling"),
         ("training/step.py", "from minigpt_jax.data import batches", "imports minigpt_jax.data.batches"),
         ("training/callbacks/log.py", "from minigpt_jax.training import loop", "imports minigpt_jax.training.loop"),
-        ("tasks/losses.py", "from minigpt_jax.training.step import f", "imports minigpt_jax.training.step.f"),
+        ("tasks/next_token.py", "from minigpt_jax.training.step import f", "imports minigpt_jax.training.step.f"),
         ("models/a.py", "from minigpt_jax import load", "imports minigpt_jax.load"),
         ("models/a.py", "from ..training import step", "imports ..training.step"),
         ("models/a.py", "import os.path", "imports os.path"),

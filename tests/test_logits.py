@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+import inspect
 
 import jax
 import numpy as np
 import pytest
+from helpers import normal, random_tokens
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -243,10 +245,23 @@ def test_a_setting_that_does_not_exist_is_named_and_what_was_meant():
 
 
 @pytest.mark.parametrize("field", dataclasses.fields(DecodingConfig), ids=lambda field: field.name)
-def test_every_setting_of_decoding_has_its_processor(field):
+def test_every_setting_of_decoding_has_its_processor_which_changes_what_is_drawn(field):
     value = {float: 0.5, int: 2, bool: True}[setting_type(field)]
     [chosen] = processors(**{field.name: value})
     assert chosen == Processor(getattr(logits, field.name), None if field.name == "greedy" else value)
+    rows_BS = random_tokens(8, 12, vocab_size=3)  # in which tokens come again, and pairs of them
+    logits_BV, seen = normal(8, 4), Seen.of(rows_BS, np.full(8, 12), vocab_size=4)
+    probs_BV, before_BV = jax.nn.softmax(process((chosen,), logits_BV, seen)), jax.nn.softmax(logits_BV)
+    assert np.abs(probs_BV - before_BV).max() > 1e-3
+
+
+def test_every_strategy_has_its_setting():
+    strategies = [
+        name
+        for name, function in inspect.getmembers(logits, inspect.isfunction)
+        if list(inspect.signature(function).parameters)[:2] == ["logits_BV", "seen"]
+    ]
+    assert sorted(strategies) == sorted(field.name for field in dataclasses.fields(DecodingConfig))
 
 
 def test_greedy_and_a_temperature_contradict_each_other():

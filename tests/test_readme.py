@@ -1,4 +1,4 @@
-"""What the README says of the code: how many lines there are to read, and in which order processors run."""
+"""What the README says of the code: how many lines there are to read at most, and in which order processors run."""
 
 import dataclasses
 import re
@@ -16,9 +16,9 @@ ROWS = re.findall(r"^\| `(minigpt_jax/\S+)` \| (\d+) \|", README, re.MULTILINE)
 BOUNDS = {
     "minigpt_jax/reference.py": 200,
     "minigpt_jax/models/{ops,masks,attention,layers,transformer,gpt}.py": 350,
-    "minigpt_jax/{tasks/losses,training/optimizer,training/step}.py": 100,
+    "minigpt_jax/training/{optimizer,step}.py": 100,
     "minigpt_jax/training/loop.py": 100,
-    "minigpt_jax/generation/{logits,decode}.py": 200,
+    "minigpt_jax/generation/decode.py": 120,
 }
 
 
@@ -31,10 +31,9 @@ def files(pattern):
 
 
 @pytest.mark.parametrize("pattern, stated", ROWS)
-def test_lines_are_as_many_as_the_readme_says(pattern, stated):
+def test_lines_are_about_as_many_as_the_readme_says_and_not_more(pattern, stated):
     count = sum(path.read_bytes().count(b"\n") for path in files(pattern))
-    assert count == int(stated)
-    assert count <= BOUNDS.get(pattern, count)
+    assert 0.8 * int(stated) <= count <= int(stated) <= BOUNDS.get(pattern, int(stated))
 
 
 def test_what_has_a_bound_is_in_the_readme():

@@ -21,7 +21,7 @@ from minigpt_jax.kernels.partitioned_cache import partitioned
 from minigpt_jax.models.gpt import GPT
 from minigpt_jax.models.initial import init_params
 from minigpt_jax.models.kernels import PLAIN
-from minigpt_jax.tasks.language_modelling import NextToken
+from minigpt_jax.tasks.next_token import NextToken
 from minigpt_jax.training.optimizer import make_optimizer
 from minigpt_jax.training.state import TrainState
 from minigpt_jax.training.step import train_step

@@ -14,7 +14,7 @@ from minigpt_jax.config import Config, ModelConfig, load_preset
 from minigpt_jax.models.flops import flops_per_token
 from minigpt_jax.models.kernels import PLAIN, Kernels
 from minigpt_jax.runtime import give_back_freed_memory, keep_freed_memory
-from minigpt_jax.tasks.language_modelling import NextToken
+from minigpt_jax.tasks.next_token import NextToken
 from minigpt_jax.training.optimizer import make_optimizer
 from minigpt_jax.training.state import TrainState, init_state
 from minigpt_jax.training.step import train_step

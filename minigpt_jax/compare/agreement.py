@@ -11,7 +11,7 @@ import torch
 from minigpt_jax.compare import torch_gpt
 from minigpt_jax.config import Config
 from minigpt_jax.models.kernels import PLAIN, Kernels
-from minigpt_jax.tasks.language_modelling import NextToken
+from minigpt_jax.tasks.next_token import NextToken
 from minigpt_jax.training.optimizer import make_optimizer
 from minigpt_jax.training.schedule import learning_rate_schedule
 from minigpt_jax.training.state import init_state

@@ -3,8 +3,8 @@
     open_text("shakespeare")        a corpus of the table below, cached after the first time
     open_text("path/to/my.txt")     a file of your own
 
-A new corpus is a function that writes its file, and a row in CORPORA. It is right only if its SHA-256 is the one written
-there: the function checks that when it makes the text, and `open_text` at every later load.
+A new corpus is a function that writes its file, and a row in CORPORA with the SHA-256 of that, which is checked whenever the
+text is opened.
 """
 
 import logging
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Corpus:
     sha256: str  # of the file
-    make: Callable[[Path], None]  # writes the file; raises DataError where it cannot, or its sum would be another
+    make: Callable[[Path], None]  # writes the file; raises DataError where it cannot
 
 
 CORPORA = {
@@ -70,4 +70,7 @@ def _load_corpus(name: str, data_dir: Path) -> Path:
     except OSError as error:
         raise DataError(f"cannot read {str(path)!r} ({error.strerror}); choose another folder with --data_dir") from None
     corpus.make(path)
+    if (found := files.sha256(path.read_bytes())) != corpus.sha256:
+        path.unlink()
+        raise DataError(f"{name} came out with another SHA-256 than this version knows: {found} instead of {corpus.sha256}")
     return path

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import struct
 
 from minigpt_jax.config import Config, DataConfig
 from minigpt_jax.data import batches
@@ -18,37 +17,12 @@ from minigpt_jax.errors import DataError, UsageError
 from minigpt_jax.generation.language_model import LanguageModel
 from minigpt_jax.interop import load
 from minigpt_jax.models.flops import flops_per_token
-from minigpt_jax.models.gpt import GPT
-from minigpt_jax.models.initial import init_params
 from minigpt_jax.models.kernels import PLAIN, Kernels
 from minigpt_jax.tasks.evaluation import means
-from minigpt_jax.tasks.losses import next_token_loss
+from minigpt_jax.tasks.next_token import NextToken
 from minigpt_jax.tasks.task import Earlier
 
 PREVIEW_LENGTH = 250  # tokens
-
-
-@struct.dataclass
-class NextToken:
-    """The mean loss over next tokens, in nats. See `tasks.Objective`."""
-
-    model: GPT = struct.field(pytree_node=False)
-    dropout: float | None = None
-
-    @classmethod
-    def of(cls, config: Config, kernels: Kernels = PLAIN) -> "NextToken":
-        """The rate of dropout is taken out of the model, which is static, so that another rate compiles nothing again."""
-        model = GPT(dataclasses.replace(config.model, dropout=0.0), kernels)
-        return cls(model, config.model.dropout or None)
-
-    def init(self, key: jax.Array) -> Any:
-        return init_params(key, self.model)
-
-    def loss(self, params: Any, batch: Mapping[str, jax.Array], key: jax.Array | None) -> tuple[jax.Array, jax.Array, dict]:
-        dropout = None if key is None else self.dropout
-        rngs = None if key is None or dropout is None else {"dropout": key}
-        logits_BTV, _ = self.model.apply({"params": params}, batch["inputs_BT"], dropout=dropout, rngs=rngs)
-        return *next_token_loss(logits_BTV, batch["targets_BT"], batch["mask_BT"]), {}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,9 +1,13 @@
-"""The loss, against the definition of cross-entropy."""
+"""The loss, against the definition of cross-entropy, and what the objective makes of it."""
 
 import jax
 import numpy as np
+import pytest
+from helpers import assert_equal, random_params
+from settings import BASE
 
-from minigpt_jax.tasks.losses import next_token_loss
+from minigpt_jax.config import Config
+from minigpt_jax.tasks.next_token import NextToken, next_token_loss
 
 B, T, V = 3, 4, 5
 RANDOM = np.random.default_rng(0)
@@ -32,6 +36,18 @@ def test_what_is_masked_does_not_count():
     changed_BTV[~MASK_BT], changed_BT[~MASK_BT] = 77, 0
     np.testing.assert_array_equal(loss(changed_BTV, changed_BT, MASK_BT), loss(LOGITS_BTV, TARGETS_BT, MASK_BT))
     assert loss(LOGITS_BTV, TARGETS_BT, np.zeros_like(MASK_BT)) == (0, 0)
+
+
+@pytest.mark.parametrize("key", [None, jax.random.key(0)], ids=["in evaluation", "in training"])
+def test_whatever_the_objective_measures_leaves_out_what_is_masked(key):
+    objective = NextToken.of(Config(BASE))
+    params = random_params(objective.model, np.zeros((B, T), np.int32))
+    batch = {"inputs_BT": TARGETS_BT, "targets_BT": TARGETS_BT, "mask_BT": MASK_BT}
+    changed = batch | {"targets_BT": np.where(MASK_BT, TARGETS_BT, 16 - TARGETS_BT)}
+    run = jax.jit(objective.loss)
+    assert_equal(run(params, changed, key), run(params, batch, key))
+    unmasked = run(params, changed | {"mask_BT": np.ones_like(MASK_BT)}, key)
+    assert unmasked[0] != run(params, batch | {"mask_BT": np.ones_like(MASK_BT)}, key)[0]
 
 
 def test_large_logits_do_not_overflow():

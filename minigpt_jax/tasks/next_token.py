@@ -1,0 +1,44 @@
+"""The objective of language modelling: each next token of a text."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import optax
+from flax import struct
+
+from minigpt_jax.config import Config
+from minigpt_jax.models.gpt import GPT
+from minigpt_jax.models.initial import init_params
+from minigpt_jax.models.kernels import PLAIN, Kernels
+
+
+def next_token_loss(logits_BTV: jax.Array, targets_BT: jax.Array, mask_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy of the next token, in nats: the *sum* over the targets that the mask lets count, and their number.
+    Sums of parts add up to that of the batch; means of parts with different numbers of targets would not."""
+    nats_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, targets_BT)
+    return (nats_BT * mask_BT).sum(), mask_BT.sum()
+
+
+@struct.dataclass
+class NextToken:
+    """The mean loss over next tokens, in nats. See `tasks.Objective`."""
+
+    model: GPT = struct.field(pytree_node=False)
+    dropout: float | None = None
+
+    @classmethod
+    def of(cls, config: Config, kernels: Kernels = PLAIN) -> "NextToken":
+        """The rate of dropout is taken out of the model, which is static, so that another rate compiles nothing again."""
+        model = GPT(dataclasses.replace(config.model, dropout=0.0), kernels)
+        return cls(model, config.model.dropout or None)
+
+    def init(self, key: jax.Array) -> Any:
+        return init_params(key, self.model)
+
+    def loss(self, params: Any, batch: Mapping[str, jax.Array], key: jax.Array | None) -> tuple[jax.Array, jax.Array, dict]:
+        dropout = None if key is None else self.dropout
+        rngs = None if key is None or dropout is None else {"dropout": key}
+        logits_BTV, _ = self.model.apply({"params": params}, batch["inputs_BT"], dropout=dropout, rngs=rngs)
+        return *next_token_loss(logits_BTV, batch["targets_BT"], batch["mask_BT"]), {}
