@@ -1,16 +1,55 @@
-"""What several test files need: reproducible arrays, parameters far from their initial values, masks, comparisons."""
+"""What several test files need: reproducible arrays, parameters far from their initial values, masks, comparisons, and a
+look at what is said that does not depend on the wording."""
 
 import functools
+import re
 import zlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from flax import struct
 
 from minigpt_jax import kernels
 from minigpt_jax.models.masks import Mask
+
+# ---- What is said ---------------------------------------------------------------------------------------------------------
+
+
+def assert_says(text, *words):
+    """The text has each of these names, numbers and commands, which another wording of it would have too.
+
+    Each stands for itself, 1 neither in 10 nor in 1.5, and in what the longer ones leave: a word that is given twice must be
+    there twice.
+    """
+    rest = text
+    for word in sorted(words, key=len, reverse=True):
+        before = r"(?<![\w.])" if word[0].isdigit() else r"(?<!\w)" if word[0].isalpha() else ""
+        after = r"(?!\w|[.,]\d)" if word[-1].isalnum() else ""
+        rest, found = re.subn(before + re.escape(word) + after, " ", rest, count=1)
+        assert found, f"{word!r} is not in {text!r}"
+
+
+def told(kind, function, *arguments, says=(), **keywords):
+    """The message of the error of this very class that the call must raise: one line, which says these words."""
+    with pytest.raises(kind) as caught:
+        function(*arguments, **keywords)
+    message = str(caught.value)
+    assert type(caught.value) is kind
+    assert len(message.splitlines()) == 1
+    assert_says(message, *says)
+    return message
+
+
+def logged(caplog, level=None):
+    """The package's own lines in the log, or those of one level."""
+    records = [record for record in caplog.records if record.name.startswith("minigpt_jax.")]
+    return [record.getMessage() for record in records if level in (None, record.levelname)]
+
+
+# ---- What is computed with ------------------------------------------------------------------------------------------------
 
 # Every set of kernels, by its name in the package, the equations among them.
 KERNELS = {name: value for name, value in vars(kernels).items() if isinstance(value, kernels.Kernels)}

