@@ -13,6 +13,7 @@ import pytest
 from flax import struct
 
 from minigpt_jax import kernels
+from minigpt_jax.interop.architectures import ARCHITECTURES
 from minigpt_jax.models.masks import Mask
 
 # ---- What is said ---------------------------------------------------------------------------------------------------------
@@ -47,6 +48,13 @@ def logged(caplog, level=None):
     """The package's own lines in the log, or those of one level."""
     records = [record for record in caplog.records if record.name.startswith("minigpt_jax.")]
     return [record.getMessage() for record in records if level in (None, record.levelname)]
+
+
+def in_the_way(message, model_type):
+    """The settings, with their values, that a message names after an architecture of Hugging Face, up to the next."""
+    _, *parts = re.split(rf"\b({'|'.join(ARCHITECTURES)})\b", message)
+    [named] = [part for name, part in zip(parts[::2], parts[1::2], strict=True) if name == model_type]
+    return dict(re.findall(r"(\w+)=(\w+)", named))
 
 
 # ---- What is computed with ------------------------------------------------------------------------------------------------

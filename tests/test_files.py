@@ -41,8 +41,9 @@ def test_what_fails_leaves_the_old_one_and_nothing_else(tmp_path, kind):
 
 def test_what_cannot_take_the_name_is_deleted(tmp_path):
     (tmp_path / "file" / "something").mkdir(parents=True)
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(OSError, match=r"\.tmp") as caught:
         write_text(tmp_path / "file", "new")
+    assert caught.value.filename2 == str(tmp_path / "file")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 

@@ -2,6 +2,8 @@
 
 import json
 
+from helpers import assert_says, logged
+
 from minigpt_jax.runs.metrics import MetricsFile
 from minigpt_jax.training.clock import Clock
 
@@ -26,7 +28,7 @@ def test_a_damaged_row_is_named_and_the_others_stay(tmp_path, caplog):
     for damage in ('{"step": 2,}\n', "5\n", '{"stdp": 2}\n', "\n"):
         _, path = metrics_file(tmp_path, "".join([lines[0], damage, *lines[2:]]), last_step=4)
         assert path.read_text() == lines[0] + lines[2] + lines[3]
-        assert f"DAMAGED: line 2 of {path} is left out" in caplog.records[-1].getMessage()
+        assert_says(logged(caplog, "WARNING")[-1], str(path), "line 2")
 
 
 def test_metrics_of_a_new_run_begin_empty(tmp_path):

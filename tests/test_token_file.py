@@ -1,11 +1,13 @@
 """Token files: the tokenizer's ids, written once, found again, and made anew when a byte of them is wrong."""
 
+import errno
 import logging
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import assert_says, logged, told
 
 from minigpt_jax.data import text_files, token_file
 from minigpt_jax.data.text_files import Text, find_text, scan
@@ -125,13 +127,14 @@ def test_the_end_of_a_document_is_a_token_of_its_own_where_there_is_one(tmp_path
 def test_damaged_tokens_are_made_anew_and_that_is_said(source, tmp_path, caplog, damage):
     folder, tokenizer = tmp_path / "data", CharTokenizer.train(TEXT)
     tokenize(source, tokenizer, folder)
-    assert "damaged" not in caplog.text
+    assert not logged(caplog)
     [ids], [about] = folder.glob("*.uint16"), folder.glob("*.json")
     before = {path: path.read_bytes() for path in (ids, about)}
     damage(ids, about)
     made = tokenize(source, tokenizer, folder)
     np.testing.assert_array_equal(made.ids, tokenizer.encode(TEXT))
-    assert f"{ids} is damaged: making it anew" in caplog.text
+    [warning] = logged(caplog, "WARNING")
+    assert_says(warning, str(ids))
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -140,7 +143,10 @@ def test_how_much_was_tokenized_is_said_where_it_takes_a_while(source, tmp_path,
     monkeypatch.setattr(token_file, "WORTH_TELLING", worth_telling)
     with caplog.at_level(logging.INFO):
         tokenize(source, ByteTokenizer(), tmp_path / "data")
-    assert ("Tokenized 0 MB of " in caplog.text) == ("MB/s" in caplog.text) == (worth_telling == len(TEXT.encode()))
+    lines = logged(caplog)
+    assert len(lines) == (worth_telling == len(TEXT.encode()))
+    for line in lines:
+        assert_says(line, source.name, "0 MB", "MB/s")
 
 
 @pytest.mark.parametrize("failing", ["write_text", "replace"])
@@ -153,27 +159,25 @@ def test_a_write_that_fails_leaves_nothing_behind(source, tmp_path, monkeypatch,
     folder, tokenizer = tmp_path / "data", CharTokenizer.train(TEXT)
     with monkeypatch.context() as patch:
         patch.setattr(*((Path, "write_text") if failing == "write_text" else (os, "replace")), fill_the_disk)
-        with pytest.raises(DataError, match=r"No space left on device.*--data_dir"):
-            tokenize(source, tokenizer, folder)
+        told(DataError, tokenize, source, tokenizer, folder, says=(str(folder), "No space left on device", "--data_dir"))
     assert list(folder.iterdir()) == []
     np.testing.assert_array_equal(tokenize(source, tokenizer, folder).ids, tokenizer.encode(TEXT))
 
 
 def test_a_text_that_cannot_be_encoded_leaves_nothing_behind(source, tmp_path):
-    with pytest.raises(DataError, match="the vocabulary has no"):
-        tokenize(source, CharTokenizer.train("abc"), tmp_path / "data")
+    told(DataError, tokenize, source, CharTokenizer.train("abc"), tmp_path / "data", says=("'T'", "'ï'"))
     assert list((tmp_path / "data").iterdir()) == []
 
 
 def test_a_text_that_changes_while_it_is_read_is_not_kept_under_the_sum_of_the_old_one(source, tmp_path):
     before = scan(source)
     source.paths[0].write_text(TEXT + "more")
-    with pytest.raises(DataError, match=r"text\.txt changed while it was read"):
-        token_file.tokenize(source, before, ByteTokenizer(), tmp_path / "data")
+    told(DataError, token_file.tokenize, source, before, ByteTokenizer(), tmp_path / "data", says=("text.txt",))
     assert list((tmp_path / "data").iterdir()) == []
 
 
 def test_folder_that_cannot_be_written_is_named(source, tmp_path):
     (tmp_path / "file").write_text("in the folder's place")
-    with pytest.raises(DataError, match=r"^cannot write tokens to .*file \(.*\); choose a folder with --data_dir$"):
-        tokenize(source, CharTokenizer.train(TEXT), tmp_path / "file")
+    folder = tmp_path / "file"
+    words = (str(folder), os.strerror(errno.EEXIST), "--data_dir")
+    told(DataError, tokenize, source, CharTokenizer.train(TEXT), folder, says=words)
