@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
 from flax import traverse_util
-from helpers import random_params, random_tokens
+from helpers import in_the_way, random_params, random_tokens, told
 from settings import other_values
 
 from minigpt_jax.config import ModelConfig, setting
@@ -48,6 +49,11 @@ def with_parameters(written, changes):
     return dataclasses.replace(written, params=traverse_util.unflatten_dict(kept, sep="/"))
 
 
+def parameters(message):
+    """The paths of parameters that a message names."""
+    return re.findall(r"\w+(?:/\w+)+", message)
+
+
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
 def test_no_setting_is_in_two_tables_and_none_is_unknown(model_type):
     """One that is in none is refused unless it has its default, so that a new setting needs no row here."""
@@ -70,8 +76,8 @@ def test_other_choices_are_refused_by_name_and_other_settings_are_not(model_type
     table = ARCHITECTURES[model_type]
     for name in table.choices:
         for other in changed(model_type, name):
-            with pytest.raises(DataError, match=rf"{model_type}: [^;]*\b{name}={getattr(other, name)} \(not "):
-                model_type_of(other)
+            message = told(DataError, model_type_of, other)
+            assert in_the_way(message, model_type)[name] == str(getattr(other, name))
     for name in (*table.settings, *NOT_STORED):
         assert [model_type_of(other) for other in changed(model_type, name)] == [model_type]
 
@@ -104,23 +110,23 @@ def test_a_setting_that_no_table_names_is_refused_unless_it_is_the_default(tmp_p
     later = LaterConfig(**dataclasses.asdict(plain.config))
     assert write(dataclasses.replace(plain, config=later), tmp_path / "default") == model_type
     used = dataclasses.replace(plain, config=dataclasses.replace(later, later_gain=True))
-    with pytest.raises(DataError, match=rf"{model_type}: later_gain=True \(not False\)"):
-        write(used, tmp_path / "used")
+    message = told(DataError, write, used, tmp_path / "used")
+    assert in_the_way(message, model_type) == {"later_gain": "True"}
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_parameter_without_a_place_is_refused_by_name(tmp_path, model_type, bias):
     stray = with_parameters(model(model_type, bias=bias), {f"{BLOCK}/attention/gain": np.ones(8, np.float32)})
-    with pytest.raises(DataError, match=f"^{model_type} has no place for the model's parameters {BLOCK}/attention/gain$"):
-        write(stray, tmp_path / "new" / "model")
+    message = told(DataError, write, stray, tmp_path / "new" / "model", says=(model_type,))
+    assert parameters(message) == [f"{BLOCK}/attention/gain"]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_many_parameters_without_a_place_are_counted(tmp_path):
     stray = with_parameters(model("llama"), {f"gain/{letter}": np.ones(8, np.float32) for letter in "edcba"})
-    with pytest.raises(DataError, match=r"parameters gain/a, gain/b, gain/c and 2 more$"):
-        write(stray, tmp_path / "model")
+    message = told(DataError, write, stray, tmp_path / "model", says=("llama", "2"))
+    assert parameters(message) == ["gain/a", "gain/b", "gain/c"]
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
@@ -129,8 +135,8 @@ def test_many_parameters_without_a_place_are_counted(tmp_path):
 )
 def test_a_parameter_that_the_settings_deny_is_refused(tmp_path, model_type, changes, path):
     denied = with_parameters(model(model_type, **changes), {path: np.ones(8, np.float32)})
-    with pytest.raises(DataError, match=f"has no place for the model's parameters {path}$"):
-        write(denied, tmp_path / "model")
+    message = told(DataError, write, denied, tmp_path / "model", says=(model_type,))
+    assert parameters(message) == [path]
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
@@ -138,8 +144,8 @@ def test_a_parameter_that_the_settings_deny_is_refused(tmp_path, model_type, cha
 def test_a_missing_parameter_is_named(tmp_path, model_type, part):
     """A bias, too: only those that the settings do without become zeros."""
     path = f"{BLOCK}/attention/query/{part}"
-    with pytest.raises(DataError, match=f"lacks the parameters {path}, which"):
-        write(with_parameters(model(model_type, bias=True), {path: ...}), tmp_path / "model")
+    message = told(DataError, write, with_parameters(model(model_type, bias=True), {path: ...}), tmp_path / "model")
+    assert parameters(message) == [path]
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
@@ -150,8 +156,7 @@ def test_nothing_is_written_or_read_by_a_table_that_lacks_a_parameter(tmp_path, 
     layer = tuple(row for row in table.layer if not any(parameter.endswith(path) for parameter in row.parameters))
     monkeypatch.setitem(ARCHITECTURES, model_type, dataclasses.replace(table, layer=layer))
     for use in (lambda: write(model(model_type), tmp_path / "after"), lambda: read(tmp_path / "before")):
-        with pytest.raises(DataError, match=f"^{model_type} has no place for the model's parameters .*{path}"):
-            use()
+        told(DataError, use, says=(model_type, path))
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)

@@ -151,7 +151,7 @@ def test_nothing_compiles_again_for_other_prompts_lengths_or_ends():
 def test_logits_that_are_not_finite_are_an_error():
     params = jax.tree.map(np.copy, some_params(ROTARY))
     params["head"]["kernel"][:, 3] = np.nan
-    with pytest.raises(FloatingPointError, match="not finite"):
+    with pytest.raises(FloatingPointError):
         beam_search(params, PROMPTS, 3, model=ROTARY, width=2)
 
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from helpers import assert_says
 
 from minigpt_jax.api import choose_kernels
 from minigpt_jax.benchmarks import data, generate, kernels, limits, loss, scaling, train, turns
@@ -85,7 +87,7 @@ class DyingToy(Toy):
 
 
 def test_who_ends_by_itself_is_named(tmp_path):
-    with pytest.raises(DataError, match="dying ended without an answer"):
+    with pytest.raises(DataError, match="dying"):
         turns.race((DyingToy,), (tmp_path / "turns",), rounds=1)
 
 
@@ -106,13 +108,14 @@ class SlowToy(Toy):
 
 
 def test_who_ends_while_it_waits_is_named(tmp_path):
-    with pytest.raises(DataError, match="killed ended without an answer"):
+    with pytest.raises(DataError, match="killed"):
         turns.race((KilledToy, SlowToy), (tmp_path / "turns",), rounds=1)
 
 
 def test_who_is_not_installed_is_left_out(capsys):
     assert turns.present((FirstToy, MissingToy)) == [FirstToy]
-    assert capsys.readouterr().out == "third is left out: no_such_package is not installed\n"
+    [line] = capsys.readouterr().out.splitlines()
+    assert_says(line, "third", "no_such_package")
 
 
 def test_the_first_run_does_not_count():
@@ -291,9 +294,15 @@ def test_figures_are_drawn_a_panel_for_each_title():
     figure = draw(figures)
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert len(titles) == len(set(titles)) == 2 + 2 + 1 + 1 + 1 + 1 + 4
-    [steps] = [axes for axes in figure.axes if axes.get_title(loc="left") == "A training step of mini_gpt, ms"]
+
+    def panel(*words):
+        [axes] = [axes for axes, title in zip(figure.axes, titles, strict=True) if {*words} <= {*re.findall(r"\w+", title)}]
+        return axes
+
+    steps, over_context = panel("mini_gpt", "ms"), panel("context", "ms")
     assert [bar.get_width() for bar in steps.patches] == [1000.0, 500.0]
-    [over_context] = [axes for axes in figure.axes if axes.get_title(loc="left") == "Training over context: ms a step"]
-    assert [text.get_text() for text in over_context.get_legend().get_texts()] == ["measured", "ideal", "--remat"]
+    labels = [text.get_text() for text in over_context.get_legend().get_texts()]
+    assert len(set(labels)) == 3
+    assert labels[-1] == "--remat"
     places = {axes.get_subplotspec().num1 for axes in figure.axes}
     assert len(places) == len(figure.axes) <= 4 * math.ceil(len(figure.axes) / 4)

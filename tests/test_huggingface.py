@@ -1,7 +1,9 @@
 """Folders of Hugging Face: what is written is read with the same bits, transformers agrees, and nothing else gets in."""
 
 import dataclasses
+import errno
 import json
+import os
 import pickle
 import shutil
 
@@ -9,6 +11,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from helpers import in_the_way, told
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -143,8 +146,13 @@ def test_names_and_masks_of_the_first_gpt2_files_are_read(folder):
     old |= {"h.0.attn.bias": np.ones((1, 1, 32, 32), np.float32), "h.1.attn.masked_bias": np.array(-1e4, np.float32)}
     save_file(old | {"lm_head.weight": old["wte.weight"]}, folder / "model.safetensors")
     edit_json(folder / "config.json", n_inner=..., bias=..., tie_word_embeddings=...)
-    with pytest.raises(DataError, match=r"c_fc.weight has the shape \(16, 24\) and by config.json should have \(16, 64\)"):
-        hf_reader.read(folder)  # what a config.json leaves out is what transformers takes for it
+    words = (
+        "c_fc.weight",
+        "(16, 24)",
+        "config.json",
+        "(16, 64)",
+    )  # what it leaves out is what transformers takes for it
+    told(DataError, hf_reader.read, folder, says=(str(folder), *words))
     edit_json(folder / "config.json", n_inner=24)
     assert_same_bits(before.params, hf_reader.read(folder).params)
 
@@ -161,25 +169,25 @@ def test_half_precision_becomes_float32_exactly(folder, dtype):
 
 def test_what_neither_can_express_is_refused_by_name(tmp_path):
     plain = model("Llama with grouped queries")
-    for changes, names in [
-        ({"activation": "relu2", "qk_norm": True}, r"llama: activation=relu2 \(not swiglu\), qk_norm=True \(not False\)$"),
-        ({"positions": "sinusoidal"}, r"gpt2: positions=sinusoidal \(not learned\)"),
-        ({"norm_placement": "post"}, r"norm_placement=post \(not pre\)"),
-        ({"positions": "learned", "norm": "layernorm", "activation": "gelu"}, r"gpt2: num_kv_heads=2 \(not 4\); llama"),
+    like_gpt2 = {"positions": "learned", "norm": "layernorm", "activation": "gelu"}
+    for changes, model_type, named, allowed in [
+        ({"activation": "relu2", "qk_norm": True}, "llama", {"activation": "relu2", "qk_norm": "True"}, ["swiglu", "False"]),
+        ({"positions": "sinusoidal"}, "llama", {"positions": "sinusoidal"}, ["learned", "rotary"]),
+        ({"norm_placement": "post"}, "llama", {"norm_placement": "post"}, ["pre", "pre"]),
+        (like_gpt2, "gpt2", {"num_kv_heads": "2"}, ["4"]),
     ]:
-        with pytest.raises(DataError, match=names):
-            hf_writer.write(dataclasses.replace(plain, config=dataclasses.replace(plain.config, **changes)), tmp_path / "a")
+        changed = dataclasses.replace(plain, config=dataclasses.replace(plain.config, **changes))
+        message = told(DataError, hf_writer.write, changed, tmp_path / "a", says=allowed)
+        assert in_the_way(message, model_type) == named
     assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_is_written_over(folder):
     before = {path: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(DataError, match="is there already"):
-        hf_writer.write(model("GPT-2"), folder)
-    with pytest.raises(DataError, match="is there already"):
-        hf_writer.write(model("GPT-2"), folder / "config.json")
-    with pytest.raises(DataError, match="cannot write"):
-        hf_writer.write(model("GPT-2"), folder / "config.json" / "below")
+    below = folder / "config.json" / "below"
+    for path in (folder, folder / "config.json"):
+        told(DataError, hf_writer.write, model("GPT-2"), path, says=(str(path),))
+    told(DataError, hf_writer.write, model("GPT-2"), below, says=(str(below), os.strerror(errno.EEXIST)))
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -235,80 +243,82 @@ def other_tokenizer(folder):
 MISTAKES = {
     "no weights": (
         lambda folder: (folder / "model.safetensors").unlink(),
-        "no weights that can be read: it needs model.safe",
+        ["model.safetensors", "model.safetensors.index.json"],
     ),
-    "pickle": (only_pickle, "pytorch_model.bin is a pickle, a program that runs when it is read"),
-    "truncated": (truncate, "model.safetensors is damaged, .*not fully covered"),
-    "no safetensors": (
-        lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 40),
-        "model.safetensors is damaged",
-    ),
-    "path in the index": (escape, "'../outside.safetensors' is not the name of a .safetensors file in that folder"),
-    "lost part": (lose_a_part, "has no model-00002-of-00002.safetensors, of which"),
-    "other part": (mix_up_parts, "model.safetensors.index.json and model-00001-of-00002.safetensors disagree about"),
-    "damaged index": (damage_index, "model.safetensors.index.json is damaged"),
-    "missing key": (tensors(transformer__ln_f__bias=...), "the model lacks 'transformer.ln_f.bias'$"),
+    "pickle": (only_pickle, ["pytorch_model.bin", "pickle", "safetensors"]),
+    "truncated": (truncate, ["/model.safetensors"]),
+    "no safetensors": (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 40), ["/model.safetensors"]),
+    "path in the index": (escape, ["/model.safetensors.index.json", "'../outside.safetensors'"]),
+    "lost part": (lose_a_part, ["model.safetensors.index.json", "model-00002-of-00002.safetensors"]),
+    "other part": (mix_up_parts, ["model.safetensors.index.json", "model-00001-of-00002.safetensors"]),
+    "damaged index": (damage_index, ["/model.safetensors.index.json"]),
+    "missing key": (tensors(transformer__ln_f__bias=...), ["config.json", "'transformer.ln_f.bias'"]),
     "missing keys": (
         tensors(transformer__wpe__weight=..., transformer__wte__weight=...),
-        "lacks 'transformer.wpe.*' and 1 more",
+        ["config.json", "'transformer.wpe.weight'", "1"],
     ),
-    "extra key": (tensors(transformer__extra=np.zeros(3, np.float32)), "has no place for 'transformer.extra'"),
-    "key that is a path": (tensors(**{"../../etc": np.zeros(3, np.float32)}), "has no place for '../../etc'"),
-    "wrong shape": (tensors(transformer__wte__weight=np.zeros((3, 4), np.float32)), r"wte.weight has the shape \(3, 4\)"),
-    "wrong type": (tensors(transformer__ln_f__bias=np.zeros(16, np.int8)), "is stored as I8; allowed: F32, F16, BF16"),
-    "biases after all": (config(bias=False), "config.json says bias=false, and .* is not zero"),
-    "no config": (lambda folder: (folder / "config.json").unlink(), "no readable config.json"),
-    "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json is no JSON"),
-    "a list": (lambda folder: (folder / "config.json").write_text("[]"), "config.json is no JSON object"),
-    "too deep": (lambda folder: (folder / "config.json").write_text("[" * 10**5), "config.json is no JSON"),
-    "no architecture": (config(model_type=...), "model_type=None is not supported; allowed: gpt2, llama"),
-    "a list of them": (config(model_type=["gpt2"]), r"model_type=\['gpt2'\] is not supported; allowed: gpt2, llama"),
-    "absurd context": (config(n_positions=10**9), "a context of 1000000000 tokens is above"),
-    "architecture": (config(model_type="mistral"), "model_type='mistral' is not supported; allowed: gpt2, llama"),
+    "extra key": (tensors(transformer__extra=np.zeros(3, np.float32)), ["config.json", "'transformer.extra'"]),
+    "key that is a path": (tensors(**{"../../etc": np.zeros(3, np.float32)}), ["config.json", "'../../etc'"]),
+    "wrong shape": (
+        tensors(transformer__wte__weight=np.zeros((3, 4), np.float32)),
+        ["transformer.wte.weight", "(3, 4)", "config.json", "(26, 16)"],
+    ),
+    "wrong type": (
+        tensors(transformer__ln_f__bias=np.zeros(16, np.int8)),
+        ["transformer.ln_f.bias", "I8", "F32", "F16", "BF16"],
+    ),
+    "biases after all": (config(bias=False), ["config.json", "bias=false", "/bias"]),
+    "no config": (lambda folder: (folder / "config.json").unlink(), ["config.json", os.strerror(errno.ENOENT)]),
+    "no JSON": (lambda folder: (folder / "config.json").write_text("{"), ["/config.json", "JSON"]),
+    "a list": (lambda folder: (folder / "config.json").write_text("[]"), ["/config.json", "JSON"]),
+    "too deep": (lambda folder: (folder / "config.json").write_text("[" * 10**5), ["/config.json", "JSON"]),
+    "no architecture": (config(model_type=...), ["/config.json", "model_type=None", "gpt2", "llama"]),
+    "a list of them": (config(model_type=["gpt2"]), ["/config.json", "model_type=['gpt2']", "gpt2", "llama"]),
+    "absurd context": (config(n_positions=10**9), ["/config.json", f"{10**9}", f"{2**20}"]),
+    "architecture": (config(model_type="mistral"), ["/config.json", "model_type='mistral'", "gpt2", "llama"]),
     "another activation": (
         config(activation_function="relu"),
-        r"gpt2 cannot have activation_function='relu' \(not 'gelu_new'",
+        ["/config.json", "gpt2", "activation_function='relu'", "'gelu_new'"],
     ),
-    "width": (config(n_embd=15), "embed_dim=15 must be divisible by num_heads=4"),
-    "text for a number": (config(n_layer="2"), "num_layers='2' must be of type int"),
-    "absurd depth": (config(n_layer=10**12), "says 1000000000000 layers, and there are 28 tensors"),
-    "absurd width": (config(n_inner=10**30), r"h.0.mlp.c_fc.weight has the shape \(16, 24\)"),
-    "all absurd": (config(n_embd=10**30), r"wte.weight has the shape \(26, 16\)"),
-    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "holds no tokenizer.json"),
-    "another tokenizer": (other_tokenizer, "the tokenizer has 3 tokens and the model 26"),
+    "width": (config(n_embd=15), ["/config.json", "embed_dim=15", "num_heads=4"]),
+    "text for a number": (config(n_layer="2"), ["/config.json", "num_layers='2'", "int"]),
+    "absurd depth": (config(n_layer=10**12), ["config.json", f"{10**12}", "28"]),
+    "absurd width": (config(n_inner=10**30), ["transformer.h.0.mlp.c_fc.weight", "(16, 24)", f"(16, {10**30})"]),
+    "all absurd": (config(n_embd=10**30), ["transformer.wte.weight", "(26, 16)", f"(26, {10**30})"]),
+    "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), ["tokenizer.json"]),
+    "another tokenizer": (other_tokenizer, ["3", "26"]),
 }
 
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_what_is_wrong_with_a_folder_is_said(folder, name):
-    damage, message = MISTAKES[name]
+    damage, words = MISTAKES[name]
     damage(folder)
-    with pytest.raises(DataError, match=message):
-        load(folder)
+    told(DataError, load, folder, says=(str(folder), *words))
 
 
 @pytest.mark.parametrize(
-    "changes, message",
+    "changes, words",
     [
         (
             {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}},
-            r"rope_theta=500000.0 \(not 10000.0\), rope_type='ll",
+            ["rope_theta=500000.0", "10000.0", "rope_type='llama3'", "'default'"],
         ),
-        ({"rope_parameters": ..., "rope_scaling": {"type": "linear"}}, "rope_type='linear'"),
-        ({"rope_parameters": [1]}, "must be an object"),
-        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_type='linear'"),  # beside rope_parameters
-        ({"rope_parameters": {"hidden_size": 32, "rope_theta": 2.0}}, "cannot have rope_theta=2.0 .not 10000.0.$"),
-        ({"rms_norm_eps": ...}, "rms_norm_eps=1e-06"),
-        ({"mlp_bias": True}, "attention_bias without mlp_bias"),
-        ({"head_dim": "4"}, "head_dim='4' must be hidden_size/num_attention_heads=4"),
+        ({"rope_parameters": ..., "rope_scaling": {"type": "linear"}}, ["rope_type='linear'", "'default'"]),
+        ({"rope_parameters": [1]}, ["rope_parameters=[1]"]),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, ["rope_type='linear'"]),  # beside rope_parameters
+        ({"rope_parameters": {"hidden_size": 32, "rope_theta": 2.0}}, ["rope_theta=2.0", "10000.0"]),
+        ({"rms_norm_eps": ...}, ["rms_norm_eps=1e-06", "1e-05"]),
+        ({"mlp_bias": True}, ["attention_bias", "mlp_bias"]),
+        ({"head_dim": "4"}, ["head_dim='4'", "hidden_size/num_attention_heads=4"]),
     ],
     ids=str,
 )
-def test_a_llama_of_another_kind_is_refused(tmp_path, changes, message):
+def test_a_llama_of_another_kind_is_refused(tmp_path, changes, words):
     hf_writer.write(model("Llama with grouped queries"), tmp_path / "model")
     edit_json(tmp_path / "model" / "config.json", **changes)
-    with pytest.raises(DataError, match=message):
-        hf_reader.read(tmp_path / "model")
+    message = told(DataError, hf_reader.read, tmp_path / "model", says=(str(tmp_path / "model" / "config.json"), *words))
+    assert ("hidden_size" in message) == ("head_dim" in changes)
 
 
 def test_files_of_the_older_kind_that_say_the_same_are_read(tmp_path):
@@ -331,12 +341,10 @@ def test_as_many_key_heads_as_heads_are_none_in_particular(tmp_path):
 def test_a_missing_library_is_told_with_what_to_install(folder, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "safetensors.numpy", None)
     for use in (lambda: hf_reader.read(folder), lambda: hf_writer.write(model("GPT-2"), folder.parent / "new")):
-        with pytest.raises(UsageError, match=r"need the package safetensors: python -m pip install -e '\.\[hf\]'"):
-            use()
+        told(UsageError, use, says=("safetensors", "python -m pip install -e '.[hf]'"))
 
 
 def test_a_file_is_no_folder(tmp_path):
-    for name, message in (("model.bin", "is a pickle"), ("model.safetensors", "give the folder")):
+    for name, word in (("model.bin", "pickle"), ("model.safetensors", "config.json")):
         (tmp_path / name).write_bytes(pickle.dumps(Bomb()))
-        with pytest.raises(DataError, match=message):
-            load(tmp_path / name)
+        told(DataError, load, tmp_path / name, says=(str(tmp_path / name), word))

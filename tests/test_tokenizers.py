@@ -1,7 +1,9 @@
 """Tokenizers: ids come back as the text, are below the size of the vocabulary, and what has no id is named or counted."""
 
+import errno
 import functools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import told
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -75,9 +78,10 @@ def test_characters_without_an_id_are_all_named_and_nothing_is_encoded_in_their_
     tokenizer = CharTokenizer.train(training_text)
     unknown = set(text) - set(training_text)
     if unknown:
-        with pytest.raises(DataError) as caught:
-            tokenizer.encode(text)
-        assert str(caught.value).startswith(f"the vocabulary has no {', '.join(map(repr, sorted(unknown)))}; ")
+        named = ", ".join(map(repr, sorted(unknown)))
+        message = told(DataError, tokenizer.encode, text)
+        assert named in message
+        assert not any(repr(known) in message.replace(named, "", 1) for known in set(text) - unknown)
     else:
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
@@ -143,8 +147,7 @@ def test_a_batch_is_each_text_for_itself_and_an_empty_text_has_no_tokens(kind):
 
 @pytest.mark.parametrize("kind", ["byte", "word", "bpe"])
 def test_half_a_surrogate_pair_is_named(kind):
-    with pytest.raises(DataError, match=r"half of a surrogate pair \(U\+D83D at position 2\)"):
-        trained(kind).encode("to\ud83d be")
+    told(DataError, trained(kind).encode, "to\ud83d be", says=("U+D83D", "2"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -195,8 +198,7 @@ def test_no_other_character_is_taken_for_the_one_that_is_known(character):
     assert tokenizer.encode(character * 2).tolist() == [0, 0]
     others = {0, known - 1, known + 1, 2 * known + 1, 2 * known + 2, known ^ 2**8, known ^ 2**16, 0x10FFFF} - {known}
     for other in others & set(range(0x110000)):
-        with pytest.raises(DataError, match="the vocabulary has no"):
-            tokenizer.encode(character + chr(other))
+        told(DataError, tokenizer.encode, character + chr(other), says=(repr(chr(other)),))
 
 
 def test_pairs_of_surrogates_are_two_characters_as_in_python():
@@ -214,11 +216,7 @@ def test_composed_and_decomposed_characters_are_kept_apart():
 
 
 def test_unknown_characters_are_named_once_with_what_to_do():
-    with pytest.raises(DataError) as caught:
-        CharTokenizer.train("abc").encode("a?!?é\n")
-    message = str(caught.value)
-    assert message.startswith(r"the vocabulary has no '\n', '!', '?', 'é'; leave it out")
-    assert "tokenizer.json" in message
+    told(DataError, CharTokenizer.train("abc").encode, "a?!?é\n", says=(r"'\n', '!', '?', 'é'", "3", "tokenizer.json"))
 
 
 def test_halves_of_different_pairs_have_different_sums():
@@ -328,8 +326,7 @@ def test_the_two_files_of_gpt_2_are_read_and_nothing_written_in_a_text_is_its_sp
         assert tokenizer.end_of_text == 0
         assert 0 not in tokenizer.encode(END_OF_TEXT)
     (tmp_path / "merges.txt").unlink()
-    with pytest.raises(DataError, match=r"vocab.json and merges.txt cannot be read: "):
-        read_tokenizer(str(tmp_path))
+    told(DataError, read_tokenizer, str(tmp_path), says=(str(tmp_path / "vocab.json"), "merges.txt"))
 
 
 def changed(change):
@@ -350,8 +347,7 @@ def changed(change):
     ],
 )
 def test_a_tokenizer_that_does_not_give_the_text_back_is_refused(change):
-    with pytest.raises(DataError, match=r"^not a tokenizer of this version: "):
-        from_json(changed(change))
+    told(DataError, from_json, changed(change))
 
 
 def test_merges_are_not_dropped_out():
@@ -379,20 +375,20 @@ def test_what_a_tokenizer_from_the_disk_would_add_or_cut_off_it_does_not():
 @pytest.mark.parametrize(
     "tokenizer, vocab_size, kind, words",
     [
-        ("chra", None, UsageError, ["tokenizer='chra'", "did you mean 'char'?", "char, byte, word, bpe", "tokenizer.json"]),
-        ("missing/tokenizer.json", None, DataError, ["cannot read", "missing/tokenizer.json", "No such file"]),
-        (".", None, DataError, ["holds no tokenizer.json"]),
-        ("./broken.json", None, DataError, ["broken.json: not a tokenizer"]),
-        ("./binary.json", None, DataError, ["binary.json: "]),
-        ("char", 99, DataError, ["vocab_size=99", "tokenizer=char", "it has 24"]),
-        ("byte", 99, DataError, ["vocab_size=99", "tokenizer=byte", "it has 256"]),
-        ("word", 10_000, DataError, ["vocab_size=10000", "tokenizer=word", "supports 25"]),
-        ("word", 6, UsageError, ["vocab_size=6", "at least 7", "tokenizer=word"]),
-        ("word", 2**20 + 1, UsageError, ["vocab_size=1048577", "at most 1048576", "tokenizer=word"]),
-        ("bpe", 10_000, DataError, ["vocab_size=10000", "tokenizer=bpe", "supports"]),
-        ("bpe", 256, UsageError, ["vocab_size=256", "at least 257", "tokenizer=bpe"]),
-        ("bpe", 10**18, UsageError, ["vocab_size=1000000000000000000", "at most 1048576", "tokenizer=bpe"]),
-        ("./" + "long" * 99, None, DataError, ["cannot read", "File name too long"]),
+        ("chra", None, UsageError, ["tokenizer='chra'", "char", *KINDS, "tokenizer.json"]),
+        ("missing/tokenizer.json", None, DataError, ["missing/tokenizer.json", os.strerror(errno.ENOENT)]),
+        (".", None, DataError, ["tokenizer.json", "vocab.json"]),
+        ("./broken.json", None, DataError, ["./broken.json"]),
+        ("./binary.json", None, DataError, ["./binary.json"]),
+        ("char", 99, DataError, ["vocab_size=99", "tokenizer=char", "24"]),
+        ("byte", 99, DataError, ["vocab_size=99", "tokenizer=byte", "256"]),
+        ("word", 10_000, DataError, ["vocab_size=10000", "tokenizer=word", "25"]),
+        ("word", 6, UsageError, ["vocab_size=6", "7", "tokenizer=word"]),
+        ("word", 2**20 + 1, UsageError, ["vocab_size=1048577", "1048576", "tokenizer=word"]),
+        ("bpe", 10_000, DataError, ["vocab_size=10000", "tokenizer=bpe"]),
+        ("bpe", 256, UsageError, ["vocab_size=256", "257", "tokenizer=bpe"]),
+        ("bpe", 10**18, UsageError, ["vocab_size=1000000000000000000", "1048576", "tokenizer=bpe"]),
+        ("./" + "long" * 99, None, DataError, ["./" + "long" * 99, os.strerror(errno.ENAMETOOLONG)]),
     ],
 )
 def test_a_tokenizer_that_cannot_be_made_is_told_in_one_line(tmp_path, monkeypatch, tokenizer, vocab_size, kind, words):
@@ -401,20 +397,14 @@ def test_a_tokenizer_that_cannot_be_made_is_told_in_one_line(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.json").write_text('{"type": "char"')
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe")
-    with pytest.raises(kind) as caught:
-        make_tokenizer(tokenizer, [PROSE], vocab_size)
-    message = str(caught.value)
-    assert type(caught.value) is kind
-    assert [word for word in words if word not in message] == [], message
-    assert len(message.splitlines()) == 1
+    told(kind, make_tokenizer, tokenizer, [PROSE], vocab_size, says=words)
 
 
 def test_a_missing_library_is_told_with_what_to_install(monkeypatch):
     text = bpe().to_json()
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     for make in (lambda: make_tokenizer("bpe", [PROSE]), lambda: from_json(text)):
-        with pytest.raises(UsageError, match=r"need the package tokenizers: python -m pip install -e '\.\[bpe\]'"):
-            make()
+        told(UsageError, make, says=("tokenizers", "python -m pip install -e '.[bpe]'"))
 
 
 # ---- JSON -----------------------------------------------------------------------------------------------------------------
@@ -457,10 +447,8 @@ def test_json_gives_an_equal_tokenizer(text):
     ],
 )
 def test_json_that_is_no_tokenizer_is_a_data_error(text):
-    with pytest.raises(DataError, match=r"^not a tokenizer of this version: "):
-        from_json(text)
+    told(DataError, from_json, text)
 
 
 def test_half_a_surrogate_pair_is_nothing_for_hugging_face():
-    with pytest.raises(DataError, match=r"half of a surrogate pair \(U\+D800 at position 1\)"):
-        CharTokenizer("a\ud800").to_huggingface()
+    told(DataError, CharTokenizer("a\ud800").to_huggingface, says=("U+D800", "1"))
