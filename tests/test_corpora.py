@@ -67,8 +67,7 @@ def test_every_corpus_is_named_in_the_help_and_in_the_readme_and_no_other_is():
 def test_a_corpus_that_comes_out_with_another_sum_is_not_kept(tmp_path, monkeypatch):
     wrong = corpora.Corpus("0" * 64, lambda path: write(path, GOOD))
     monkeypatch.setitem(corpora.CORPORA, "tiny_shakespeare", wrong)
-    message = data_error(load_text, "tiny_shakespeare", tmp_path)
-    assert [word for word in ("tiny_shakespeare", "0" * 64, GOOD_SHA256) if word not in message] == []
+    told(DataError, load_text, "tiny_shakespeare", tmp_path, says=("tiny_shakespeare", "0" * 64, GOOD_SHA256))
     assert not (tmp_path / "tiny_shakespeare.txt").exists()
 
 

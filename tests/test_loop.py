@@ -234,7 +234,9 @@ def test_metrics_have_the_rows_that_were_promised(finished, config):
     assert [row["step"] for row in evaluations] == [4, 8, 12, 13]
     fields = {"step", "train_loss", "learning_rate", "grad_norm", "tokens_per_second", "seconds"}
     assert all(set(row) == fields for row in training)
-    assert all(set(row) == {"step", "val_loss", "seconds"} for row in evaluations)
+    task = prepare(config)
+    measures = {f"val_{name}" for name in task.evaluate(task.objective.init(jax.random.key(0)), 1)}
+    assert all(set(row) == {"step", "seconds", *measures} for row in evaluations)
     assert all(math.isfinite(value) for row in lines for value in row.values())
     schedule = learning_rate_schedule(config.training, STEPS)
     assert [row["learning_rate"] for row in training] == pytest.approx(
