@@ -69,6 +69,12 @@ def config(files):
     )
 
 
+@pytest.fixture(autouse=True)
+def machine_not_measured(monkeypatch):
+    """Which takes longer at the end of each run than all of its steps."""
+    monkeypatch.setattr(summary.machine, "product_rate", lambda *_: 1e15)
+
+
 class KilledError(Exception):
     pass
 
@@ -605,7 +611,6 @@ class Finished(Callback):
 
 
 def test_at_the_end_it_is_told_where_time_and_memory_went(config, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(summary.machine, "product_rate", lambda *_: 1e15)
     batch_at = LanguageModelling.batch_at
     monkeypatch.setattr(LanguageModelling, "batch_at", lambda self, step: time.sleep(0.01) or batch_at(self, step))
     finished = Finished()

@@ -746,7 +746,15 @@ def mistaken_folder(trained):
     return folder
 
 
-@pytest.mark.parametrize("command, status, words", MISTAKES, ids=[command for command, _, _ in MISTAKES])
+def the_first_of_each_script_and_slowly_the_others(mistakes):
+    known = set()
+    for mistake in mistakes:
+        script = mistake[0].split()[0]
+        yield pytest.param(*mistake, id=mistake[0], marks=[pytest.mark.slow] if script in known else [])
+        known.add(script)
+
+
+@pytest.mark.parametrize("command, status, words", the_first_of_each_script_and_slowly_the_others(MISTAKES))
 def test_a_mistake_is_told_in_one_line_and_nothing_is_written(mistaken_folder, call, command, status, words):
     before = files(mistaken_folder)
     process = call(mistaken_folder, command)

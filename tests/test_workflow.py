@@ -15,7 +15,9 @@ EXTRAS = tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies
 
 
 def test_the_workflow_runs_the_readmes_command():
-    [command] = re.findall(r'^(python -m pip install -e "\.\[test\]" && python -m pytest)$', read("README.md"), re.MULTILINE)
+    [command] = re.findall(
+        r'^(python -m pip install -e "\.\[test\]" && python -m pytest -m "not slow")$', read("README.md"), re.MULTILINE
+    )
     assert command in read(".github/workflows/tests.yml")
 
 
