@@ -189,7 +189,7 @@ def test_a_longer_run_goes_on_where_a_finished_one_ended(config, workdir, caplog
     assert train_step._cache_size() == compiled  # another number of steps is the same program
     assert "train_step" not in [name for name, _ in compilations.programs]
     [line] = announced(caplog)
-    assert_says(line, str(workdir), str(STEPS), str(STEPS + 2))
+    assert_says(line, str(workdir), config.data.dataset, str(STEPS), str(STEPS + 2))
     assert checkpoints.steps(workdir)[-1] == STEPS + 2
     assert rows(workdir)[: len(before)] == before
     assert {row["step"] for row in rows(workdir)[len(before) :]} == {STEPS + 2}
@@ -395,7 +395,7 @@ def test_where_the_newest_checkpoint_is_damaged_the_run_goes_on_exactly_from_the
     [warning], [line] = logged(caplog, "WARNING"), announced(caplog)
     folder = workdir / "checkpoints" / str(STEPS)
     assert_says(warning, str(folder), path.relative_to(folder).as_posix(), str(earlier))
-    assert_says(line, str(workdir), str(earlier), str(STEPS))
+    assert_says(line, str(workdir), config.data.dataset, str(earlier), str(STEPS))
     assert_equal(final_state(config, workdir), final_state(config, finished))
     assert rows(workdir) == rows(finished)
     aside = snapshot(workdir / "checkpoints" / f"{STEPS}.damaged")

@@ -155,7 +155,7 @@ class Interrupt(Callback):
 def test_another_task_trains_evaluates_previews_and_resumes_bit_for_bit(tmp_path, capsys, caplog):
     with caplog.at_level(logging.INFO):
         train(CONFIG, tmp_path / "straight")
-    assert_says(logged(caplog)[0], "rows of 4 digits", "20", "32", "digits")
+    assert_says(logged(caplog)[0], str(tmp_path / "straight"), "rows of 4 digits", "20", "32", "digits")
     assert " of them right" in caplog.text
     assert capsys.readouterr().out.count(" becomes ") == 2
     assert (tmp_path / "straight" / "digits.txt").read_text() == "0123456789\n"
