@@ -11,6 +11,8 @@ from helpers import allowed_and_bias, attention_by_loop, masks, normal
 from minigpt_jax.config import ModelConfig
 from minigpt_jax.models.cache import KVCache, slot_ages
 
+pytestmark = pytest.mark.slow
+
 CONFIG = ModelConfig(num_layers=1, num_heads=4, embed_dim=16, ff_dim=16, context_length=8, vocab_size=5)
 RING = dataclasses.replace(CONFIG, num_heads=1, embed_dim=4, context_length=4)
 

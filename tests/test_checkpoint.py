@@ -332,6 +332,7 @@ def test_the_average_is_saved_and_is_what_load_takes(run_dir):
     assert bits(load.load(run_dir, HERE).params) == bits(state.average)
 
 
+@pytest.mark.e2e
 def test_a_checkpoint_of_an_earlier_day_is_still_read():
     """Written with jax 0.10.2 and orbax-checkpoint 0.12; whoever breaks this has to raise FORMAT and say so."""
     lm = load.load(Path(__file__).parent / "golden_run", HERE)

@@ -57,6 +57,7 @@ def test_messages_are_one_line_on_standard_error_whatever_is_in_them(capsys):
     assert capsys.readouterr() == ("", "error: two lines: 'x'\n")
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("word, is_told", [("RESOURCE_EXHAUSTED", True), ("INTERNAL", False)])
 def test_memory_that_is_not_there_is_told_in_one_line_and_nothing_else_is_hidden(word, is_told):
     failing = f"def main(): raise RuntimeError('{word}: no 40 bytes')"

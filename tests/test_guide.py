@@ -47,6 +47,7 @@ def test_each_topic_has_a_snippet_in_both_columns():
         assert ours.count("\n") == theirs.count("\n")  # so that they stand side by side
 
 
+@pytest.mark.slow
 def test_the_column_of_jax_runs():
     [setup], _ = before_and_after_the_table(GUIDE)
     execute([setup, *(snippet for ours, _ in ROWS for snippet in snippets(ours))])

@@ -76,6 +76,7 @@ def test_samples_differ_and_the_first_ones_are_the_same_however_many_there_are(l
     assert samples(lm, "ab", 20, num_samples=1) == [lm.generate("ab", 20)] == three[:1]
 
 
+@pytest.mark.slow
 def test_rows_that_fill_up_the_last_batch_keep_nobody_waiting(lm, monkeypatch):
     """With everything a stop, one piece is enough for each batch, the one that is not full too."""
     pieces, original = [], sampling.stream
@@ -91,6 +92,7 @@ def test_rows_that_fill_up_the_last_batch_keep_nobody_waiting(lm, monkeypatch):
     assert pieces == [(16, 1), (16, 1)]
 
 
+@pytest.mark.slow
 def test_past_the_places_of_a_table_a_line_says_what_happens(lm, caplog):
     learned = dataclasses.replace(lm, config=dataclasses.replace(CONFIG, positions="sinusoidal"))
     with caplog.at_level(logging.INFO):
@@ -115,6 +117,7 @@ def words(lm):
     return dataclasses.replace(lm, tokenizer=WordTokenizer.train(["to be or"]))
 
 
+@pytest.mark.slow
 def test_the_end_of_text_token_always_ends_a_text_and_is_no_part_of_it(words):
     assert words.tokenizer.vocab_size == words.config.vocab_size
     found = list(words.complete(["to", "be"], 60, num_samples=4))

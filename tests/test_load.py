@@ -22,6 +22,8 @@ from minigpt_jax.runs import checkpoints
 from minigpt_jax.tasks import prepare
 from minigpt_jax.training.run import new_state
 
+pytestmark = pytest.mark.e2e
+
 GPT2 = ModelConfig(
     num_layers=1, num_heads=2, embed_dim=8, ff_dim=12, context_length=8, vocab_size=4, positions="learned", norm="layernorm",
     activation="gelu", qk_norm=False, bias=True, tie_embeddings=True, init="gpt2",
@@ -66,6 +68,7 @@ def test_one_door_for_both(folder, model):
     assert read_model_config(folder / "run").activation == "relu2"
 
 
+@pytest.mark.slow
 def test_a_model_is_loaded_with_the_kernels_that_suit_the_machine_or_with_plain_ones(folder):
     for name in ("gpt2", "run"):
         tuned, plain = load(folder / name), load(folder / name, kernels="plain")

@@ -275,6 +275,7 @@ def test_k_may_be_any_number_above_the_vocabulary():
 # ---- Against Hugging Face -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_same_settings_give_the_same_distribution_as_in_hugging_face():
     """Through its own `generate`, which builds and orders its processors by itself."""
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")

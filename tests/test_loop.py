@@ -35,6 +35,8 @@ from minigpt_jax.training.run import Run, new_state
 from minigpt_jax.training.schedule import learning_rate_schedule
 from minigpt_jax.training.step import train_step
 
+pytestmark = pytest.mark.e2e
+
 TEXT = "".join(np.random.default_rng(0).choice(list("abcd \n"), 160)) + "abcd \n"
 STEPS = 13
 RHYTHM = {"eval_every": 4, "checkpoint_every": 5, "log_every": 3, "sample_every": 0, "keep_checkpoints": 2}
@@ -141,8 +143,11 @@ def workdir(finished, tmp_path):
 @pytest.mark.parametrize(
     "kills",
     [
-        [(2, "after_step"), (7, "after_step"), (11, "after_step")],  # the first before there is any checkpoint
-        [(5, "save"), (10, "save"), (10, "save"), (13, "save")],
+        pytest.param(
+            [(2, "after_step"), (7, "after_step"), (11, "after_step")],  # the first before there is any checkpoint
+            marks=pytest.mark.slow,
+        ),
+        pytest.param([(5, "save"), (10, "save"), (10, "save"), (13, "save")], marks=pytest.mark.slow),
         [(5, "after_step"), (6, "after_step"), (13, "after_step")],
     ],
     ids=str,
@@ -261,6 +266,7 @@ def test_the_folder_holds_what_the_contract_says(finished, config):
     assert checkpoints.best_first(finished)[0] == min(evaluated, key=evaluated.get)
 
 
+@pytest.mark.slow
 def test_it_saves_when_that_is_due_and_when_the_loss_is_the_lowest_so_far(config, tmp_path, monkeypatch):
     losses, saved, original = iter([1.0, 2.0, 0.5, 3.0, 3.0]), [], checkpoints.save
 
@@ -275,6 +281,7 @@ def test_it_saves_when_that_is_due_and_when_the_loss_is_the_lowest_so_far(config
     assert checkpoints.best_first(tmp_path)[0] == 12
 
 
+@pytest.mark.slow
 def test_how_often_it_evaluates_saves_and_logs_changes_no_parameter(config, finished, tmp_path):
     """And a row of metrics has the mean loss of the steps since the one before."""
     busy, quiet = tmp_path / "busy", tmp_path / "quiet"
@@ -289,6 +296,7 @@ def test_how_often_it_evaluates_saves_and_logs_changes_no_parameter(config, fini
     assert [row["train_loss"] for row in rows(quiet) if "train_loss" in row] == pytest.approx([np.mean(losses)])
 
 
+@pytest.mark.slow
 def test_plain_kernels_train_the_same_model_and_the_first_line_says_which_there_are(config, finished, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         train(config, tmp_path / "tuned")
@@ -301,6 +309,7 @@ def test_plain_kernels_train_the_same_model_and_the_first_line_says_which_there_
     assert not (tmp_path / "fast").exists()
 
 
+@pytest.mark.slow
 def test_samples_go_to_standard_output_and_change_no_parameter(config, finished, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(language_modelling, "PREVIEW_LENGTH", 20)
     train(config.override({"sample_every": 6}), tmp_path)
@@ -460,7 +469,9 @@ class AfterStep(Callback):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("step", [5, 7])  # one that is saved anyway, and one that is not
+@pytest.mark.parametrize(
+    "step", [pytest.param(5, marks=pytest.mark.slow), 7]
+)  # one that is saved anyway, and one that is not
 def test_a_signal_ends_the_run_with_a_checkpoint_from_which_it_goes_on_exactly(
     config, finished, tmp_path, caplog, number, step
 ):
@@ -529,6 +540,7 @@ def broken_steps(monkeypatch, bad):
     monkeypatch.setattr(loop, "train_step", patched)
 
 
+@pytest.mark.slow
 def test_steps_that_are_not_finite_are_skipped_and_counted_also_over_a_kill(config, tmp_path, monkeypatch):
     broken_steps(monkeypatch, {4, 5, 6, 7, 10})
     patient = config.override({"max_bad_steps": 5})
@@ -589,6 +601,7 @@ def test_without_tensorboardx_the_extra_is_named(config, tmp_path, monkeypatch):
     told(UsageError, train, config, tmp_path, tensorboard=True, says=words)
 
 
+@pytest.mark.slow
 def test_a_step_that_is_compiled_anew_is_warned_of(config, tmp_path, monkeypatch, caplog):
     batch_at = batches.batch_at
 
@@ -610,6 +623,7 @@ class Finished(Callback):
         self.run = run
 
 
+@pytest.mark.slow
 def test_at_the_end_it_is_told_where_time_and_memory_went(config, tmp_path, monkeypatch, caplog):
     batch_at = LanguageModelling.batch_at
     monkeypatch.setattr(LanguageModelling, "batch_at", lambda self, step: time.sleep(0.01) or batch_at(self, step))

@@ -25,6 +25,7 @@ def test_product_rate_counts_multiplications_and_additions(half_seconds):
     assert machine.product_rate(3, 5, 7) == 2 * 3 * 5 * 7 / 0.5
 
 
+@pytest.mark.slow
 def test_copy_bandwidth_counts_what_is_read_and_written(half_seconds):
     assert machine.copy_bandwidth() == 2 * 2**28 / 0.5
 

@@ -42,6 +42,7 @@ def faults_of_a_program():
     return min(faults)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(runtime.glibc() is None, reason="needs the C library of GNU")
 def test_memory_that_was_freed_is_kept_for_the_next_step():
     assert in_own_process(faults_of_a_program) < 1000

@@ -256,6 +256,7 @@ def generated(trained):
     }
 
 
+@pytest.mark.slow
 def test_texts_divided_among_devices_are_the_same_also_with_programs_that_were_kept(generated, trained):
     [again] = run(trained.folder, GENERATE["four of seed 4"])
     assert succeeded(again).stdout == generated["four of seed 4"].stdout
@@ -401,6 +402,7 @@ def test_explain_shows_what_each_token_was_chosen_from(trained, call):
     assert [step["num_kept"] for step in json.loads(line)["explain"]] == [3] * 30
 
 
+@pytest.mark.slow
 def test_beam_search_finds_a_text_at_least_as_probable_as_the_greedy_one(trained, call):
     command = f"{RUN} --prompt 'To be' --format jsonl"
     greedy = json.loads(succeeded(call(trained.folder, f"{command} --greedy")).stdout)
@@ -442,6 +444,7 @@ def test_a_living_run_is_its_own_and_sigterm_ends_it_with_a_checkpoint(trained, 
     assert sum("best" in line for line in listed) == 1
 
 
+@pytest.mark.slow
 def test_a_run_without_a_checkpoint_begins_again_with_its_settings_and_says_so(trained, call):
     begun = trained.folder / "runs" / "begun"
     begun.mkdir()
@@ -499,6 +502,7 @@ def test_evaluation_is_json_whose_figures_agree(trained):
     assert val["loss"] == pytest.approx(float(said_by_training), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_words_and_bpe_train_evaluate_and_generate_from_files_of_every_kind(trained):
     pytest.importorskip("tokenizers")
     folder = trained.folder / "texts"
@@ -559,6 +563,7 @@ def test_no_script_takes_tokenize_for_the_standard_library(tmp_path):
     assert Path(process.stdout.strip()).parent == Path(os.__file__).parent
 
 
+@pytest.mark.slow
 def test_the_twins_are_compared_in_a_table(trained, call):
     pytest.importorskip("torch")
     shown = succeeded(call(trained.folder, "compare_torch --config debug --dataset text.txt --steps 2"))
@@ -582,6 +587,7 @@ def test_without_pytorch_it_is_said_what_to_install(trained, call, monkeypatch):
 # ---- What users get wrong -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_goes_to_hugging_face_and_training_goes_on_from_there(trained, call):
     shape = "--activation swiglu --noqk_norm --num_kv_heads 1 --sample_every 0"
     folder, small = trained.folder, "--config debug --dataset text.txt --steps 4"
@@ -747,11 +753,12 @@ def mistaken_folder(trained):
 
 
 def the_first_of_each_script_and_slowly_the_others(mistakes):
-    known = set()
+    known, cases = set(), []
     for mistake in mistakes:
         script = mistake[0].split()[0]
-        yield pytest.param(*mistake, id=mistake[0], marks=[pytest.mark.slow] if script in known else [])
+        cases.append(pytest.param(*mistake, id=mistake[0], marks=[pytest.mark.slow] if script in known else []))
         known.add(script)
+    return cases
 
 
 @pytest.mark.parametrize("command, status, words", the_first_of_each_script_and_slowly_the_others(MISTAKES))

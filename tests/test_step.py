@@ -133,6 +133,7 @@ def test_the_average_follows_the_parameters_and_forgets_their_initial_values():
     assert state.replace(average=None).eval_params is state.params
 
 
+@pytest.mark.slow
 def test_one_batch_is_learned_by_heart():
     tokens_BT = np.random.default_rng(1).integers(0, CONFIG.vocab_size, (4, 9), np.int32)
     tokens_BT[:, 0] = np.arange(4)  # so that it can be known which row it is

@@ -152,6 +152,7 @@ class Interrupt(Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.e2e
 def test_another_task_trains_evaluates_previews_and_resumes_bit_for_bit(tmp_path, capsys, caplog):
     with caplog.at_level(logging.INFO):
         train(CONFIG, tmp_path / "straight")
@@ -173,6 +174,7 @@ def test_another_task_trains_evaluates_previews_and_resumes_bit_for_bit(tmp_path
     assert evaluations[-1]["val_loss"] < evaluations[0]["val_loss"]
 
 
+@pytest.mark.e2e
 def test_what_a_resumed_run_was_made_of_is_asked_of_the_task(tmp_path):
     with pytest.raises(StoppedError):
         train(CONFIG, tmp_path, callbacks=[Interrupt()])
@@ -195,6 +197,7 @@ def test_the_tables_of_tasks_name_the_same_ones():
     assert tasks.TASKS["language_modelling"] == "minigpt_jax.tasks.language_modelling"
 
 
+@pytest.mark.e2e
 def test_a_measure_is_a_mean_over_the_targets_of_all_batches():
     task = prepare(CONFIG)
     params = task.objective.init(jax.random.key(0))
