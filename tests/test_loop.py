@@ -469,9 +469,7 @@ class AfterStep(Callback):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize(
-    "step", [pytest.param(5, marks=pytest.mark.slow), 7]
-)  # one that is saved anyway, and one that is not
+@pytest.mark.parametrize("step", [pytest.param(5, marks=pytest.mark.slow), 7])  # the first one is saved anyway
 def test_a_signal_ends_the_run_with_a_checkpoint_from_which_it_goes_on_exactly(
     config, finished, tmp_path, caplog, number, step
 ):
