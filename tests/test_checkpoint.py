@@ -83,10 +83,12 @@ def workdir(saved, tmp_path):
 
 
 @pytest.mark.parametrize("abstract", [False, True])
-def test_state_comes_back_to_the_bit(saved, abstract):
+@pytest.mark.parametrize("device", jax.devices(), ids=str)
+def test_state_comes_back_to_the_bit_and_to_the_device_that_is_asked_for(saved, abstract, device):
     state = some_state()
     like = jax.eval_shape(lambda: state) if abstract else state
-    restored = restore(saved, 3, like, HERE)
+    restored = restore(saved, 3, like, jax.sharding.SingleDeviceSharding(device))
+    assert {leaf.device for leaf in jax.tree.leaves(restored)} == {device}
     assert bits((restored.params, restored.opt_state)) == bits((state.params, state.opt_state))
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     assert (restored.step, restored.step.dtype) == (3, jnp.int32)

@@ -1,4 +1,4 @@
-"""The three commands as a user calls them, on a small text, judged by what they print, write and return.
+"""The commands as a user calls them, on a small text, judged by what they print, write and return.
 
 What trains and generates runs in processes of its own. What ends before that runs in this one, in a fraction of the time.
 """

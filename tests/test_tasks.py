@@ -16,7 +16,7 @@ from flax import struct
 from helpers import assert_equal, assert_says, logged, told
 
 from minigpt_jax import config, tasks
-from minigpt_jax.api import train
+from minigpt_jax.api import load, train
 from minigpt_jax.config import Config, ModelConfig, Section, TrainingConfig, setting
 from minigpt_jax.errors import DataError, StoppedError, UsageError
 from minigpt_jax.interop.load import read_run_config
@@ -172,6 +172,7 @@ def test_another_task_trains_evaluates_previews_and_resumes_bit_for_bit(tmp_path
     assert [row["step"] for row in evaluations] == [5, 10, 15, 20]
     assert all(set(row) == {"step", "val_loss", "val_accuracy"} for row in evaluations)
     assert evaluations[-1]["val_loss"] < evaluations[0]["val_loss"]
+    told(DataError, load, tmp_path / "straight", says=(str(tmp_path / "straight"), "sorting"))
 
 
 @pytest.mark.e2e

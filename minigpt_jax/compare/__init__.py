@@ -1,4 +1,4 @@
 """The functional style beside PyTorch's: guide.md, the twin in torch_gpt.py, the proof that both agree, and the traps.
 
-The only room that imports torch.
+Beside it only the benchmarks import torch.
 """

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from minigpt_jax.config import Config, ModelConfig, differences
+from minigpt_jax.config import Config, DataConfig, ModelConfig, differences
 from minigpt_jax.data import tokenizers
 from minigpt_jax.data.tokenizers import Tokenizer
 from minigpt_jax.errors import DataError
@@ -39,6 +39,8 @@ def load(path: str | Path, sharding: jax.sharding.Sharding) -> LanguageModel:
 
 def load_step(workdir: Path, config: Config, step: int, sharding: jax.sharding.Sharding) -> LanguageModel:
     """The language model of a checkpoint that was verified. Raises DataError as `load` does."""
+    if not isinstance(config.data, DataConfig):
+        raise DataError(f"{workdir} holds a run of the task {config.task}, which is not a language model")
     tokenizer = read_tokenizer(workdir, checkpoints.read_info(workdir, step).sources["tokenizer"])
     model = GPT(config.model)
     like = jax.eval_shape(lambda: init_params(jax.random.key(0), model))

@@ -1,1 +1,1 @@
-"""Training. Read in this order: losses.py, optimizer.py, step.py, checkpoint.py, loop.py."""
+"""Training. Read in this order: schedule.py, optimizer.py, state.py, step.py, loop.py, callbacks/, resume.py."""
