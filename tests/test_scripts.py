@@ -195,13 +195,13 @@ def test_a_finished_run_says_so_and_how_to_go_on_and_touches_nothing(trained, ca
 
 @pytest.fixture(scope="module")
 def gone_on(trained):
-    """Two copies of the run: one that was resumed, one that was begun anew with another model."""
-    for copy in ("more", "anew"):
+    """Two copies of the run: one that was resumed, one that was restarted with another model."""
+    for copy in ("more", "restarted"):
         shutil.copytree(trained.workdir, trained.folder / copy)
     return run(
         trained.folder,
         "train --workdir more --steps 30",
-        "train --config debug --dataset text.txt --workdir anew --overwrite --embed_dim 16 --epochs 0.1 --nobias",
+        "train --config debug --dataset text.txt --workdir restarted --overwrite --embed_dim 16 --epochs 0.1 --nobias",
     )
 
 
@@ -216,9 +216,9 @@ def test_more_steps_resume_and_say_so(trained, gone_on):
     assert checkpoint_steps(workdir)[-1] == 30
 
 
-def test_overwrite_begins_anew_with_the_preset_and_the_flags_given(trained, gone_on):
-    process, workdir = succeeded(gone_on[1]), trained.folder / "anew"
-    assert_says(process.stderr.splitlines()[0], "anew", "text.txt")
+def test_overwrite_restarts_with_the_preset_and_the_flags_given(trained, gone_on):
+    process, workdir = succeeded(gone_on[1]), trained.folder / "restarted"
+    assert_says(process.stderr.splitlines()[0], "restarted", "text.txt")
     config = Config.from_json((workdir / "config.json").read_text(encoding="utf-8"))
     assert (config.model.embed_dim, config.model.ff_dim, config.training.weight_decay) == (16, 64, 0.1)
     assert (config.training.steps, config.training.epochs) == (None, 0.1)
@@ -604,7 +604,7 @@ def test_a_run_goes_to_hugging_face_and_training_goes_on_from_there(trained, cal
     assert_says(changed, "steps=4", "6")
     assert_says(resumed, "runs/tuned", "exported", "4", "6")
     losses = [metrics(folder / "runs" / name)[-1]["val_loss"] for name in ("llama", "tuned")]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-4)  # what it began with; drawn anew it would be far off
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)  # what it began with; initialised again it would be far off
     config = Config.from_json((folder / "runs" / "tuned" / "config.json").read_text(encoding="utf-8"))
     assert (config.model.num_kv_heads, config.model.activation, config.data.tokenizer) == (1, "swiglu", "exported/")
     assert (folder / "runs" / "tuned" / "tokenizer.json").read_text() == (
