@@ -12,9 +12,9 @@ Before, with narrower initial weights and without the moving average, of seed 0,
 
 import dataclasses
 
-from minigpt_jax.config import Config, Expectation, load_preset
+from minigpt_jax.config import Config, ReferenceResult, load_preset
 
 
 def get_config() -> Config:
     config = load_preset("shakespeare_char").override({"tokenizer": "bpe", "vocab_size": 2048, "steps": 1630})
-    return dataclasses.replace(config, expectation=Expectation(val_loss=4.009, spread=0.013, seeds=3))
+    return dataclasses.replace(config, reference_result=ReferenceResult(val_loss=4.009, spread=0.013, seeds=3))

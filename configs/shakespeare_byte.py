@@ -10,9 +10,9 @@ nats per byte, between 1.649 and 1.660 for the seeds 0, 1 and 2, which is 2.385 
 
 import dataclasses
 
-from minigpt_jax.config import Config, Expectation, load_preset
+from minigpt_jax.config import Config, ReferenceResult, load_preset
 
 
 def get_config() -> Config:
     config = load_preset("shakespeare_char").override({"tokenizer": "byte", "steps": 1850})
-    return dataclasses.replace(config, expectation=Expectation(val_loss=1.653, spread=0.007, seeds=3))
+    return dataclasses.replace(config, reference_result=ReferenceResult(val_loss=1.653, spread=0.007, seeds=3))

@@ -7,7 +7,7 @@ of memory at most. Loss over the whole validation split: 1.639 nats per characte
 and 2, which is 2.365 bits per character (2.355 to 2.371). On tiny Shakespeare, `--dataset tiny_shakespeare`: 1.624 (seed 0).
 """
 
-from minigpt_jax.config import Config, Expectation, ModelConfig, TrainingConfig
+from minigpt_jax.config import Config, ModelConfig, ReferenceResult, TrainingConfig
 
 
 def get_config() -> Config:
@@ -19,5 +19,5 @@ def get_config() -> Config:
         training=TrainingConfig(
             batch_size=12, steps=2000, learning_rate=2e-3, min_learning_rate=4e-4, warmup_steps=100, ema=0.99,
         ),
-        expectation=Expectation(val_loss=1.639, spread=0.007, seeds=3),
+        reference_result=ReferenceResult(val_loss=1.639, spread=0.007, seeds=3),
     )  # fmt: skip

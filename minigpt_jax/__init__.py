@@ -16,7 +16,7 @@ _HOMES = {
     "Config": "config",
     "DataConfig": "config",
     "DataError": "errors",
-    "Expectation": "config",
+    "ReferenceResult": "config",
     "LanguageModel": "generation.language_model",
     "ModelConfig": "config",
     "TrainingConfig": "config",

@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from minigpt_jax.config import SETTINGS, Section, setting_type
 from minigpt_jax.errors import DataError, StoppedError, UsageError
-from minigpt_jax.runtime import keep_freed_memory, kept_programs
+from minigpt_jax.system.compilation_cache import compilation_cache
+from minigpt_jax.system.heap import retain_heap
 
 log = logging.getLogger(__name__)
 RUNS_DIR = Path("runs")
@@ -77,7 +78,7 @@ def run(main: Callable[..., None], usage: str, positional: bool = False) -> None
     project_log.addHandler(LogHandler())
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs with a traceback what it also raises
     flags.DEFINE_bool("help", False, "show this help", short_name="h", allow_override=True)
-    keep_freed_memory()
+    retain_heap()
     try:
         arguments = parsed_arguments()
         if arguments and not positional:
@@ -85,7 +86,7 @@ def run(main: Callable[..., None], usage: str, positional: bool = False) -> None
         if flags.FLAGS.help:
             print_help(usage)
         else:
-            with kept_programs():
+            with compilation_cache():
                 main(*([arguments] if positional else []))
         sys.stdout.flush()  # a reader that has gone is noticed here, and not after the end, where Python complains of it
     except flags.Error as error:

@@ -223,7 +223,7 @@ TASKS: dict[str, type[Section]] = {"language_modelling": DataConfig}
 
 
 @dataclasses.dataclass(frozen=True)
-class Expectation:
+class ReferenceResult:
     """What a preset was measured to reach, so that a first run can say whether its result is normal.
 
     `val_loss` is the mean over seeds of the loss over the whole validation split, in nats per token; `spread` is the
@@ -242,7 +242,7 @@ class Config:
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     data: Section = DataConfig()
-    expectation: Expectation | None = None
+    reference_result: ReferenceResult | None = None
 
     @property
     def task(self) -> str:
@@ -260,7 +260,7 @@ class Config:
     def override(self, changes: Mapping[str, Any]) -> "Config":
         """A config with some settings changed, given by their plain names: `config.override({"num_layers": 6})`.
 
-        `steps` replaces a preset's `epochs` and the other way round. An expectation is kept only where nothing that it
+        `steps` replaces a preset's `epochs` and the other way round. A reference result is kept only where nothing that it
         was measured with changes. Raises UsageError for unknown names and bad values.
         """
         sections, known = {name: {} for name in SECTIONS}, self.settings
@@ -278,7 +278,7 @@ class Config:
         )
         harmless = {name for name, one in known.items() if one.field.metadata["may_change"]} - {"steps", "epochs"} | {"seed"}
         if set(differences(self, new)) - harmless:
-            new = dataclasses.replace(new, expectation=None)
+            new = dataclasses.replace(new, reference_result=None)
         return new
 
     def to_json(self) -> str:
@@ -291,10 +291,10 @@ class Config:
         try:
             values = json.loads(text)
             task = values.pop("task", "language_modelling")  # which earlier versions did not write
-            expectation = values.pop("expectation")
+            result = values.pop("expectation" if "expectation" in values else "reference_result")  # the former until 0.2
             types = SECTIONS | {"data": TASKS[task]}
             sections = {name: section(**values.pop(name)) for name, section in types.items()}
-            return cls(**sections, **values, expectation=Expectation(**expectation) if expectation else None)
+            return cls(**sections, **values, reference_result=ReferenceResult(**result) if result else None)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DataError(f"not a config of this version: {error}") from error
 

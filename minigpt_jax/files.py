@@ -39,3 +39,12 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
+
+
+def cache_dir() -> Path:
+    """$XDG_CACHE_HOME/minigpt_jax, else ~/.cache/minigpt_jax.
+
+    Source: XDG Base Directory Specification, by which a value that is empty or relative is to be ignored.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (cache if cache.is_absolute() else Path.home() / ".cache") / "minigpt_jax"

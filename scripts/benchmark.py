@@ -19,7 +19,7 @@ from absl import flags
 from minigpt_jax import cli
 from minigpt_jax.errors import DataError, UsageError, did_you_mean
 
-ROUNDS = flags.DEFINE_integer("rounds", None, "how often each contestant is asked, or each point measured")
+ROUNDS = flags.DEFINE_integer("rounds", None, "how often each candidate is asked, or each point measured")
 MEGABYTES = flags.DEFINE_integer("megabytes", 50, "data: size of the text that is tokenized")
 DATASET = flags.DEFINE_string("dataset", "tiny_shakespeare", "loss: the text")
 KERNELS = cli.define_kernels_flag("train, generate: ")
@@ -47,7 +47,7 @@ def main(names: list[str]) -> None:
     only_for |= {name: {"kernels": KERNELS.value} for name in ("train", "generate")}
     figures = {}
     for name in chosen:
-        # Imported here and not above, since contestants start with the imports of this file, and PyTorch's need no JAX.
+        # Imported here and not above, since candidates start with the imports of this file, and PyTorch's need no JAX.
         benchmark = importlib.import_module(f"minigpt_jax.benchmarks.{name}")
         print(f"{'' if name == chosen[0] else chr(10)}---- {name}")
         try:
@@ -59,7 +59,7 @@ def main(names: list[str]) -> None:
         if JSON.value:
             Path(JSON.value).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     if PLOT.value and figures:
-        from minigpt_jax.benchmarks.pictures import draw
+        from minigpt_jax.benchmarks.plots import draw
 
         draw(figures).savefig(PLOT.value, dpi=120)
 

@@ -37,7 +37,7 @@ def main() -> None:
         limit = f"{difference.limit:.0e} {'rel.' if difference.is_relative else 'abs.'}"
         line = f"{difference.place:<58}{difference.absolute:10.1e}{difference.relative:10.1e}{limit:>14}"
         print(line + ("" if difference.is_within else "   DIFFERS"))
-    race(task.config)
+    time_both(task.config)
     if beyond := [difference for difference in found if not difference.is_within]:
         first = beyond[0]
         raise DataError(
@@ -46,18 +46,18 @@ def main() -> None:
     print(f"all {len(found)} comparisons are within their limits")
 
 
-def race(config: Config) -> None:
+def time_both(config: Config) -> None:
     """Prints the tokens per second of both, taken in turn."""
-    from minigpt_jax.benchmarks import turns
-    from minigpt_jax.benchmarks.peers import TorchStep
+    from minigpt_jax.benchmarks import interleave
+    from minigpt_jax.benchmarks.baselines import TorchStep
     from minigpt_jax.benchmarks.train import Step
 
-    answers = turns.race((Step, TorchStep), (config, STEPS_PER_ROUND), ROUNDS)
+    answers = interleave.interleave((Step, TorchStep), (config, STEPS_PER_ROUND), ROUNDS)
     num_tokens = config.training.batch_size * config.model.context_length
     print(f"\n{'tokens/s, in turn':<20}median (least to most)")
     for name, told in answers.items():
-        rates = [1000 * num_tokens / milliseconds for milliseconds in turns.milliseconds(told, STEPS_PER_ROUND)]
-        print(f"{name:<20}{turns.with_spread(rates)}")
+        rates = [1000 * num_tokens / milliseconds for milliseconds in interleave.milliseconds(told, STEPS_PER_ROUND)]
+        print(f"{name:<20}{interleave.with_spread(rates)}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from minigpt_jax.data.text_files import decode_text, read_text_file
 from minigpt_jax.errors import DataError, UsageError, require_choice
 from minigpt_jax.generation.language_model import BeamText, Completion, LanguageModel
 from minigpt_jax.generation.strategy import DecodingConfig, processors
-from minigpt_jax.runtime import split_cpu
+from minigpt_jax.system import devices
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: the newest under runs/)")
 PROMPT = flags.DEFINE_string("prompt", "", "text to go on from; empty: a new line")
@@ -58,7 +58,7 @@ def main() -> None:
     strategy, beam = given(STRATEGY), given(BEAM)
     check(strategy, beam)
     if (PROMPTS.value or NUM_SAMPLES.value > 1) and not beam:
-        split_cpu()
+        devices.use_two_cpu_devices()
     prompts = read_prompts()
     model = mg.load(WORKDIR.value or cli.newest_run(), kernels=KERNELS.value)
     stops = {"stop": STOP.value, "stop_tokens": STOP_TOKENS.value}

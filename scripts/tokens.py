@@ -1,34 +1,26 @@
 """Shows how a text is cut into tokens, on standard output.
 
-python scripts/tokenize.py --tokenizer word --text "To be, or not to be"
-python scripts/tokenize.py --tokenizer bpe --vocab_size 1024 --dataset my_text.txt --text "naïve 漢字"
-python scripts/tokenize.py --tokenizer runs/shakespeare_char/tokenizer.json --text "To be"
+python scripts/tokens.py --tokenizer word --text "To be, or not to be"
+python scripts/tokens.py --tokenizer bpe --vocab_size 1024 --dataset my_text.txt --text "naïve 漢字"
+python scripts/tokens.py --tokenizer runs/shakespeare_char/tokenizer.json --text "To be"
 
 A tokenizer that has something to learn learns it from the dataset, as for train.py.
 """
 
 import os
 import sys
+from collections import Counter
 
-if __name__ != "__main__":
-    # Python puts the folder of the script that it runs first on its path. So when a script here needs the standard library's
-    # `tokenize`, it is this file that is found. Give it that one; no script imports anything from this folder.
-    sys.path.remove(os.path.dirname(__file__))
-    del sys.modules["tokenize"]
-    import tokenize  # noqa: F401
-else:
-    from collections import Counter
+from absl import flags
 
-    from absl import flags
+from minigpt_jax import cli
+from minigpt_jax.config import Config
+from minigpt_jax.data.splits import read_texts, train_tokenizer
+from minigpt_jax.data.tokenizers import KINDS, read_tokenizer
+from minigpt_jax.errors import UsageError
 
-    from minigpt_jax import cli
-    from minigpt_jax.config import Config
-    from minigpt_jax.data.splits import read_texts, train_tokenizer
-    from minigpt_jax.data.tokenizers import KINDS, read_tokenizer
-    from minigpt_jax.errors import UsageError
-
-    TEXT = flags.DEFINE_string("text", "", "what is cut into tokens")
-    cli.define_setting_flags("tokenizer", "vocab_size", "dataset", "val_dataset", "encoding", "data_dir")
+TEXT = flags.DEFINE_string("text", "", "what is cut into tokens")
+cli.define_setting_flags("tokenizer", "vocab_size", "dataset", "val_dataset", "encoding", "data_dir")
 
 COLOURS = (24, 54, 22, 94)  # backgrounds, of the 256 that terminals have
 

@@ -15,7 +15,7 @@ import pytest
 from helpers import assert_says
 
 from minigpt_jax.api import choose_kernels
-from minigpt_jax.benchmarks import data, generate, kernels, limits, loss, scaling, train, turns
+from minigpt_jax.benchmarks import data, generate, interleave, kernels, loss, roofline, scaling, train
 from minigpt_jax.config import ModelConfig, load_preset
 from minigpt_jax.errors import DataError
 from minigpt_jax.models.gpt import GPT
@@ -59,8 +59,8 @@ class LetteredToy(Toy):
 
 
 def test_a_contestant_may_have_settings_of_its_own(tmp_path):
-    contestants = [turns.With(LetteredToy, f"toy {letter}", {"letter": letter}) for letter in "xy"]
-    answers = turns.race(turns.present(contestants), (tmp_path / "turns",), rounds=1)
+    candidates = [interleave.With(LetteredToy, f"toy {letter}", {"letter": letter}) for letter in "xy"]
+    answers = interleave.interleave(interleave.present(candidates), (tmp_path / "turns",), rounds=1)
     assert (tmp_path / "turns").read_text() == "xyxy"
     assert list(answers) == ["toy x", "toy y"]
 
@@ -71,7 +71,7 @@ class MissingToy(Toy):
 
 def test_turns_alternate_and_every_answer_is_kept(tmp_path):
     path = tmp_path / "turns"
-    answers = turns.race((FirstToy, SecondToy), (path,), rounds=3)
+    answers = interleave.interleave((FirstToy, SecondToy), (path,), rounds=3)
     assert path.read_text() == "ab" + "ababab"
     for told in answers.values():
         assert [answer["runs"] for answer in told] == [1, 2, 3, 4]
@@ -88,7 +88,7 @@ class DyingToy(Toy):
 
 def test_who_ends_by_itself_is_named(tmp_path):
     with pytest.raises(DataError, match="dying"):
-        turns.race((DyingToy,), (tmp_path / "turns",), rounds=1)
+        interleave.interleave((DyingToy,), (tmp_path / "turns",), rounds=1)
 
 
 class KilledToy(Toy):
@@ -109,22 +109,22 @@ class SlowToy(Toy):
 
 def test_who_ends_while_it_waits_is_named(tmp_path):
     with pytest.raises(DataError, match="killed"):
-        turns.race((KilledToy, SlowToy), (tmp_path / "turns",), rounds=1)
+        interleave.interleave((KilledToy, SlowToy), (tmp_path / "turns",), rounds=1)
 
 
 def test_who_is_not_installed_is_left_out(capsys):
-    assert turns.present((FirstToy, MissingToy)) == [FirstToy]
+    assert interleave.present((FirstToy, MissingToy)) == [FirstToy]
     [line] = capsys.readouterr().out.splitlines()
     assert_says(line, "third", "no_such_package")
 
 
 def test_the_first_run_does_not_count():
     answers = [{"seconds": seconds} for seconds in (99, 4, 2, 8)]
-    assert turns.milliseconds(answers, parts=2) == [2000, 1000, 4000]
-    assert turns.with_spread(turns.milliseconds(answers, parts=2)) == "2000 (1000 to 4000)"
+    assert interleave.milliseconds(answers, parts=2) == [2000, 1000, 4000]
+    assert interleave.with_spread(interleave.milliseconds(answers, parts=2)) == "2000 (1000 to 4000)"
 
 
-@pytest.mark.parametrize("module", ["benchmarks.peers", "benchmarks.turns", "compare.torch_gpt"])
+@pytest.mark.parametrize("module", ["benchmarks.baselines", "benchmarks.interleave", "compare.torch_gpt"])
 def test_processes_of_the_peers_have_no_jax_in_their_memory(module):
     if module == "compare.torch_gpt":
         pytest.importorskip("torch")
@@ -134,20 +134,20 @@ def test_processes_of_the_peers_have_no_jax_in_their_memory(module):
 
 def test_limits_count_what_they_do(monkeypatch):
     done = []
-    monkeypatch.setattr(limits.machine, "product", lambda *shape: (lambda: done.append(shape), 3 * 10**10))
-    product = limits.ShapedProduct(load_preset("debug").override({"batch_size": 5}), 2)
+    monkeypatch.setattr(roofline.hardware, "matmul", lambda *shape: (lambda: done.append(shape), 3 * 10**10))
+    product = roofline.ShapedMatmul(load_preset("debug").override({"batch_size": 5}), 2)
     product.run()
     assert done == [(5 * 16, 32, 64)] * 3  # of 1e11 FLOPs a run
     assert product.tell() == {"amount": 9 * 10**10}
     answers = [{"amount": 6, "seconds": seconds} for seconds in (99, 2, 3)]
-    assert limits.rates(answers) == [3, 2]
+    assert roofline.rates(answers) == [3, 2]
 
 
 def test_a_step_is_compared_with_products_that_take_turns_with_it(monkeypatch, capsys):
     monkeypatch.setattr(train, "SETTINGS", {"debug": (2, 1)})
     monkeypatch.setattr(train, "flops_per_token", lambda model: 200)  # 6400 in a step, 640 a second
     told = [{"seconds": 10.0, "since_start": 1.0, "peak_mb": 1.0, "amount": 16000}] * 2
-    monkeypatch.setattr(train, "race", lambda contestants, setup, rounds: {one.name: told for one in contestants})
+    monkeypatch.setattr(train, "interleave", lambda candidates, setup, rounds: {one.name: told for one in candidates})
     train.measure(rounds=1)
     [row] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("minigpt_jax")]
     assert "40%" in row  # of 1600 a second
@@ -166,12 +166,12 @@ def test_what_a_kernel_saves_is_a_share_of_the_step_without_it(monkeypatch, caps
     seconds = {"minigpt_jax": 3.0, "plain attention": 4.0}
     asked = []
 
-    def race(contestants, setup, rounds):
-        asked.extend(contestant.settings["kernels"] for contestant in contestants[1:])
+    def interleave(candidates, setup, rounds):
+        asked.extend(candidate.settings["kernels"] for candidate in candidates[1:])
         told = {"peak_mb": 1.0}
-        return {one.name: [told | {"seconds": seconds.get(one.name, 2.0)}] * 3 for one in contestants}
+        return {one.name: [told | {"seconds": seconds.get(one.name, 2.0)}] * 3 for one in candidates}
 
-    monkeypatch.setattr(kernels, "race", race)
+    monkeypatch.setattr(kernels, "interleave", interleave)
     monkeypatch.setattr(kernels, "SETTINGS", {"debug": (2, 1)})
     figures = kernels.measure(rounds=2)
     assert set(asked) == {f"plain {op}" for op in vars(PLAIN) if op != "name"}  # no kernel is left unmeasured
@@ -209,7 +209,7 @@ def test_time_to_a_loss_is_that_of_the_preset_with_all_its_settings(tmp_path, mo
         "def get_config(): return load_preset('debug').override({'ema': 0.5, 'grad_accumulation': 2})\n"
     )
     text.write_text("To be, or not to be. " * 50)
-    monkeypatch.setattr(loss, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(loss, "retain_heap", lambda: None)
     monkeypatch.setattr(loss, "STEPS_PER_TURN", 3)
     monkeypatch.setattr(loss.OurRun, "preset", str(preset))
     run = loss.OurRun(str(text))
@@ -269,7 +269,7 @@ def test_a_point_of_growth_is_measured(monkeypatch):
 
 def test_figures_are_drawn_a_panel_for_each_title():
     pytest.importorskip("matplotlib")
-    from minigpt_jax.benchmarks.pictures import draw
+    from minigpt_jax.benchmarks.plots import draw
 
     answers = {"ours": [{"seconds": 9.0}, {"seconds": 1.0}, {"seconds": 3.0}], "theirs": [{"seconds": 1.0}] * 3}
     points = [
@@ -278,7 +278,7 @@ def test_figures_are_drawn_a_panel_for_each_title():
     ]
     figures = {
         "train": {
-            preset: {"answers": answers, "num_steps": 2, "flops_per_step": 1.0, "large_product_rates": [9.0, 10.0, 10.0]}
+            preset: {"answers": answers, "num_steps": 2, "flops_per_step": 1.0, "large_matmul_rates": [9.0, 10.0, 10.0]}
             for preset in train.SETTINGS
         },
         "generate": {f"batch_{size}": {"answers": answers, "bound_ms": 0.1} for size in generate.BATCH_SIZES},

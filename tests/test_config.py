@@ -13,8 +13,8 @@ from minigpt_jax.config import (
     SETTINGS,
     Config,
     DataConfig,
-    Expectation,
     ModelConfig,
+    ReferenceResult,
     TrainingConfig,
     differences,
     get_setting,
@@ -24,7 +24,7 @@ from minigpt_jax.config import (
 )
 from minigpt_jax.errors import DataError, UsageError, did_you_mean
 
-EXPECTATION = Expectation(val_loss=1.7, spread=0.01, seeds=3)
+REFERENCE_RESULT = ReferenceResult(val_loss=1.7, spread=0.01, seeds=3)
 
 
 def with_setting(name, value):
@@ -216,21 +216,21 @@ def test_steps_and_epochs_together_exclude_each_other():
     told(UsageError, Config().override, {"steps": 20, "epochs": 1.0}, says=("steps=20", "epochs=1.0"))
 
 
-# ---- Expectation ----------------------------------------------------------------------------------------------------------
+# ---- The reference result -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "changes", [{}, {"seed": 5}, {"eval_every": 7}, {"sample_every": 0}, {"data_dir": "elsewhere"}, {"num_layers": 4}]
 )
-def test_expectation_is_kept_where_nothing_that_it_depends_on_changes(changes):
-    assert Config(expectation=EXPECTATION).override(changes).expectation == EXPECTATION
+def test_a_reference_result_is_kept_where_nothing_that_it_depends_on_changes(changes):
+    assert Config(reference_result=REFERENCE_RESULT).override(changes).reference_result == REFERENCE_RESULT
 
 
 @pytest.mark.parametrize(
     "changes", [{"num_layers": 5}, {"batch_size": 4}, {"steps": 3}, {"epochs": 3.0}, {"dataset": "a.txt"}, {"dropout": 0.1}]
 )
-def test_expectation_is_dropped_where_the_result_will_be_another(changes):
-    assert Config(expectation=EXPECTATION).override(changes).expectation is None
+def test_a_reference_result_is_dropped_where_the_result_will_be_another(changes):
+    assert Config(reference_result=REFERENCE_RESULT).override(changes).reference_result is None
 
 
 # ---- JSON -----------------------------------------------------------------------------------------------------------------
@@ -240,7 +240,7 @@ def test_expectation_is_dropped_where_the_result_will_be_another(changes):
     "config",
     [
         Config(),
-        Config(expectation=EXPECTATION),
+        Config(reference_result=REFERENCE_RESULT),
         Config().override({"num_kv_heads": 2, "vocab_size": 65, "epochs": 0.5, "bias": True, "data_dir": "é"}),
     ],
 )
@@ -248,10 +248,15 @@ def test_json_gives_an_equal_config(config):
     assert Config.from_json(config.to_json()) == config
 
 
+def test_the_name_that_the_reference_result_had_before_0_2_is_still_read():
+    config = Config(reference_result=REFERENCE_RESULT)
+    assert Config.from_json(config.to_json().replace('"reference_result"', '"expectation"')) == config
+
+
 def changed_json(**changes):
     """A config's JSON with some of its top-level values replaced; None: removed."""
     values = json.loads(Config().to_json()) | changes
-    return json.dumps({name: value for name, value in values.items() if value is not None} | {"expectation": None})
+    return json.dumps({name: value for name, value in values.items() if value is not None} | {"reference_result": None})
 
 
 @pytest.mark.parametrize(
@@ -272,7 +277,7 @@ def changed_json(**changes):
         changed_json(model=[1, 2]),
         changed_json(models={}),
         changed_json(model=None),
-        json.dumps({"expectation": {"val_loss": 1.0}}),
+        json.dumps({"reference_result": {"val_loss": 1.0}}),
     ],
 )
 def test_damaged_json_is_a_data_error_and_never_half_a_config(text):

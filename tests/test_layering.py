@@ -11,8 +11,8 @@ PACKAGE = "minigpt_jax"
 
 # From the bottom upwards: a room imports from itself and from the floors below.
 FLOORS = [
-    {"errors", "files", "machine"},
-    {"runtime"},
+    {"errors", "files"},
+    {"system"},
     {"config"},
     {"data", "models", "runs"},  # which do not know each other
     {"reference"},  # the page
@@ -71,7 +71,7 @@ UNSAFE_NAMES = {"eval", "exec", "__import__", "exec_module", "allow_pickle"}
 # A preset is the user's own program, named on the command line, and never part of a run or a download.
 MAY_RUN_PROGRAMS = {("config.py", "exec_module")}
 MAY_JIT = {
-    "machine.py",
+    "system/hardware.py",
     "reference.py",
     "training/state.py",
     "training/step.py",

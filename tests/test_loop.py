@@ -20,7 +20,7 @@ import pytest
 from helpers import assert_close, assert_equal, assert_says, logged, told
 
 from minigpt_jax.api import load, train
-from minigpt_jax.config import Config, DataConfig, Expectation, ModelConfig, TrainingConfig
+from minigpt_jax.config import Config, DataConfig, ModelConfig, ReferenceResult, TrainingConfig
 from minigpt_jax.data import batches
 from minigpt_jax.errors import DataError, StoppedError, UsageError
 from minigpt_jax.interop.load import read_run_config
@@ -74,7 +74,7 @@ def config(files):
 @pytest.fixture(autouse=True)
 def machine_not_measured(monkeypatch):
     """Which takes longer at the end of each run than all of its steps."""
-    monkeypatch.setattr(summary.machine, "product_rate", lambda *_: 1e15)
+    monkeypatch.setattr(summary.machine, "matmul_rate", lambda *_: 1e15)
 
 
 class KilledError(Exception):
@@ -328,7 +328,7 @@ def conclude(config, workdir):
 
 @pytest.mark.parametrize("expected, is_it", [(math.log(6), True), (9.0, False), (0.1, False)])
 def test_the_last_line_says_whether_the_loss_is_as_expected(config, finished, caplog, expected, is_it):
-    known = dataclasses.replace(config, expectation=Expectation(val_loss=expected, spread=0.3, seeds=3))
+    known = dataclasses.replace(config, reference_result=ReferenceResult(val_loss=expected, spread=0.3, seeds=3))
     with caplog.at_level(logging.INFO):
         conclude(known, finished)
     [verdict] = [line for line in logged(caplog) if "±" in line]

@@ -29,10 +29,11 @@ import pytest
 from absl import flags
 from helpers import assert_says
 
-from minigpt_jax import cli, runtime
+from minigpt_jax import cli
 from minigpt_jax.config import Config, preset_names
 from minigpt_jax.data import batches, corpora, tokenizers
 from minigpt_jax.runs import checkpoints
+from minigpt_jax.system import devices
 
 pytestmark = pytest.mark.e2e
 
@@ -91,8 +92,8 @@ def succeeded(process):
 @pytest.fixture
 def call(monkeypatch, capsys):
     """A function that runs a command as `__main__` in this process, of which nothing stays behind."""
-    monkeypatch.setattr(cli, "keep_freed_memory", lambda: None)
-    monkeypatch.setattr(cli, "kept_programs", contextlib.nullcontext)
+    monkeypatch.setattr(cli, "retain_heap", lambda: None)
+    monkeypatch.setattr(cli, "compilation_cache", contextlib.nullcontext)
     log = logging.getLogger("minigpt_jax")
     for attribute, value in {"handlers": [], "propagate": log.propagate, "level": log.level}.items():
         monkeypatch.setattr(log, attribute, value)  # to be set back after the script has changed it
@@ -315,7 +316,7 @@ RUN = "generate --workdir runs/debug --length 30"
 )
 def test_several_texts_split_the_cpu_before_anything_is_loaded(tmp_path, call, monkeypatch, options, is_split):
     split = []
-    monkeypatch.setattr(runtime, "split_cpu", lambda: split.append("first"))
+    monkeypatch.setattr(devices, "use_two_cpu_devices", lambda: split.append("first"))
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b""), "utf-8"))
     assert call(tmp_path, f"generate {options}").returncode != 0  # there is no run
     assert split == ["first"] * is_split
@@ -542,25 +543,16 @@ def test_words_and_bpe_train_evaluate_and_generate_from_files_of_every_kind(trai
 
 
 def test_tokens_are_shown_with_ids_and_counts(trained, call):
-    shown = succeeded(call(trained.folder, "tokenize --tokenizer word --dataset text.txt --text 'To be, zz to be'"))
+    shown = succeeded(call(trained.folder, "tokens --tokenizer word --dataset text.txt --text 'To be, zz to be'"))
     lines = shown.stdout.splitlines()
     assert lines[0] == "To| |be|,| |<unk>| |to| |be"
     counts = {line.split("'")[1]: line.split()[1] for line in lines[3:-2]}
     assert counts == {"To": "1", " ": "4", "be": "2", ",": "1", "<unk>": "1", "to": "1"}
     assert_says(lines[-1], "10", "15", "15", "1.50")
-    shown = succeeded(call(trained.folder, "tokenize --tokenizer runs/debug/tokenizer.json --text 'café'"))
+    shown = succeeded(call(trained.folder, "tokens --tokenizer runs/debug/tokenizer.json --text 'café'"))
     assert shown.stdout.splitlines()[0] == "c|a|f|é"
-    shown = succeeded(call(trained.folder, "tokenize --tokenizer byte --text 'é\\n'"))
+    shown = succeeded(call(trained.folder, "tokens --tokenizer byte --text 'é\\n'"))
     assert shown.stdout.splitlines()[0] == r"\xc3|\xa9|\|n"
-
-
-def test_no_script_takes_tokenize_for_the_standard_library(tmp_path):
-    program = (
-        f"import sys; sys.path.insert(0, {str(ROOT / 'scripts')!r}); import tokenize, inspect; print(tokenize.__file__)"
-    )
-    process = start(tmp_path, f"python {shlex.quote(program)}")
-    assert process.stderr == ""
-    assert Path(process.stdout.strip()).parent == Path(os.__file__).parent
 
 
 @pytest.mark.slow
@@ -669,9 +661,9 @@ MISTAKES = [
     ("evaluate --workdir changed", DATA, ["later.txt", "--overwrite"]),
     ("evaluate --workdir runs/debug --stride 17", USAGE, ["stride=17", "1", "context_length=16"]),
     ("evaluate --workdir runs/debug --stride 0", USAGE, ["stride=0", "1", "context_length=16"]),
-    ("tokenize", USAGE, ["--text"]),
-    ("tokenize --text To --tokenizer bytes", USAGE, ["tokenizer='bytes'", "byte", *TOKENIZERS]),
-    ("tokenize --text Zero --dataset text.txt", DATA, ["'Z'"]),
+    ("tokens", USAGE, ["--text"]),
+    ("tokens --text To --tokenizer bytes", USAGE, ["tokenizer='bytes'", "byte", *TOKENIZERS]),
+    ("tokens --text Zero --dataset text.txt", DATA, ["'Z'"]),
     ("evaluate --workdir runs/debug --split vall", USAGE, ["split='vall'", "val", "val", "train"]),
     ("evaluate --workdir nowhere", DATA, ["nowhere", "config.json", "scripts/train.py"]),
     ("generate --workdir .", DATA, ["config.json", "scripts/train.py"]),

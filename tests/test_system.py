@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from minigpt_jax import runtime
-from minigpt_jax.benchmarks.turns import in_own_process
+from minigpt_jax import files
+from minigpt_jax.benchmarks.interleave import in_own_process
 from minigpt_jax.files import sha256
+from minigpt_jax.system import compilation_cache, devices, heap
 
 pytestmark = pytest.mark.e2e
 
@@ -18,12 +19,12 @@ pytestmark = pytest.mark.e2e
 @pytest.mark.parametrize("value", ["", "relative/cache", None])
 def test_cache_folder_ignores_what_xdg_forbids(tmp_path, monkeypatch, value):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert runtime.cache_dir() == tmp_path / "cache" / "minigpt_jax"
+    assert files.cache_dir() == tmp_path / "cache" / "minigpt_jax"
     if value is None:
         monkeypatch.delenv("XDG_CACHE_HOME")
     else:
         monkeypatch.setenv("XDG_CACHE_HOME", value)
-    assert runtime.cache_dir() == tmp_path / "home" / ".cache" / "minigpt_jax"
+    assert files.cache_dir() == tmp_path / "home" / ".cache" / "minigpt_jax"
 
 
 def faults_of_a_program():
@@ -43,14 +44,14 @@ def faults_of_a_program():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(runtime.glibc() is None, reason="needs the C library of GNU")
+@pytest.mark.skipif(heap.glibc() is None, reason="needs the C library of GNU")
 def test_memory_that_was_freed_is_kept_for_the_next_step():
     assert in_own_process(faults_of_a_program) < 1000
 
 
 def devices_of_a_cpu(num_cores):
-    runtime.num_cores = lambda: num_cores
-    runtime.split_cpu()
+    devices.num_cores = lambda: num_cores
+    devices.use_two_cpu_devices()
     return jax.local_device_count()
 
 
@@ -79,7 +80,7 @@ def folder(monkeypatch):
     before = {name: getattr(jax.config, name) for name in names}
     update = jax.config.update
     monkeypatch.setattr(jax.config, "update", lambda name, value: update(name, 0 if name == names[1] else value))
-    yield runtime.cache_dir() / f"programs-{runtime.processor()}"
+    yield files.cache_dir() / f"programs-{compilation_cache.processor()}"
     for name, value in before.items():
         update(name, value)
     cache.reset_cache()
@@ -89,7 +90,7 @@ def compile_and_run(number):
     """A program that is compiled anew, and what it gives."""
     jax.clear_caches()
     jax.experimental.compilation_cache.compilation_cache.reset_cache()
-    with runtime.kept_programs():
+    with compilation_cache.compilation_cache():
         return jax.jit(lambda x: x * number + 1)(jnp.arange(3.0)).tolist()
 
 
@@ -118,7 +119,7 @@ def test_programs_are_found_again(folder):
 def test_a_program_that_is_not_as_it_was_written_is_compiled_again(folder, damage):
     first = compile_and_run(4.5)
     for path in list(folder.glob("*-cache")):
-        content, checksum = path.read_bytes(), runtime.checksum_of(path)
+        content, checksum = path.read_bytes(), compilation_cache.checksum_of(path)
         if damage == "flipped":
             path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
         elif damage == "cut":
@@ -141,20 +142,20 @@ def test_the_oldest_programs_go_first(tmp_path):
         path = tmp_path / f"{age}-cache"
         path.write_bytes(bytes([age]) * 10)
         os.utime(path, (1000 - age, 1000 - age))
-        runtime.checksum_of(path).write_text(sha256(path.read_bytes()))
-    runtime.delete_unchecked(tmp_path, most=25)
+        compilation_cache.checksum_of(path).write_text(sha256(path.read_bytes()))
+    compilation_cache.delete_unchecked(tmp_path, most=25)
     assert {path.name for path in tmp_path.iterdir()} == {"0-cache", "0-cache.sha256", "1-cache", "1-cache.sha256"}
 
 
 def test_without_a_folder_to_write_nothing_is_kept(monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with runtime.kept_programs():
+    with compilation_cache.compilation_cache():
         assert not jax.config.jax_compilation_cache_dir
 
 
 def test_the_folder_that_a_user_has_chosen_for_jax_stays(monkeypatch, tmp_path):
     monkeypatch.setattr(type(jax.config), "jax_compilation_cache_dir", str(tmp_path / "mine"), raising=False)
-    with runtime.kept_programs():
+    with compilation_cache.compilation_cache():
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mine")
-    assert not Path(runtime.cache_dir()).exists()
+    assert not Path(files.cache_dir()).exists()

@@ -12,14 +12,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from minigpt_jax import machine
+from minigpt_jax.benchmarks.interleave import in_own_process, with_spread
 from minigpt_jax.benchmarks.train import compiled_step
-from minigpt_jax.benchmarks.turns import in_own_process, with_spread
 from minigpt_jax.config import load_preset
 from minigpt_jax.data.batches import batch_at
 from minigpt_jax.data.text_files import find_text, scan
 from minigpt_jax.data.token_file import map_ids, tokenize
 from minigpt_jax.data.tokenizers import KINDS, make_tokenizer
+from minigpt_jax.system import memory
 
 ROUNDS = 3
 NUM_STEPS = 200
@@ -47,7 +47,7 @@ def time_passes(kind: str, path: Path) -> dict[str, float]:
         tokenize(text, seen, tokenizer, Path(folder))
         times.append(time.perf_counter())
     seconds = dict(zip(("reading", "learning", "tokenizing"), (b - a for a, b in itertools.pairwise(times)), strict=True))
-    return seconds | {"peak_mb": machine.peak_megabytes()}
+    return seconds | {"peak_mb": memory.peak_megabytes()}
 
 
 def feed(path: Path, rounds: int) -> dict[str, float]:
@@ -65,7 +65,7 @@ def feed(path: Path, rounds: int) -> dict[str, float]:
         reading.append(read - began)
         training.append(time.perf_counter() - read)
     seconds = {name: statistics.median(values[1:]) for name, values in (("reading", reading), ("training", training))}
-    return seconds | {"first": reading[0], "peak_mb": machine.peak_megabytes()}
+    return seconds | {"first": reading[0], "peak_mb": memory.peak_megabytes()}
 
 
 def measure(rounds: int, megabytes: int) -> dict:
@@ -100,6 +100,6 @@ def measure(rounds: int, megabytes: int) -> dict:
 
 
 def draw(figures: dict, axes_of: Any) -> None:
-    from minigpt_jax.benchmarks.pictures import bars
+    from minigpt_jax.benchmarks.plots import bars
 
     bars(axes_of("Tokenizing, MB/s"), {kind: figures[kind]["megabytes_per_second"]["tokenizing"] for kind in KINDS})

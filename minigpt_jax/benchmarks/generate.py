@@ -6,16 +6,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from minigpt_jax.benchmarks.limits import Copy, in_giga, rates
-from minigpt_jax.benchmarks.peers import PROMPT_LENGTH, TOP_K, HuggingFace, TorchRecompute
+from minigpt_jax.benchmarks.baselines import PROMPT_LENGTH, TOP_K, HuggingFace, TorchRecompute
+from minigpt_jax.benchmarks.interleave import With, interleave, milliseconds, present, with_spread
+from minigpt_jax.benchmarks.roofline import Copy, in_giga, rates
 from minigpt_jax.benchmarks.train import kernels_called
-from minigpt_jax.benchmarks.turns import With, milliseconds, present, race, with_spread
 from minigpt_jax.config import ModelConfig
 from minigpt_jax.generation import sampling
 from minigpt_jax.generation.strategy import processors
 from minigpt_jax.models.gpt import GPT
 from minigpt_jax.models.initial import init_params
-from minigpt_jax.runtime import keep_freed_memory, split_cpu
+from minigpt_jax.system.devices import use_two_cpu_devices
+from minigpt_jax.system.heap import retain_heap
 
 # The shape of GPT-2, so that all three compute the same.
 MODEL = ModelConfig(
@@ -33,8 +34,8 @@ class MiniGPT:
     name, needs = "minigpt_jax", "jax"
 
     def __init__(self, config: ModelConfig, batch_size: int, num_tokens: int, kernels: str = "tuned"):
-        keep_freed_memory()
-        split_cpu()
+        retain_heap()
+        use_two_cpu_devices()
         model = GPT(config, kernels_called(kernels, config))
         params = jax.jit(init_params, static_argnames="model")(jax.random.key(0), model=model)
         prompts = [np.arange(PROMPT_LENGTH, dtype=np.int32)] * batch_size
@@ -52,11 +53,11 @@ def bytes_per_step(config: ModelConfig, batch_size: int, num_positions: float) -
 
 def measure(rounds: int, kernels: str = "tuned") -> dict:
     """Prints a table for batches of 1 and 16, and returns the figures."""
-    contestants = present((Copy, With(MiniGPT, MiniGPT.name, {"kernels": kernels}), TorchRecompute, HuggingFace))
+    candidates = present((Copy, With(MiniGPT, MiniGPT.name, {"kernels": kernels}), TorchRecompute, HuggingFace))
     print(f"{MODEL.num_layers} layers, {MODEL.embed_dim} wide, {NUM_TOKENS} tokens, top-k {TOP_K}, float32, all in turn")
     figures = {}
     for batch_size in BATCH_SIZES:
-        answers = race(contestants, (MODEL, batch_size, NUM_TOKENS), rounds)
+        answers = interleave(candidates, (MODEL, batch_size, NUM_TOKENS), rounds)
         bandwidths = rates(answers.pop(Copy.name))
         bandwidth = statistics.median(bandwidths)
         print(f"\n{f'batch {batch_size}':<20}{'ms a step':<28}of ours   tokens/s       start   peak memory")
@@ -74,7 +75,7 @@ def measure(rounds: int, kernels: str = "tuned") -> dict:
 
 
 def draw(figures: dict, axes_of: Any) -> None:
-    from minigpt_jax.benchmarks.pictures import bars
+    from minigpt_jax.benchmarks.plots import bars
 
     for batch_size in BATCH_SIZES:
         found = figures[f"batch_{batch_size}"]

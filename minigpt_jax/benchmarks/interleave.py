@@ -1,7 +1,7 @@
-"""Taking turns: each contestant in a process of its own, asked A B C A B C …, so that all meet the same weather.
+"""Taking turns: each candidate in a process of its own, asked A B C A B C …, so that all meet the same weather.
 
 A machine gets slower and faster as its other guests come and go. What is compared are therefore medians of runs that
-alternate; the spread is given beside. A contestant is a class with a `name`, the module that it `needs`, and `run()`, or
+alternate; the spread is given beside. A candidate is a class with a `name`, the module that it `needs`, and `run()`, or
 such a class `With` settings of its own.
 """
 
@@ -15,60 +15,60 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-from minigpt_jax import machine
 from minigpt_jax.errors import DataError
-from minigpt_jax.runtime import keep_freed_memory
+from minigpt_jax.system import memory
+from minigpt_jax.system.heap import retain_heap
 
 
 @dataclasses.dataclass(frozen=True)
 class With:
-    """A contestant, made with a setting that the others do not have; `name` is what the tables call it."""
+    """A candidate, made with a setting that the others do not have; `name` is what the tables call it."""
 
-    contestant: type
+    candidate: type
     name: str
     settings: dict[str, Any]
 
     @property
     def needs(self) -> str:
-        return self.contestant.needs
+        return self.candidate.needs
 
     def __call__(self, *setup: Any) -> Any:
-        return self.contestant(*setup, **self.settings)
+        return self.candidate(*setup, **self.settings)
 
 
-Contestant = type | With
+Candidate = type | With
 
 
-def serve(contestant: Contestant, setup: Any, began: float, connection) -> None:
-    """A contestant's process: gets ready, then runs once for each request and answers with what that took.
+def serve(candidate: Candidate, setup: Any, began: float, connection) -> None:
+    """A candidate's process: gets ready, then runs once for each request and answers with what that took.
 
-    `since_start` of the first answer is what it took to import, to compile and to run once. What the contestant can `tell()`
+    `since_start` of the first answer is what it took to import, to compile and to run once. What the candidate can `tell()`
     of itself after a run is not timed, and goes with the answer.
     """
-    runner = contestant(*setup)
+    runner = candidate(*setup)
     while True:
         run_began = time.perf_counter()
         runner.run()
         seconds = time.perf_counter() - run_began
-        answer = {"seconds": seconds, "since_start": time.time() - began, "peak_mb": machine.peak_megabytes()}
+        answer = {"seconds": seconds, "since_start": time.time() - began, "peak_mb": memory.peak_megabytes()}
         connection.send(answer | (runner.tell() if hasattr(runner, "tell") else {}))
         if not connection.recv():
             return
 
 
-def present(contestants: Sequence[Contestant]) -> list[Contestant]:
+def present(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Those of them whose packages are installed; says which are left out."""
-    installed = [contestant for contestant in contestants if importlib.util.find_spec(contestant.needs)]
-    for contestant in contestants:
-        if contestant not in installed:
-            print(f"{contestant.name} is left out: {contestant.needs} is not installed")
+    installed = [candidate for candidate in candidates if importlib.util.find_spec(candidate.needs)]
+    for candidate in candidates:
+        if candidate not in installed:
+            print(f"{candidate.name} is left out: {candidate.needs} is not installed")
     return installed
 
 
-def race(contestants: Sequence[Contestant], setup: tuple, rounds: int) -> dict[str, list[dict]]:
-    """By name, what each contestant answers to its runs, which are taken in turn. All are made with the same `setup`.
+def interleave(candidates: Sequence[Candidate], setup: tuple, rounds: int) -> dict[str, list[dict]]:
+    """By name, what each candidate answers to its runs, which are taken in turn. All are made with the same `setup`.
 
-    The first run, which compiles what there is to compile, comes before the `rounds`, of each contestant on its own. Raises
+    The first run, which compiles what there is to compile, comes before the `rounds`, of each candidate on its own. Raises
     DataError where one ends by itself.
     """
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # where there is a GPU they share it
@@ -83,13 +83,13 @@ def race(contestants: Sequence[Contestant], setup: tuple, rounds: int) -> dict[s
             raise DataError(f"{name} ended without an answer; what it said stands above") from error
 
     lanes, answers = [], {}
-    for contestant in contestants:
+    for candidate in candidates:
         here, there = spawn.Pipe()
-        process = spawn.Process(target=serve, args=(contestant, setup, time.time(), there), daemon=True)
+        process = spawn.Process(target=serve, args=(candidate, setup, time.time(), there), daemon=True)
         process.start()
-        there.close()  # so that a contestant that dies ends the wait for it
-        answers[contestant.name] = [answer_of(contestant.name, here, asked=False)]
-        lanes.append((contestant.name, here, process))
+        there.close()  # so that a candidate that dies ends the wait for it
+        answers[candidate.name] = [answer_of(candidate.name, here, asked=False)]
+        lanes.append((candidate.name, here, process))
     for _ in range(rounds):
         for name, here, _ in lanes:
             answers[name].append(answer_of(name, here))
@@ -101,7 +101,7 @@ def race(contestants: Sequence[Contestant], setup: tuple, rounds: int) -> dict[s
 
 def in_own_process(function: Callable, *arguments) -> Any:
     """What the function returns in a process that has done nothing else."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=keep_freed_memory) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=retain_heap) as pool:
         return pool.submit(function, *arguments).result()
 
 

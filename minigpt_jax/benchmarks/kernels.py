@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from minigpt_jax.benchmarks.generate import MODEL, NUM_TOKENS, MiniGPT
+from minigpt_jax.benchmarks.interleave import With, interleave, milliseconds, with_spread
 from minigpt_jax.benchmarks.train import SETTINGS, VOCAB_SIZE, Step
-from minigpt_jax.benchmarks.turns import With, milliseconds, race, with_spread
 from minigpt_jax.config import load_preset
 
 ROUNDS = 7
@@ -20,9 +20,9 @@ def measure(rounds: int) -> dict:
     """Prints a table for training each preset, also with recomputed blocks, and for decoding; returns the figures."""
     figures = {}
 
-    def compare(title: str, contestant: type, ops: Sequence[str], setup: tuple, num_steps: int) -> None:
-        replaced = [With(contestant, f"plain {op}", {"kernels": f"plain {op}"}) for op in ops]
-        answers = race((contestant, *replaced), setup, rounds)
+    def compare(title: str, candidate: type, ops: Sequence[str], setup: tuple, num_steps: int) -> None:
+        replaced = [With(candidate, f"plain {op}", {"kernels": f"plain {op}"}) for op in ops]
+        answers = interleave((candidate, *replaced), setup, rounds)
         figures[title] = {"answers": answers, "steps": num_steps}
         show(title, answers, num_steps)
 
@@ -47,7 +47,7 @@ def show(title: str, answers: dict[str, list[dict]], num_steps: int) -> None:
 
 
 def draw(figures: dict, axes_of: Any) -> None:
-    from minigpt_jax.benchmarks.pictures import bars
+    from minigpt_jax.benchmarks.plots import bars
 
     for name, found in figures.items():
         values = {each: milliseconds(told, found["steps"]) for each, told in found["answers"].items()}

@@ -6,11 +6,11 @@ from typing import Any
 import jax
 
 from minigpt_jax.api import choose_kernels
-from minigpt_jax.benchmarks.peers import use_gpu
-from minigpt_jax.benchmarks.turns import present, race
+from minigpt_jax.benchmarks.baselines import use_gpu
+from minigpt_jax.benchmarks.interleave import interleave, present
 from minigpt_jax.config import load_preset
 from minigpt_jax.data import batches
-from minigpt_jax.runtime import keep_freed_memory
+from minigpt_jax.system.heap import retain_heap
 from minigpt_jax.tasks.language_modelling import LanguageModelling, prepare
 from minigpt_jax.training.run import new_state, step_arguments
 from minigpt_jax.training.step import train_step
@@ -31,7 +31,7 @@ class OurRun:
     name, needs, preset = "minigpt_jax, shakespeare_char", "jax", "shakespeare_char"
 
     def __init__(self, dataset: str):
-        keep_freed_memory()
+        retain_heap()
         self.task = task = prepared(self.preset, dataset)
         self.key, self.arguments = jax.random.key(task.config.training.seed), step_arguments(task)
         self.state, self.step = new_state(task), 0
@@ -98,13 +98,13 @@ def seconds_to(target: float, answers: list[dict]) -> float | None:
 
 def measure(rounds: int, dataset: str) -> dict:
     """Prints a table of the seconds to each loss, and returns the figures."""
-    contestants = present((OurRun, TorchRun))
+    candidates = present((OurRun, TorchRun))
     num_turns = prepared(OurRun.preset, dataset).num_steps // STEPS_PER_TURN
     print(f"{dataset}, whole validation split, seconds of training to a loss of at most\n"
           f"{'':<32}{''.join(f'{target:10.2f}' for target in TARGETS)}   all steps   last loss")  # fmt: skip
     figures = {"races": []}
     for _ in range(rounds):
-        answers = race(contestants, (dataset,), num_turns - 1)
+        answers = interleave(candidates, (dataset,), num_turns - 1)
         for name, told in answers.items():
             reached = [seconds_to(target, told) for target in TARGETS]
             shown = "".join(f"{'never' if seconds is None else f'{seconds:.1f}':>10}" for seconds in reached)

@@ -1,4 +1,4 @@
-"""The figures of benchmarks as one picture: bars for contestants, lines for what grows. Needs matplotlib."""
+"""The figures of benchmarks as one picture: bars for candidates, lines for what grows. Needs matplotlib."""
 
 import importlib
 import math

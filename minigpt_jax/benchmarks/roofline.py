@@ -1,22 +1,22 @@
-"""What the machine itself can do at most, as contestants: a limit that was measured in other weather is none."""
+"""What the machine itself can do at most, as candidates: a limit that was measured in other weather is none."""
 
 import abc
 from collections.abc import Callable
 from typing import Any
 
-from minigpt_jax import machine
-from minigpt_jax.benchmarks.turns import with_spread
-from minigpt_jax.runtime import keep_freed_memory
+from minigpt_jax.benchmarks.interleave import with_spread
+from minigpt_jax.system import hardware
+from minigpt_jax.system.heap import retain_heap
 
 
-class Limit(abc.ABC):
+class Roofline(abc.ABC):
     """Does `work` again and again, about `amount_of_run` of it in a run, and tells how much that was."""
 
     needs = "jax"
     amount_of_run: float
 
     def __init__(self, *setup: Any):
-        keep_freed_memory()
+        retain_heap()
         self.work, self.amount = self.prepare(*setup)
         self.times = max(1, round(self.amount_of_run / self.amount))
 
@@ -32,32 +32,32 @@ class Limit(abc.ABC):
         return {"amount": self.times * self.amount}
 
 
-class LargeProduct(Limit):
+class LargeMatmul(Roofline):
     """Products of two 2048 × 2048 matrices, which JAX computes as fast as any."""
 
     name, amount_of_run = "large products", 1e11  # FLOPs
 
     def prepare(self, *setup: Any) -> tuple[Callable[[], object], int]:
-        return machine.product(2048, 2048, 2048)
+        return hardware.matmul(2048, 2048, 2048)
 
 
-class ShapedProduct(Limit):
+class ShapedMatmul(Roofline):
     """The same in the shape of a feed-forward layer's product."""
 
     name, amount_of_run = "its own products", 1e11  # FLOPs
 
     def prepare(self, *setup: Any) -> tuple[Callable[[], object], int]:
         model, training = setup[0].model, setup[0].training  # of a Config
-        return machine.product(training.batch_size * model.context_length, model.embed_dim, model.ff_dim)
+        return hardware.matmul(training.batch_size * model.context_length, model.embed_dim, model.ff_dim)
 
 
-class Copy(Limit):
+class Copy(Roofline):
     """Copies of 256 MB in main memory."""
 
     name, amount_of_run = "copying", 1e10  # bytes
 
     def prepare(self, *setup: Any) -> tuple[Callable[[], object], int]:
-        return machine.copy()
+        return hardware.copy()
 
 
 def rates(answers: list[dict]) -> list[float]:

@@ -11,12 +11,12 @@ from typing import Any
 
 import jax
 
-from minigpt_jax import machine
 from minigpt_jax.benchmarks.generate import MiniGPT, bytes_per_step
+from minigpt_jax.benchmarks.interleave import in_own_process
 from minigpt_jax.benchmarks.train import compiled_step
-from minigpt_jax.benchmarks.turns import in_own_process
 from minigpt_jax.config import Config, ModelConfig, TrainingConfig
 from minigpt_jax.models.flops import flops_per_token
+from minigpt_jax.system import hardware, memory
 
 BASE = Config(model=ModelConfig(vocab_size=65), training=TrainingConfig(batch_size=12))  # 4 × 128, context 64
 ROUNDS = 1
@@ -67,22 +67,22 @@ def decode_point(name: str, value: int) -> dict[str, float]:
     model = dataclasses.replace(BASE.model, context_length=value if name == "context" else 256)
     batch_size, num_tokens = value if name == "batch" else 1, value if name == "length" else model.context_length
     runner = MiniGPT(model, batch_size, num_tokens)
-    seconds = machine.best_seconds(runner.run, times=3)
+    seconds = hardware.best_seconds(runner.run, times=3)
     positions = min(num_tokens / 2, model.context_length)
     return {
         "seconds": seconds / num_tokens,
-        "megabytes": machine.peak_megabytes(),
+        "megabytes": memory.peak_megabytes(),
         "bytes": bytes_per_step(model, batch_size, positions),
     }
 
 
 def measure(rounds: int) -> dict:
     """Prints a table for each size that grows, and returns the figures: medians over `rounds` processes for each point."""
-    rate, bandwidth = in_own_process(machine.product_rate), in_own_process(machine.copy_bandwidth)
+    rate, bandwidth = in_own_process(hardware.matmul_rate), in_own_process(hardware.copy_bandwidth)
     print(f"A training step of 4 layers, 128 wide, context 64, batch 12, where one of these is changed; along the context, "
           f"batches of 2048 tokens.\nIdeal: the model's products at {rate / 1e9:.0f} GFLOP/s, "
           f"weights and cache at {bandwidth / 1e9:.0f} GB/s.")  # fmt: skip
-    figures = {"product_rate": rate, "copy_bandwidth": bandwidth, "training": {}, "decoding": {}}
+    figures = {"matmul_rate": rate, "copy_bandwidth": bandwidth, "training": {}, "decoding": {}}
     for kind, sizes in (("training", TRAINING), ("decoding", DECODING)):
         for name, values in sizes.items():
             print(f"\n{kind}: {name:<20}{'ms':>10}{'ideal ms':>12}{'MB':>10}")

@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from minigpt_jax.benchmarks.turns import with_spread
+from minigpt_jax.benchmarks.interleave import with_spread
 from minigpt_jax.errors import DataError
-from minigpt_jax.runtime import cache_dir
+from minigpt_jax.files import cache_dir
 
 ROUNDS = 5
 TRAIN = Path(__file__).resolve().parents[2] / "scripts" / "train.py"
@@ -58,7 +58,7 @@ def measure(rounds: int) -> dict:
 
 
 def draw(figures: dict, axes_of: Any) -> None:
-    from minigpt_jax.benchmarks.pictures import bars
+    from minigpt_jax.benchmarks.plots import bars
 
     values = {
         f"{preset}, {which}": [run["first_step"] for run in runs]

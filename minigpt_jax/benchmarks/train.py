@@ -7,13 +7,13 @@ from typing import Any
 import jax
 
 from minigpt_jax.api import choose_kernels
-from minigpt_jax.benchmarks.limits import LargeProduct, ShapedProduct, in_giga, rates
-from minigpt_jax.benchmarks.peers import TorchCompiledStep, TorchStep, random_batch
-from minigpt_jax.benchmarks.turns import With, milliseconds, present, race, with_spread
+from minigpt_jax.benchmarks.baselines import TorchCompiledStep, TorchStep, random_batch
+from minigpt_jax.benchmarks.interleave import With, interleave, milliseconds, present, with_spread
+from minigpt_jax.benchmarks.roofline import LargeMatmul, ShapedMatmul, in_giga, rates
 from minigpt_jax.config import Config, ModelConfig, load_preset
 from minigpt_jax.models.flops import flops_per_token
 from minigpt_jax.models.kernels import PLAIN, Kernels
-from minigpt_jax.runtime import give_back_freed_memory, keep_freed_memory
+from minigpt_jax.system.heap import retain_heap, trim_heap
 from minigpt_jax.tasks.next_token import NextToken
 from minigpt_jax.training.optimizer import make_optimizer
 from minigpt_jax.training.state import TrainState, init_state
@@ -51,7 +51,7 @@ class Step:
     def __init__(self, config: Config, num_steps: int, kernels: str = "tuned"):
         self.prepare()
         step, state, batch, arguments = compiled_step(config, kernels)
-        give_back_freed_memory()
+        trim_heap()
 
         def run():
             nonlocal state
@@ -62,7 +62,7 @@ class Step:
         self.run = run
 
     def prepare(self) -> None:
-        keep_freed_memory()
+        retain_heap()
 
 
 class RematStep(Step):
@@ -89,7 +89,7 @@ class PlainStep(Step):
 def measure(rounds: int, kernels: str = "tuned") -> dict:
     """Prints a table for each preset, with the machine's limits above, and returns the figures."""
     chosen = [With(step, step.name, {"kernels": kernels}) for step in (Step, RematStep)]
-    contestants = present((LargeProduct, ShapedProduct, *chosen, PlainStep, TorchStep, TorchCompiledStep))
+    candidates = present((LargeMatmul, ShapedMatmul, *chosen, PlainStep, TorchStep, TorchCompiledStep))
     print("float32, no dropout, all in turn; of the rate: FLOPs of a step per second, over those of large products")
     figures = {}
     for preset, (batch_size, num_steps) in SETTINGS.items():
@@ -97,11 +97,11 @@ def measure(rounds: int, kernels: str = "tuned") -> dict:
         config = load_preset(preset).override(changes)
         num_tokens = batch_size * config.model.context_length
         flops = num_tokens * flops_per_token(config.model)
-        answers = race(contestants, (config, num_steps), rounds)
-        large, shaped = (rates(answers.pop(limit.name)) for limit in (LargeProduct, ShapedProduct))
+        answers = interleave(candidates, (config, num_steps), rounds)
+        large, shaped = (rates(answers.pop(limit.name)) for limit in (LargeMatmul, ShapedMatmul))
         rate = statistics.median(large)
         print(f"\n{preset}, {batch_size} sequences of {config.model.context_length}; "
-              f"GFLOP/s of {LargeProduct.name} {in_giga(large)}, of {ShapedProduct.name} {in_giga(shaped)}\n"
+              f"GFLOP/s of {LargeMatmul.name} {in_giga(large)}, of {ShapedMatmul.name} {in_giga(shaped)}\n"
               f"{'':<20}{'ms a step':<28}of ours   tokens/s   of the rate       start   peak memory")  # fmt: skip
         ours = statistics.median(milliseconds(answers[Step.name], num_steps))
         for name, told in answers.items():
@@ -111,15 +111,15 @@ def measure(rounds: int, kernels: str = "tuned") -> dict:
             print(f"{name:<20}{with_spread(values):<28}{median / ours:7.2f}{1000 * num_tokens / median:11.0f}{share:14.0%}"
                   f"{told[0]['since_start']:10.1f} s{told[-1]['peak_mb']:11.0f} MB")  # fmt: skip
         figures[preset] = {"answers": answers, "flops_per_step": flops, "num_steps": num_steps}
-        figures[preset] |= {"large_product_rates": large, "shaped_product_rates": shaped}
+        figures[preset] |= {"large_matmul_rates": large, "shaped_matmul_rates": shaped}
     return figures
 
 
 def draw(figures: dict, axes_of: Any) -> None:
-    from minigpt_jax.benchmarks.pictures import bars
+    from minigpt_jax.benchmarks.plots import bars
 
     for preset in SETTINGS:
         found = figures[preset]
         values = {name: milliseconds(told, found["num_steps"]) for name, told in found["answers"].items()}
-        bound = 1000 * found["flops_per_step"] / statistics.median(found["large_product_rates"])
+        bound = 1000 * found["flops_per_step"] / statistics.median(found["large_matmul_rates"])
         bars(axes_of(f"A training step of {preset}, ms"), values, bound, "its FLOPs at the rate of large products")

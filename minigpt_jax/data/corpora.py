@@ -18,7 +18,7 @@ from minigpt_jax import files
 from minigpt_jax.data import shakespeare
 from minigpt_jax.data.text_files import Text, find_text
 from minigpt_jax.errors import DataError, did_you_mean
-from minigpt_jax.runtime import cache_dir
+from minigpt_jax.files import cache_dir
 
 log = logging.getLogger(__name__)
 

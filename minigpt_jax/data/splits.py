@@ -10,8 +10,7 @@ from minigpt_jax.data.text_files import Scan, Text, scan
 from minigpt_jax.data.token_file import Tokens, tokenize
 from minigpt_jax.data.tokenizers import Tokenizer, make_tokenizer
 from minigpt_jax.errors import DataError
-from minigpt_jax.files import sha256
-from minigpt_jax.runtime import cache_dir
+from minigpt_jax.files import cache_dir, sha256
 
 TRAIN_FRACTION = 0.9  # of the characters, where there is no text for validation
 

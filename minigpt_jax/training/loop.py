@@ -15,7 +15,7 @@ from minigpt_jax.models.kernels import PLAIN, Kernels
 from minigpt_jax.runs import checkpoints
 from minigpt_jax.runs.folder import locked
 from minigpt_jax.runs.metrics import import_tensorboard_writer
-from minigpt_jax.runtime import give_back_freed_memory, noted_signals
+from minigpt_jax.system import heap, signals
 from minigpt_jax.tasks import prepare
 from minigpt_jax.training.callbacks import Callback, standard
 from minigpt_jax.training.compilations import Compilations
@@ -75,14 +75,14 @@ def go(run: Run, callbacks: Sequence[Callback]) -> None:
         for callback in callbacks:
             at_the_end.callback(callback.close)
             callback.begin(run)
-        with noted_signals() as received:
+        with signals.capture_signals() as received:
             while not (run.is_over or run.is_stopped):
                 with run.clock.waiting():
                     batch = task.batch_at(run.step)
                 if run.compiled_step is None:
                     init_state.clear_cache()  # it has served, and its program takes some 50 MB  # pyright: ignore[reportAttributeAccessIssue]
                     run.compiled_step = train_step.lower(run.state, batch, root_key, **arguments).compile()
-                    give_back_freed_memory()
+                    heap.trim_heap()
                 for callback in callbacks:
                     callback.before_step(run)
                 run.state, metrics = step_once(run.state, batch, root_key, **arguments)

@@ -4,7 +4,7 @@ import logging
 
 from tqdm import tqdm
 
-from minigpt_jax import machine
+from minigpt_jax.system import hardware, memory
 from minigpt_jax.training.callbacks.callback import Callback
 from minigpt_jax.training.run import Run
 
@@ -24,7 +24,7 @@ class Summary(Callback):
             "Validation loss over the whole split: %s, after %s.",
             run.task.describe_result(means), tqdm.format_interval(run.clock.seconds),
         )  # fmt: skip
-        known = run.task.config.expectation
+        known = run.task.config.reference_result
         if known is not None:
             verdict = "as expected" if abs(means["loss"] - known.val_loss) <= 2 * known.spread else "NOT as expected"
             log.info("That is %s: %d seeds gave %.3f ± %.3f.", verdict, known.seeds, known.val_loss, known.spread)
@@ -33,7 +33,7 @@ class Summary(Callback):
     def report(self, run: Run) -> None:
         """Where the time and the memory of this process went."""
         clock, task, compilations = run.clock, run.task, run.compilations
-        peak, on_device = machine.peak_megabytes(), machine.device_peak_megabytes(run.device)  # before any is taken here
+        peak, on_device = memory.peak_megabytes(), memory.device_peak_megabytes(run.device)  # before any is taken here
         log.info(
             "Time: %.1f s for compiling %d programs (%d were found), %.1f s in training steps, %.2f of them for batches.",
             compilations.seconds, len(compilations.programs), compilations.num_found, clock.training_seconds,
@@ -41,7 +41,7 @@ class Summary(Callback):
         )  # fmt: skip
         if clock.training_steps:
             steps_per_second, dtype = clock.training_steps / clock.training_seconds, task.config.model.dtype
-            rate, most = steps_per_second * task.flops_per_step, machine.product_rate(1024, 1024, 1024, dtype)
+            rate, most = steps_per_second * task.flops_per_step, hardware.matmul_rate(1024, 1024, 1024, dtype)
             log.info(
                 "Rate: %.0f %s/s, %.4g GFLOP/s in the model: %.0f%% of the %.4g of a large product of matrices in %s.",
                 steps_per_second * task.units_per_step, task.unit, rate / 1e9, 100 * rate / most, most / 1e9, dtype,

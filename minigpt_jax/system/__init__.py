@@ -1,0 +1,1 @@
+"""The process and the machine: heap, compiled programs, devices, signals, memory, and what the hardware can do."""
