@@ -33,7 +33,7 @@ def assert_says(text, *words):
         assert found, f"{word!r} is not in {text!r}"
 
 
-def told(kind, function, *arguments, says=(), **keywords):
+def error_message(kind, function, *arguments, says=(), **keywords):
     """The message of the error of this very class that the call must raise: one line, which says these words."""
     with pytest.raises(kind) as caught:
         function(*arguments, **keywords)

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 from flax import traverse_util
-from helpers import in_the_way, random_params, random_tokens, told
+from helpers import error_message, in_the_way, random_params, random_tokens
 from settings import other_values
 
 from minigpt_jax.config import ModelConfig, setting
@@ -76,7 +76,7 @@ def test_other_choices_are_refused_by_name_and_other_settings_are_not(model_type
     table = ARCHITECTURES[model_type]
     for name in table.choices:
         for other in changed(model_type, name):
-            message = told(DataError, model_type_of, other)
+            message = error_message(DataError, model_type_of, other)
             assert in_the_way(message, model_type)[name] == str(getattr(other, name))
     for name in (*table.settings, *NOT_STORED):
         assert [model_type_of(other) for other in changed(model_type, name)] == [model_type]
@@ -110,7 +110,7 @@ def test_a_setting_that_no_table_names_is_refused_unless_it_is_the_default(tmp_p
     later = LaterConfig(**dataclasses.asdict(plain.config))
     assert write(dataclasses.replace(plain, config=later), tmp_path / "default") == model_type
     used = dataclasses.replace(plain, config=dataclasses.replace(later, later_gain=True))
-    message = told(DataError, write, used, tmp_path / "used")
+    message = error_message(DataError, write, used, tmp_path / "used")
     assert in_the_way(message, model_type) == {"later_gain": "True"}
 
 
@@ -118,14 +118,14 @@ def test_a_setting_that_no_table_names_is_refused_unless_it_is_the_default(tmp_p
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_parameter_without_a_place_is_refused_by_name(tmp_path, model_type, bias):
     stray = with_parameters(model(model_type, bias=bias), {f"{BLOCK}/attention/gain": np.ones(8, np.float32)})
-    message = told(DataError, write, stray, tmp_path / "new" / "model", says=(model_type,))
+    message = error_message(DataError, write, stray, tmp_path / "new" / "model", says=(model_type,))
     assert parameters(message) == [f"{BLOCK}/attention/gain"]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_many_parameters_without_a_place_are_counted(tmp_path):
     stray = with_parameters(model("llama"), {f"gain/{letter}": np.ones(8, np.float32) for letter in "edcba"})
-    message = told(DataError, write, stray, tmp_path / "model", says=("llama", "2"))
+    message = error_message(DataError, write, stray, tmp_path / "model", says=("llama", "2"))
     assert parameters(message) == ["gain/a", "gain/b", "gain/c"]
 
 
@@ -135,7 +135,7 @@ def test_many_parameters_without_a_place_are_counted(tmp_path):
 )
 def test_a_parameter_that_the_settings_deny_is_refused(tmp_path, model_type, changes, path):
     denied = with_parameters(model(model_type, **changes), {path: np.ones(8, np.float32)})
-    message = told(DataError, write, denied, tmp_path / "model", says=(model_type,))
+    message = error_message(DataError, write, denied, tmp_path / "model", says=(model_type,))
     assert parameters(message) == [path]
 
 
@@ -144,7 +144,7 @@ def test_a_parameter_that_the_settings_deny_is_refused(tmp_path, model_type, cha
 def test_a_missing_parameter_is_named(tmp_path, model_type, part):
     """A bias, too: only those that the settings do without become zeros."""
     path = f"{BLOCK}/attention/query/{part}"
-    message = told(DataError, write, with_parameters(model(model_type, bias=True), {path: ...}), tmp_path / "model")
+    message = error_message(DataError, write, with_parameters(model(model_type, bias=True), {path: ...}), tmp_path / "model")
     assert parameters(message) == [path]
 
 
@@ -156,7 +156,7 @@ def test_nothing_is_written_or_read_by_a_table_that_lacks_a_parameter(tmp_path, 
     layer = tuple(row for row in table.layer if not any(parameter.endswith(path) for parameter in row.parameters))
     monkeypatch.setitem(ARCHITECTURES, model_type, dataclasses.replace(table, layer=layer))
     for use in (lambda: write(model(model_type), tmp_path / "after"), lambda: read(tmp_path / "before")):
-        told(DataError, use, says=(model_type, path))
+        error_message(DataError, use, says=(model_type, path))
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)

@@ -73,9 +73,9 @@ def test_turns_alternate_and_every_answer_is_kept(tmp_path):
     path = tmp_path / "turns"
     answers = interleave.interleave((FirstToy, SecondToy), (path,), rounds=3)
     assert path.read_text() == "ab" + "ababab"
-    for told in answers.values():
-        assert [answer["runs"] for answer in told] == [1, 2, 3, 4]
-        assert all(answer["seconds"] > 0 and answer["peak_mb"] > 1 for answer in told)
+    for answered in answers.values():
+        assert [answer["runs"] for answer in answered] == [1, 2, 3, 4]
+        assert all(answer["seconds"] > 0 and answer["peak_mb"] > 1 for answer in answered)
     assert list(answers) == ["first", "second"]
 
 
@@ -146,8 +146,8 @@ def test_limits_count_what_they_do(monkeypatch):
 def test_a_step_is_compared_with_products_that_take_turns_with_it(monkeypatch, capsys):
     monkeypatch.setattr(train, "SETTINGS", {"debug": (2, 1)})
     monkeypatch.setattr(train, "flops_per_token", lambda model: 200)  # 6400 in a step, 640 a second
-    told = [{"seconds": 10.0, "since_start": 1.0, "peak_mb": 1.0, "amount": 16000}] * 2
-    monkeypatch.setattr(train, "interleave", lambda candidates, setup, rounds: {one.name: told for one in candidates})
+    answered = [{"seconds": 10.0, "since_start": 1.0, "peak_mb": 1.0, "amount": 16000}] * 2
+    monkeypatch.setattr(train, "interleave", lambda candidates, setup, rounds: {one.name: answered for one in candidates})
     train.measure(rounds=1)
     [row] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("minigpt_jax")]
     assert "40%" in row  # of 1600 a second
@@ -168,8 +168,8 @@ def test_what_a_kernel_saves_is_a_share_of_the_step_without_it(monkeypatch, caps
 
     def interleave(candidates, setup, rounds):
         asked.extend(candidate.settings["kernels"] for candidate in candidates[1:])
-        told = {"peak_mb": 1.0}
-        return {one.name: [told | {"seconds": seconds.get(one.name, 2.0)}] * 3 for one in candidates}
+        answered = {"peak_mb": 1.0}
+        return {one.name: [answered | {"seconds": seconds.get(one.name, 2.0)}] * 3 for one in candidates}
 
     monkeypatch.setattr(kernels, "interleave", interleave)
     monkeypatch.setattr(kernels, "SETTINGS", {"debug": (2, 1)})

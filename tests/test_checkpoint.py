@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import assert_says, logged, told
+from helpers import assert_says, error_message, logged
 
 from minigpt_jax.config import Config, ModelConfig, TrainingConfig
 from minigpt_jax.data.tokenizers import CharTokenizer
@@ -197,7 +197,7 @@ def test_damage_to_any_file_is_found_and_the_file_named(workdir, damage):
         damage(path)
         # A manifest that can still be read blames the file of which it now says something else.
         named = str(folder) if path.name == "manifest.json" else path.relative_to(folder).as_posix()
-        told(DataError, checkpoints.verify, workdir, 3, says=(named,))
+        error_message(DataError, checkpoints.verify, workdir, 3, says=(named,))
         path.write_bytes(before)
         checkpoints.verify(workdir, 3)
 
@@ -225,14 +225,14 @@ def test_a_file_too_many_is_found_and_named(workdir, name):
     path = step_dir(workdir, 3) / name
     path.parent.mkdir(exist_ok=True)
     path.touch()
-    told(DataError, checkpoints.verify, workdir, 3, says=(str(step_dir(workdir, 3)), name))
+    error_message(DataError, checkpoints.verify, workdir, 3, says=(str(step_dir(workdir, 3)), name))
 
 
 def test_all_damaged_files_are_named_at_once(workdir):
     folder = step_dir(workdir, 3)
     (folder / "extra").touch()
     cut_off(folder / "checkpoint.json")
-    told(DataError, checkpoints.verify, workdir, 3, says=(str(folder), "extra", "checkpoint.json"))
+    error_message(DataError, checkpoints.verify, workdir, 3, says=(str(folder), "extra", "checkpoint.json"))
 
 
 def write_info(workdir, known, **changes):
@@ -247,7 +247,9 @@ def write_info(workdir, known, **changes):
 )
 def test_another_format_is_not_read(tmp_path, changes, words):
     write_info(tmp_path, info(1), **changes)
-    told(DataError, checkpoints.read_info, tmp_path, 1, says=(str(step_dir(tmp_path, 1) / "checkpoint.json"), *words))
+    error_message(
+        DataError, checkpoints.read_info, tmp_path, 1, says=(str(step_dir(tmp_path, 1) / "checkpoint.json"), *words)
+    )
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", "null", "\xff"])
@@ -255,7 +257,7 @@ def test_an_unreadable_info_is_damage(tmp_path, text):
     write_info(tmp_path, info(1))
     path = step_dir(tmp_path, 1) / "checkpoint.json"
     path.write_text(text, encoding="latin-1")
-    told(DataError, checkpoints.read_info, tmp_path, 1, says=(str(path),))
+    error_message(DataError, checkpoints.read_info, tmp_path, 1, says=(str(path),))
 
 
 # ---- Which to keep and which to use ---------------------------------------------------------------------------------------
@@ -291,8 +293,8 @@ def test_the_first_whole_checkpoint_is_taken_and_each_damaged_one_named(saved, t
     first, second = logged(caplog, "WARNING")
     assert_says(first, str(step_dir(tmp_path, 7)), "checkpoint.json", "5")
     assert_says(second, str(step_dir(tmp_path, 5)), "manifest.json", "3")
-    told(DataError, checkpoints.first_whole, tmp_path, [7, 5], says=(str(step_dir(tmp_path, 5)), "manifest.json"))
-    told(DataError, checkpoints.first_whole, tmp_path, [], says=(f"scripts/train.py --workdir {tmp_path}",))
+    error_message(DataError, checkpoints.first_whole, tmp_path, [7, 5], says=(str(step_dir(tmp_path, 5)), "manifest.json"))
+    error_message(DataError, checkpoints.first_whole, tmp_path, [], says=(f"scripts/train.py --workdir {tmp_path}",))
 
 
 def test_a_delete_that_is_cut_off_leaves_nothing_that_looks_whole(workdir, monkeypatch):
@@ -393,13 +395,13 @@ def test_load_gives_the_best_parameters_with_config_and_tokenizer(run_dir):
 
 def test_load_says_what_is_missing(run_dir, tmp_path):
     nowhere, missing = tmp_path / "nowhere", os.strerror(errno.ENOENT)
-    told(DataError, load.load, nowhere, HERE, says=(str(nowhere), "config.json", missing, "scripts/train.py"))
+    error_message(DataError, load.load, nowhere, HERE, says=(str(nowhere), "config.json", missing, "scripts/train.py"))
     (run_dir / "tokenizer.json").unlink()
-    told(DataError, load.load, run_dir, HERE, says=(str(run_dir / "tokenizer.json"), missing))
+    error_message(DataError, load.load, run_dir, HERE, says=(str(run_dir / "tokenizer.json"), missing))
     shutil.rmtree(run_dir / "checkpoints")
-    told(DataError, load.load, run_dir, HERE, says=(f"scripts/train.py --workdir {run_dir}",))
+    error_message(DataError, load.load, run_dir, HERE, says=(f"scripts/train.py --workdir {run_dir}",))
     (run_dir / "config.json").unlink()
-    told(DataError, load.load, run_dir, HERE, says=(str(run_dir), "config.json", missing, "scripts/train.py"))
+    error_message(DataError, load.load, run_dir, HERE, says=(str(run_dir), "config.json", missing, "scripts/train.py"))
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
@@ -407,13 +409,13 @@ def test_load_names_what_is_damaged(run_dir, name):
     whole = (run_dir / name).read_bytes()
     for damaged in (whole[:20], whole[:20] + b"\xff" + whole[21:], b"[" * 100_000):
         (run_dir / name).write_bytes(damaged)
-        told(DataError, load.load, run_dir, HERE, says=(str(run_dir / name),))
+        error_message(DataError, load.load, run_dir, HERE, says=(str(run_dir / name),))
 
 
 def test_load_refuses_another_tokenizer(run_dir):
     """Of the same size, so that nothing else would notice."""
     (run_dir / "tokenizer.json").write_text(CharTokenizer("\n abd").to_json())
-    told(DataError, load.load, run_dir, HERE, says=(str(run_dir / "tokenizer.json"),))
+    error_message(DataError, load.load, run_dir, HERE, says=(str(run_dir / "tokenizer.json"),))
 
 
 def test_load_takes_the_next_best_for_damaged_parameters_and_says_so(run_dir, caplog):
@@ -427,4 +429,4 @@ def test_load_takes_the_next_best_for_damaged_parameters_and_says_so(run_dir, ca
     assert_says(warning, *named, "4")
     for step in set(checkpoints.steps(run_dir)) - {3}:
         checkpoints.delete(step_dir(run_dir, step))
-    told(DataError, load.load, run_dir, HERE, says=named)
+    error_message(DataError, load.load, run_dir, HERE, says=named)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import assert_says, told
+from helpers import assert_says, error_message
 
 from minigpt_jax import cli
 from minigpt_jax.config import SETTINGS
@@ -38,7 +38,7 @@ def test_where_there_is_no_run_the_way_to_one_is_told(tmp_path, monkeypatch, fol
     monkeypatch.chdir(tmp_path)
     if folder:
         Path(folder).mkdir(parents=True)
-    told(DataError, cli.newest_run, says=("runs/", "scripts/train.py", "--workdir"))
+    error_message(DataError, cli.newest_run, says=("runs/", "scripts/train.py", "--workdir"))
 
 
 def test_help_of_a_setting_says_what_is_allowed_and_the_default_as_one_types_it():

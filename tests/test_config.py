@@ -6,7 +6,7 @@ import math
 import re
 
 import pytest
-from helpers import assert_says, told
+from helpers import assert_says, error_message
 
 from minigpt_jax.config import (
     SECTIONS,
@@ -67,7 +67,9 @@ def test_choices_are_all_allowed_and_a_slip_is_answered_with_the_nearest(name):
     for choice in choices:
         assert get_setting(with_setting(name, choice), name) == choice
     slip = choices[0][:-1]
-    told(UsageError, with_setting, name, slip, says=(f"{name}={slip!r}", choices[0], *choices))  # the nearest, and all
+    error_message(
+        UsageError, with_setting, name, slip, says=(f"{name}={slip!r}", choices[0], *choices)
+    )  # the nearest, and all
 
 
 @pytest.mark.parametrize("name", names(lambda rules, kind: rules["at_least"] is not None))
@@ -77,14 +79,14 @@ def test_lower_bounds_are_allowed_themselves_and_nothing_below(name):
     companions = {"embed_dim": {"num_heads": 1, "positions": "learned"}, "batch_size": {"grad_accumulation": 1}}
     config = Config().override({name: bound} | companions.get(name, {}))
     assert get_setting(config, name) == bound
-    told(UsageError, with_setting, name, kind(bound - 1), says=(f"{name}={kind(bound - 1)}", str(bound)))
+    error_message(UsageError, with_setting, name, kind(bound - 1), says=(f"{name}={kind(bound - 1)}", str(bound)))
 
 
 @pytest.mark.parametrize("name", names(lambda rules, kind: rules["above"] is not None))
 def test_exclusive_lower_bounds_are_not_allowed_themselves(name):
     bound = SETTINGS[name].field.metadata["above"]
     for value in (bound, bound - 1.0):
-        told(UsageError, with_setting, name, value, says=(f"{name}={value}", str(bound)))
+        error_message(UsageError, with_setting, name, value, says=(f"{name}={value}", str(bound)))
 
 
 @pytest.mark.parametrize("name", names(lambda rules, kind: rules["below"] is not None))
@@ -92,7 +94,7 @@ def test_upper_bounds_are_not_allowed_themselves(name):
     bound, kind = SETTINGS[name].field.metadata["below"], setting_type(SETTINGS[name].field)
     just_below = bound - 1 if kind is int else math.nextafter(bound, 0)
     assert get_setting(with_setting(name, just_below), name) == just_below
-    told(UsageError, with_setting, name, bound, says=(f"{name}={bound}", str(bound)))
+    error_message(UsageError, with_setting, name, bound, says=(f"{name}={bound}", str(bound)))
 
 
 @pytest.mark.parametrize(
@@ -114,13 +116,13 @@ def test_upper_bounds_are_not_allowed_themselves(name):
     ],
 )
 def test_bounds_that_matter_are_there(name, value, allowed):
-    told(UsageError, with_setting, name, value, says=(f"{name}={value!r}", *allowed.split()))
+    error_message(UsageError, with_setting, name, value, says=(f"{name}={value!r}", *allowed.split()))
 
 
 @pytest.mark.parametrize("name", names(lambda rules, kind: kind is float))
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_numbers_must_be_finite(name, value):
-    told(UsageError, with_setting, name, value, says=(f"{name}={value}",))
+    error_message(UsageError, with_setting, name, value, says=(f"{name}={value}",))
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -128,7 +130,7 @@ def test_values_of_another_type_are_refused(name):
     kind = setting_type(SETTINGS[name].field)
     wrong = {int: (1.0, "1", True), float: ("0.5", True), bool: (1, "true"), str: (1, True)}[kind]
     for value in wrong:
-        told(UsageError, with_setting, name, value, says=(f"{name}={value!r}", kind.__name__))
+        error_message(UsageError, with_setting, name, value, says=(f"{name}={value!r}", kind.__name__))
 
 
 def test_only_settings_that_can_be_unset_take_none():
@@ -136,7 +138,7 @@ def test_only_settings_that_can_be_unset_take_none():
         if known.field.default is None:
             assert get_setting(with_setting(name, None), name) is None
         else:
-            told(UsageError, with_setting, name, None, says=(f"{name}=None", setting_type(known.field).__name__))
+            error_message(UsageError, with_setting, name, None, says=(f"{name}=None", setting_type(known.field).__name__))
 
 
 def test_whole_numbers_will_do_where_fractions_are_allowed():
@@ -163,7 +165,7 @@ def test_whole_numbers_will_do_where_fractions_are_allowed():
     ],
 )
 def test_settings_that_do_not_fit_together_are_named_with_their_values(section, values, named):
-    told(UsageError, section, **values, says=named.split())
+    error_message(UsageError, section, **values, says=named.split())
 
 
 def test_only_rotary_positions_need_an_even_head_size():
@@ -194,14 +196,14 @@ def test_flags_win_over_the_preset_which_wins_over_defaults():
 
 
 def test_override_checks_fields_and_their_fit():
-    told(UsageError, with_setting, "num_heads", 3, says=("embed_dim=128", "num_heads=3"))
+    error_message(UsageError, with_setting, "num_heads", 3, says=("embed_dim=128", "num_heads=3"))
     # Both at once fit, though neither would alone.
     assert Config().override({"num_heads": 3, "embed_dim": 96}).model.head_size == 32
 
 
 def test_unknown_settings_are_answered_with_the_nearest():
-    told(UsageError, with_setting, "num_layer", 3, says=("num_layer", "num_layers"))
-    message = told(UsageError, with_setting, "xyzzy", 3, says=("xyzzy",))
+    error_message(UsageError, with_setting, "num_layer", 3, says=("num_layer", "num_layers"))
+    message = error_message(UsageError, with_setting, "xyzzy", 3, says=("xyzzy",))
     assert not set(re.findall(r"\w+", message)) & set(SETTINGS)
 
 
@@ -213,7 +215,7 @@ def test_steps_and_epochs_replace_a_presets_other_one(before, after):
 
 
 def test_steps_and_epochs_together_exclude_each_other():
-    told(UsageError, Config().override, {"steps": 20, "epochs": 1.0}, says=("steps=20", "epochs=1.0"))
+    error_message(UsageError, Config().override, {"steps": 20, "epochs": 1.0}, says=("steps=20", "epochs=1.0"))
 
 
 # ---- The reference result -------------------------------------------------------------------------------------------------
@@ -282,7 +284,7 @@ def changed_json(**changes):
 )
 def test_damaged_json_is_a_data_error_and_never_half_a_config(text):
     """A saved config that cannot be read is the disk's fault and not the command's, so it is not a UsageError."""
-    told(DataError, Config.from_json, text)
+    error_message(DataError, Config.from_json, text)
 
 
 # ---- Presets --------------------------------------------------------------------------------------------------------------
@@ -306,15 +308,17 @@ def test_preset_loads_by_the_path_of_a_file(tmp_path):
 
 
 def test_unknown_preset_is_answered_with_the_nearest_and_all(tmp_path):
-    told(UsageError, load_preset, "shakespear_char", says=("shakespear_char", "shakespeare_char", *preset_names()))
-    told(UsageError, load_preset, str(tmp_path / "missing.py"), says=(str(tmp_path / "missing.py"), *preset_names()))
+    error_message(UsageError, load_preset, "shakespear_char", says=("shakespear_char", "shakespeare_char", *preset_names()))
+    error_message(
+        UsageError, load_preset, str(tmp_path / "missing.py"), says=(str(tmp_path / "missing.py"), *preset_names())
+    )
 
 
 @pytest.mark.parametrize("source", ["", "get_config = None\n", "def get_config(): return {'num_layers': 7}\n"])
 def test_preset_file_must_make_a_config(tmp_path, source):
     path = tmp_path / "mine.py"
     path.write_text(source)
-    told(UsageError, load_preset, str(path), says=(str(path), "get_config()", "Config"))
+    error_message(UsageError, load_preset, str(path), says=(str(path), "get_config()", "Config"))
 
 
 @pytest.mark.parametrize(
@@ -328,7 +332,7 @@ def test_preset_file_must_make_a_config(tmp_path, source):
 def test_preset_file_that_fails_is_named_with_the_reason(tmp_path, source, reason):
     path = tmp_path / "mine.py"
     path.write_text(source)
-    told(UsageError, load_preset, str(path), says=(str(path), reason))
+    error_message(UsageError, load_preset, str(path), says=(str(path), reason))
 
 
 # ---- Differences and near names -------------------------------------------------------------------------------------------

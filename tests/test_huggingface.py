@@ -11,7 +11,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import in_the_way, told
+from helpers import error_message, in_the_way
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -147,7 +147,9 @@ def test_names_and_masks_of_the_first_gpt2_files_are_read(folder):
     save_file(old | {"lm_head.weight": old["wte.weight"]}, folder / "model.safetensors")
     edit_json(folder / "config.json", n_inner=..., bias=..., tie_word_embeddings=...)
     # What config.json leaves out is what transformers takes for it.
-    told(DataError, hf_reader.read, folder, says=(str(folder), "c_fc.weight", "(16, 24)", "config.json", "(16, 64)"))
+    error_message(
+        DataError, hf_reader.read, folder, says=(str(folder), "c_fc.weight", "(16, 24)", "config.json", "(16, 64)")
+    )
     edit_json(folder / "config.json", n_inner=24)
     assert_same_bits(before.params, hf_reader.read(folder).params)
 
@@ -172,7 +174,7 @@ def test_what_neither_can_express_is_refused_by_name(tmp_path):
         (like_gpt2, "gpt2", {"num_kv_heads": "2"}, ["4"]),
     ]:
         changed = dataclasses.replace(plain, config=dataclasses.replace(plain.config, **changes))
-        message = told(DataError, hf_writer.write, changed, tmp_path / "a", says=allowed)
+        message = error_message(DataError, hf_writer.write, changed, tmp_path / "a", says=allowed)
         assert in_the_way(message, model_type) == named
     assert list(tmp_path.iterdir()) == []
 
@@ -181,8 +183,8 @@ def test_nothing_is_written_over(folder):
     before = {path: path.read_bytes() for path in folder.iterdir()}
     below = folder / "config.json" / "below"
     for path in (folder, folder / "config.json"):
-        told(DataError, hf_writer.write, model("GPT-2"), path, says=(str(path),))
-    told(DataError, hf_writer.write, model("GPT-2"), below, says=(str(below), os.strerror(errno.EEXIST)))
+        error_message(DataError, hf_writer.write, model("GPT-2"), path, says=(str(path),))
+    error_message(DataError, hf_writer.write, model("GPT-2"), below, says=(str(below), os.strerror(errno.EEXIST)))
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -289,7 +291,7 @@ MISTAKES = {
 def test_what_is_wrong_with_a_folder_is_said(folder, name):
     damage, words = MISTAKES[name]
     damage(folder)
-    told(DataError, load, folder, says=(str(folder), *words))
+    error_message(DataError, load, folder, says=(str(folder), *words))
 
 
 @pytest.mark.parametrize(
@@ -312,7 +314,9 @@ def test_what_is_wrong_with_a_folder_is_said(folder, name):
 def test_a_llama_of_another_kind_is_refused(tmp_path, changes, words):
     hf_writer.write(model("Llama with grouped queries"), tmp_path / "model")
     edit_json(tmp_path / "model" / "config.json", **changes)
-    message = told(DataError, hf_reader.read, tmp_path / "model", says=(str(tmp_path / "model" / "config.json"), *words))
+    message = error_message(
+        DataError, hf_reader.read, tmp_path / "model", says=(str(tmp_path / "model" / "config.json"), *words)
+    )
     assert ("hidden_size" in message) == ("head_dim" in changes)
 
 
@@ -336,10 +340,10 @@ def test_as_many_key_heads_as_heads_are_none_in_particular(tmp_path):
 def test_a_missing_library_is_told_with_what_to_install(folder, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "safetensors.numpy", None)
     for use in (lambda: hf_reader.read(folder), lambda: hf_writer.write(model("GPT-2"), folder.parent / "new")):
-        told(UsageError, use, says=("safetensors", "python -m pip install -e '.[hf]'"))
+        error_message(UsageError, use, says=("safetensors", "python -m pip install -e '.[hf]'"))
 
 
 def test_a_file_is_no_folder(tmp_path):
     for name, word in (("model.bin", "pickle"), ("model.safetensors", "config.json")):
         (tmp_path / name).write_bytes(pickle.dumps(Bomb()))
-        told(DataError, load, tmp_path / name, says=(str(tmp_path / name), word))
+        error_message(DataError, load, tmp_path / name, says=(str(tmp_path / name), word))

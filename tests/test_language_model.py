@@ -6,7 +6,7 @@ import logging
 import jax
 import numpy as np
 import pytest
-from helpers import assert_says, logged, told
+from helpers import assert_says, error_message, logged
 
 from minigpt_jax.config import ModelConfig
 from minigpt_jax.data.tokenizers import CharTokenizer, WordTokenizer
@@ -56,17 +56,17 @@ def test_of_a_long_prompt_the_model_sees_the_end_and_a_line_says_so(lm, caplog):
 
 
 def test_unknown_characters_are_named(lm):
-    told(DataError, lm.generate, "aßX", 5, says=("prompt", "'X', 'ß'"))
+    error_message(DataError, lm.generate, "aßX", 5, says=("prompt", "'X', 'ß'"))
 
 
 @pytest.mark.parametrize("length", [0, -1])
 def test_length_and_number_of_samples_must_be_at_least_one(lm, length):
-    told(UsageError, lm.generate, "a", length, says=(f"length={length}", "1"))
-    told(UsageError, samples, lm, "a", 5, num_samples=length, says=(f"num_samples={length}", "1"))
+    error_message(UsageError, lm.generate, "a", length, says=(f"length={length}", "1"))
+    error_message(UsageError, samples, lm, "a", 5, num_samples=length, says=(f"num_samples={length}", "1"))
 
 
 def test_bad_strategies_are_refused(lm):
-    told(UsageError, lm.generate, "a", 5, top_p=2, says=("top_p=2", "1.0"))
+    error_message(UsageError, lm.generate, "a", 5, top_p=2, says=("top_p=2", "1.0"))
 
 
 def test_samples_differ_and_the_first_ones_are_the_same_however_many_there_are(lm):

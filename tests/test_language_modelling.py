@@ -10,7 +10,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from helpers import random_params, random_tokens, told
+from helpers import error_message, random_params, random_tokens
 from settings import BASE, TRAINING, TRAINING_CHANGES
 
 from minigpt_jax.config import Config, DataConfig, ModelConfig, TrainingConfig
@@ -105,7 +105,7 @@ def test_the_tokenizer_of_a_run_is_kept_and_its_text_must_be_the_same(tmp_path):
     assert again.tokenizer == other
     assert again.splits["train"].num_unknown > 0
     other_text = config_for(tmp_path, TEXT + "!", tokenizer="word")
-    told(DataError, prepare, other_text, earlier, says=(str(tmp_path / "text.txt"), "--overwrite"))
+    error_message(DataError, prepare, other_text, earlier, says=(str(tmp_path / "text.txt"), "--overwrite"))
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_the_tokenizer_of_a_run_is_kept_and_its_text_must_be_the_same(tmp_path):
 )
 def test_a_part_shorter_than_a_window_is_told_with_the_longest_context(tmp_path, text, context_length, split, has, longest):
     config = config_for(tmp_path, text).override({"context_length": context_length})
-    message = told(DataError, prepare, config, says=(split, f"context_length={context_length}"))
+    message = error_message(DataError, prepare, config, says=(split, f"context_length={context_length}"))
     assert sorted(map(int, re.findall(r"\d+", message))) == sorted([has, context_length, context_length + 1, *longest])
 
 

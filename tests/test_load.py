@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from helpers import assert_equal, told
+from helpers import assert_equal, error_message
 
 from minigpt_jax.api import load, train
 from minigpt_jax.config import Config, DataConfig, ModelConfig, TrainingConfig
@@ -114,10 +114,10 @@ def test_nothing_begins_in_the_folder_that_it_comes_from(folder):
         before = {path: path.read_bytes() for path in (folder / name).rglob("*") if path.is_file()}
         config = plain(folder).override(settings_from(str(folder / name)))
         itself = folder / "gpt2" / ".." / name
-        told(UsageError, train, config, itself, overwrite=True, says=(f"init_from={folder / name}", "--workdir"))
+        error_message(UsageError, train, config, itself, overwrite=True, says=(f"init_from={folder / name}", "--workdir"))
         assert {path: path.read_bytes() for path in (folder / name).rglob("*") if path.is_file()} == before
     for overwrite in (False, True):
-        told(DataError, train, plain(folder), folder / "gpt2", overwrite, says=(f"--init_from {folder / 'gpt2'}",))
+        error_message(DataError, train, plain(folder), folder / "gpt2", overwrite, says=(f"--init_from {folder / 'gpt2'}",))
 
 
 def test_what_does_not_fit_is_named(folder):
@@ -127,7 +127,7 @@ def test_what_does_not_fit_is_named(folder):
         ({"tokenizer": "char"}, ["tokenizer"]),  # with as many characters, in another order
     ]:
         task = begun(folder, **changes)
-        told(DataError, task.initial_params, HERE, says=(f"init_from={folder / 'gpt2'}", *words))
+        error_message(DataError, task.initial_params, HERE, says=(f"init_from={folder / 'gpt2'}", *words))
 
 
 def test_a_run_that_goes_on_needs_its_beginning_no_more(folder, tmp_path, model):

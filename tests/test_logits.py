@@ -7,7 +7,7 @@ import inspect
 import jax
 import numpy as np
 import pytest
-from helpers import normal, random_tokens, told
+from helpers import error_message, normal, random_tokens
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -235,12 +235,12 @@ def test_temperature_zero_is_greedy_and_leaves_the_penalties_in_place(greedily):
 )
 def test_values_that_make_no_sense_are_named(name, values):
     for value in values:
-        told(UsageError, processors, **{name: value}, says=(f"{name}={value}",))
+        error_message(UsageError, processors, **{name: value}, says=(f"{name}={value}",))
 
 
 def test_a_setting_that_does_not_exist_is_named_and_what_was_meant():
     names = [field.name for field in dataclasses.fields(DecodingConfig)]
-    told(UsageError, processors, topk=3, says=("topk", "top_k", *names))
+    error_message(UsageError, processors, topk=3, says=("topk", "top_k", *names))
 
 
 @pytest.mark.parametrize("field", dataclasses.fields(DecodingConfig), ids=lambda field: field.name)
@@ -265,7 +265,9 @@ def test_every_strategy_has_its_setting():
 
 def test_greedy_and_a_temperature_contradict_each_other():
     for temperature in (0.8, 1.0):
-        told(UsageError, processors, greedy=True, temperature=temperature, says=("greedy", f"temperature={temperature}"))
+        error_message(
+            UsageError, processors, greedy=True, temperature=temperature, says=("greedy", f"temperature={temperature}")
+        )
 
 
 def test_k_may_be_any_number_above_the_vocabulary():

@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from helpers import assert_close, assert_equal, assert_says, logged, told
+from helpers import assert_close, assert_equal, assert_says, error_message, logged
 
 from minigpt_jax.api import load, train
 from minigpt_jax.config import Config, DataConfig, ModelConfig, ReferenceResult, TrainingConfig
@@ -346,7 +346,7 @@ def test_without_an_expectation_there_is_no_verdict(config, finished, caplog):
 def test_a_folder_that_has_gone_is_said_and_not_made_anew(config, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
     gone = AfterStep(4, lambda: shutil.rmtree(workdir))
-    told(DataError, train, config, workdir, callbacks=[gone], says=(str(workdir), os.strerror(errno.ENOENT)))
+    error_message(DataError, train, config, workdir, callbacks=[gone], says=(str(workdir), os.strerror(errno.ENOENT)))
     assert not workdir.exists()
 
 
@@ -372,7 +372,9 @@ def test_a_missing_extra_costs_nothing_of_a_run_to_be_replaced(config, finished,
 )
 def test_a_run_of_another_config_is_refused_and_left_alone(config, finished, changes, words):
     before = snapshot(finished)
-    told(DataError, train, config.override(changes), finished, says=(str(finished), *words, "--workdir", "--overwrite"))
+    error_message(
+        DataError, train, config.override(changes), finished, says=(str(finished), *words, "--workdir", "--overwrite")
+    )
     assert snapshot(finished) == before
 
 
@@ -381,7 +383,7 @@ def test_another_text_of_the_same_name_is_refused(config, finished, files):
     try:
         (files / "text.txt").write_text(TEXT[::-1])
         words = (str(files / "text.txt"), "--overwrite")
-        told(DataError, train, config.override({"steps": STEPS + 5}), finished, says=words)
+        error_message(DataError, train, config.override({"steps": STEPS + 5}), finished, says=words)
     finally:
         (files / "text.txt").write_text(TEXT)
     assert snapshot(finished) == before
@@ -414,14 +416,14 @@ def test_where_the_newest_checkpoint_is_damaged_the_run_goes_on_exactly_from_the
 def test_with_no_whole_checkpoint_left_it_refuses_and_deletes_nothing(config, workdir):
     paths = [damage(workdir, step) for step in checkpoints.steps(workdir)]
     before = snapshot(workdir)
-    message = told(DataError, train, config.override({"steps": STEPS + 5}), workdir, says=(str(workdir),))
+    message = error_message(DataError, train, config.override({"steps": STEPS + 5}), workdir, says=(str(workdir),))
     assert paths[0].name in message
     assert snapshot(workdir) == before
 
 
 def test_a_folder_in_which_another_process_trains_is_refused(config, workdir):
     with locked(workdir):
-        told(DataError, train, config.override({"steps": STEPS + 5}), workdir, says=(str(workdir), "--workdir"))
+        error_message(DataError, train, config.override({"steps": STEPS + 5}), workdir, says=(str(workdir), "--workdir"))
     assert checkpoints.steps(workdir)[-1] == STEPS
 
 
@@ -443,13 +445,13 @@ def test_harmless_changes_and_another_machine_are_said_and_recorded(config, work
 def test_a_folder_that_cannot_be_written_is_named(config, tmp_path):
     (tmp_path / "file").write_text("in the way")
     below = tmp_path / "file" / "run"
-    told(DataError, train, config, below, says=(str(below), os.strerror(errno.ENOTDIR)))
+    error_message(DataError, train, config, below, says=(str(below), os.strerror(errno.ENOTDIR)))
     assert (tmp_path / "file").read_text() == "in the way"
 
 
 def test_a_vocabulary_that_is_not_the_texts_is_refused(config, tmp_path):
     words = ("vocab_size=7", "tokenizer=char", "6")
-    told(DataError, train, config.override({"vocab_size": 7}), tmp_path / "run", says=words)
+    error_message(DataError, train, config.override({"vocab_size": 7}), tmp_path / "run", says=words)
     assert not (tmp_path / "run").exists()
 
 
@@ -566,7 +568,7 @@ def test_too_many_in_a_row_end_the_run_with_the_step_the_last_loss_and_likely_ca
     if killed:
         train_until(strict, tmp_path, 6, monkeypatch)
     words = ("3", "6", "--learning_rate", "--warmup_steps", "--dtype bfloat16")
-    message = told(FloatingPointError, train, strict, tmp_path, says=words)
+    message = error_message(FloatingPointError, train, strict, tmp_path, says=words)
     assert len(re.findall(r"\d\.\d+", message)) == 1  # the last finite loss
     for step in checkpoints.steps(tmp_path):
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(final_state(config, tmp_path, step)))
@@ -596,7 +598,7 @@ def test_metrics_go_to_tensorboard_too(config, tmp_path):
 def test_without_tensorboardx_the_extra_is_named(config, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     words = ("--tensorboard", "python -m pip install -e '.[tensorboard]'")
-    told(UsageError, train, config, tmp_path, tensorboard=True, says=words)
+    error_message(UsageError, train, config, tmp_path, tensorboard=True, says=words)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import optax
 import pytest
 from flax import linen as nn
 from flax import struct
-from helpers import assert_equal, assert_says, logged, told
+from helpers import assert_equal, assert_says, error_message, logged
 
 from minigpt_jax import config, tasks
 from minigpt_jax.api import load, train
@@ -172,25 +172,25 @@ def test_another_task_trains_evaluates_previews_and_resumes_bit_for_bit(tmp_path
     assert [row["step"] for row in evaluations] == [5, 10, 15, 20]
     assert all(set(row) == {"step", "val_loss", "val_accuracy"} for row in evaluations)
     assert evaluations[-1]["val_loss"] < evaluations[0]["val_loss"]
-    told(DataError, load, tmp_path / "straight", says=(str(tmp_path / "straight"), "sorting"))
+    error_message(DataError, load, tmp_path / "straight", says=(str(tmp_path / "straight"), "sorting"))
 
 
 @pytest.mark.e2e
 def test_what_a_resumed_run_was_made_of_is_asked_of_the_task(tmp_path):
     with pytest.raises(StoppedError):
         train(CONFIG, tmp_path, callbacks=[Interrupt()])
-    told(DataError, train, CONFIG.override({"digits": 5}), tmp_path, says=(str(tmp_path), "digits=4", "5"))
+    error_message(DataError, train, CONFIG.override({"digits": 5}), tmp_path, says=(str(tmp_path), "digits=4", "5"))
     path = tmp_path / "checkpoints" / "7" / "checkpoint.json"
     assert json.loads(path.read_text())["sources"] == {"digits": "decimal"}
     text = dataclasses.replace(CONFIG, data=config.DataConfig())
-    told(DataError, train, text, tmp_path, says=(str(tmp_path), "task=sorting", "language_modelling"))
+    error_message(DataError, train, text, tmp_path, says=(str(tmp_path), "task=sorting", "language_modelling"))
 
 
 def test_a_setting_belongs_to_its_task_alone():
     assert CONFIG.override({"digits": 6}).data.digits == 6
     assert Config.from_json(CONFIG.to_json()) == CONFIG
-    told(UsageError, CONFIG.override, {"dataset": "shakespeare"}, says=("dataset", "sorting"))
-    told(UsageError, Config().override, {"digits": 6}, says=("digits",))
+    error_message(UsageError, CONFIG.override, {"dataset": "shakespeare"}, says=("dataset", "sorting"))
+    error_message(UsageError, Config().override, {"digits": 6}, says=("digits",))
 
 
 def test_the_tables_of_tasks_name_the_same_ones():

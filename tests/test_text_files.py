@@ -9,7 +9,7 @@ import json
 import os
 
 import pytest
-from helpers import told
+from helpers import error_message
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -57,13 +57,13 @@ def test_a_byte_order_mark_is_dropped_once(tmp_path):
 def test_another_encoding_is_taken_when_it_is_named(tmp_path):
     path = write(tmp_path / "own.txt", "Prov\u00e9rbe \u20ac".encode("cp1252"))
     assert documents(path, "cp1252") == ["Prov\u00e9rbe \u20ac"]
-    told(DataError, documents, path, "utf-16", says=(path, "UTF-16", "--encoding"))
-    told(DataError, documents, path, "ascii", says=(path, "ASCII", "0xe9", "4", "--encoding"))
+    error_message(DataError, documents, path, "utf-16", says=(path, "UTF-16", "--encoding"))
+    error_message(DataError, documents, path, "ascii", says=(path, "ASCII", "0xe9", "4", "--encoding"))
 
 
 @pytest.mark.parametrize("encoding", ["utf9", "hex", "undefined", ""])
 def test_an_encoding_that_is_none_is_named(encoding):
-    told(UsageError, find_text, "own.txt", encoding, says=(f"encoding={encoding!r}", "utf-8"))
+    error_message(UsageError, find_text, "own.txt", encoding, says=(f"encoding={encoding!r}", "utf-8"))
 
 
 @pytest.mark.parametrize(
@@ -83,25 +83,25 @@ def test_an_encoding_that_is_none_is_named(encoding):
 def test_a_file_that_is_not_text(tmp_path, monkeypatch, data, wanted, read):
     monkeypatch.setattr(text_files, "READ", read)
     path = write(tmp_path / "own.txt", data)
-    told(DataError, documents, path, says=(path, *wanted))
+    error_message(DataError, documents, path, says=(path, *wanted))
 
 
 def test_utf_16_is_taken_for_what_it_is(tmp_path):
     path = write(tmp_path / "own.txt", "text".encode("utf-16"))
-    told(DataError, documents, path, says=(path, "UTF-16", "UTF-8", "NUL", "3"))
+    error_message(DataError, documents, path, says=(path, "UTF-16", "UTF-8", "NUL", "3"))
 
 
 def test_a_file_that_cannot_be_read(tmp_path):
     below, long = write(tmp_path / "own.txt", b"a") + "/below", "long" * 99 + ".txt"
     for path in (str(tmp_path / "missing.txt"), str(tmp_path / "missing.jsonl")):
-        told(DataError, documents, path, says=(path,))
-    told(DataError, documents, below, says=(below, os.strerror(errno.ENOTDIR)))
-    told(DataError, documents, str(tmp_path / long), says=(str(tmp_path / long), os.strerror(errno.ENAMETOOLONG)))
-    told(DataError, lambda: scan(find_text(long)), says=(long, os.strerror(errno.ENAMETOOLONG)))
+        error_message(DataError, documents, path, says=(path,))
+    error_message(DataError, documents, below, says=(below, os.strerror(errno.ENOTDIR)))
+    error_message(DataError, documents, str(tmp_path / long), says=(str(tmp_path / long), os.strerror(errno.ENAMETOOLONG)))
+    error_message(DataError, lambda: scan(find_text(long)), says=(long, os.strerror(errno.ENAMETOOLONG)))
     whole = gzip.compress(b"text" * 99)
     for data in (b"no gzip", whole[:-9], whole[:-6] + b"sixsix", whole[:10] + b"\xff" * 20):
         path = write(tmp_path / "own.txt.gz", data)
-        told(DataError, documents, path, says=(path, "gzip"))
+        error_message(DataError, documents, path, says=(path, "gzip"))
 
 
 def test_a_file_without_permission(tmp_path, monkeypatch):
@@ -112,7 +112,7 @@ def test_a_file_without_permission(tmp_path, monkeypatch):
 
     path = write(tmp_path / "own.txt", b"secret")
     monkeypatch.setattr(text_files, "open", denied, raising=False)  # in place of the builtin
-    told(DataError, documents, path, says=(path, "Permission denied"))
+    error_message(DataError, documents, path, says=(path, "Permission denied"))
 
 
 # ---- Several documents ----------------------------------------------------------------------------------------------------
@@ -142,14 +142,14 @@ def test_each_line_of_json_is_a_document(tmp_path):
 def test_a_line_of_json_without_text_is_named(tmp_path, line, wanted):
     good = '{"text": "good"}\n'
     path = write(tmp_path / "own.jsonl", good + good + line + "\n" + good)
-    told(DataError, documents, path, says=(path, "line 3", wanted))
+    error_message(DataError, documents, path, says=(path, "line 3", wanted))
 
 
 def test_a_line_of_json_that_is_not_utf_8_and_a_file_without_lines(tmp_path):
     path = write(tmp_path / "own.jsonl", b'{"text": "caf\xe9"}')
-    told(DataError, documents, path, says=(path, "line 1", "UTF-8"))
+    error_message(DataError, documents, path, says=(path, "line 1", "UTF-8"))
     for data in (b"", b"\n\n"):
-        told(DataError, documents, write(tmp_path / "own.jsonl", data), says=(path, "empty"))
+        error_message(DataError, documents, write(tmp_path / "own.jsonl", data), says=(path, "empty"))
 
 
 def test_a_folder_is_its_texts_in_the_order_of_their_paths(tmp_path):
@@ -159,11 +159,11 @@ def test_a_folder_is_its_texts_in_the_order_of_their_paths(tmp_path):
     assert documents(str(tmp_path)) == ["a/z.txt", "b.txt", "c.txt.gz", "d.jsonl"]
     assert documents(str(tmp_path / "*.m?")) == ["e.md"]
     assert documents(str(tmp_path / "**" / "*.txt")) == ["a/z.txt", "b.txt"]
-    told(DataError, find_text, str(tmp_path / "*.rst"), says=(str(tmp_path / "*.rst"),))
+    error_message(DataError, find_text, str(tmp_path / "*.rst"), says=(str(tmp_path / "*.rst"),))
     (tmp_path / "nothing").mkdir()
-    told(DataError, find_text, str(tmp_path / "nothing"), says=(str(tmp_path / "nothing"), *text_files.SUFFIXES))
+    error_message(DataError, find_text, str(tmp_path / "nothing"), says=(str(tmp_path / "nothing"), *text_files.SUFFIXES))
     blank = write(tmp_path / "nothing" / "blank.txt", " \n")
-    told(DataError, documents, str(tmp_path), says=(blank, "empty"))
+    error_message(DataError, documents, str(tmp_path), says=(blank, "empty"))
 
 
 def test_a_file_that_is_called_like_a_pattern_is_that_file(tmp_path):
@@ -228,7 +228,7 @@ def test_parts_are_cut_at_characters_and_keep_the_documents_apart(tmp_path, monk
 def test_a_part_is_not_read_beyond_its_end(tmp_path):
     path = write(tmp_path / "own.txt", b"good text " * 200_000 + b"\xff")
     assert "".join(piece for _, piece in Text("", find_text(path).paths, end=11).pieces()) == "good text g"
-    told(DataError, documents, path, says=(path, "0xff", "2000000"))
+    error_message(DataError, documents, path, says=(path, "0xff", "2000000"))
 
 
 def test_a_scan_counts_and_sums(tmp_path, monkeypatch):

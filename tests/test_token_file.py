@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import assert_says, logged, told
+from helpers import assert_says, error_message, logged
 
 from minigpt_jax.data import text_files, token_file
 from minigpt_jax.data.text_files import Text, find_text, scan
@@ -159,20 +159,22 @@ def test_a_write_that_fails_leaves_nothing_behind(source, tmp_path, monkeypatch,
     folder, tokenizer = tmp_path / "data", CharTokenizer.train(TEXT)
     with monkeypatch.context() as patch:
         patch.setattr(*((Path, "write_text") if failing == "write_text" else (os, "replace")), fill_the_disk)
-        told(DataError, tokenize, source, tokenizer, folder, says=(str(folder), "No space left on device", "--data_dir"))
+        error_message(
+            DataError, tokenize, source, tokenizer, folder, says=(str(folder), "No space left on device", "--data_dir")
+        )
     assert list(folder.iterdir()) == []
     np.testing.assert_array_equal(tokenize(source, tokenizer, folder).ids, tokenizer.encode(TEXT))
 
 
 def test_a_text_that_cannot_be_encoded_leaves_nothing_behind(source, tmp_path):
-    told(DataError, tokenize, source, CharTokenizer.train("abc"), tmp_path / "data", says=("'T'", "'ï'"))
+    error_message(DataError, tokenize, source, CharTokenizer.train("abc"), tmp_path / "data", says=("'T'", "'ï'"))
     assert list((tmp_path / "data").iterdir()) == []
 
 
 def test_a_text_that_changes_while_it_is_read_is_not_kept_under_the_sum_of_the_old_one(source, tmp_path):
     before = scan(source)
     source.paths[0].write_text(TEXT + "more")
-    told(DataError, token_file.tokenize, source, before, ByteTokenizer(), tmp_path / "data", says=("text.txt",))
+    error_message(DataError, token_file.tokenize, source, before, ByteTokenizer(), tmp_path / "data", says=("text.txt",))
     assert list((tmp_path / "data").iterdir()) == []
 
 
@@ -180,4 +182,4 @@ def test_folder_that_cannot_be_written_is_named(source, tmp_path):
     (tmp_path / "file").write_text("in the folder's place")
     folder = tmp_path / "file"
     words = (str(folder), os.strerror(errno.EEXIST), "--data_dir")
-    told(DataError, tokenize, source, CharTokenizer.train(TEXT), folder, says=words)
+    error_message(DataError, tokenize, source, CharTokenizer.train(TEXT), folder, says=words)

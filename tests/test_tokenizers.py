@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import told
+from helpers import error_message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -79,7 +79,7 @@ def test_characters_without_an_id_are_all_named_and_nothing_is_encoded_in_their_
     unknown = set(text) - set(training_text)
     if unknown:
         named = ", ".join(map(repr, sorted(unknown)))
-        message = told(DataError, tokenizer.encode, text)
+        message = error_message(DataError, tokenizer.encode, text)
         assert named in message
         assert not any(repr(known) in message.replace(named, "", 1) for known in set(text) - unknown)
     else:
@@ -147,7 +147,7 @@ def test_a_batch_is_each_text_for_itself_and_an_empty_text_has_no_tokens(kind):
 
 @pytest.mark.parametrize("kind", ["byte", "word", "bpe"])
 def test_half_a_surrogate_pair_is_named(kind):
-    told(DataError, trained(kind).encode, "to\ud83d be", says=("U+D83D", "2"))
+    error_message(DataError, trained(kind).encode, "to\ud83d be", says=("U+D83D", "2"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -198,7 +198,7 @@ def test_no_other_character_is_taken_for_the_one_that_is_known(character):
     assert tokenizer.encode(character * 2).tolist() == [0, 0]
     others = {0, known - 1, known + 1, 2 * known + 1, 2 * known + 2, known ^ 2**8, known ^ 2**16, 0x10FFFF} - {known}
     for other in others & set(range(0x110000)):
-        told(DataError, tokenizer.encode, character + chr(other), says=(repr(chr(other)),))
+        error_message(DataError, tokenizer.encode, character + chr(other), says=(repr(chr(other)),))
 
 
 def test_pairs_of_surrogates_are_two_characters_as_in_python():
@@ -216,7 +216,9 @@ def test_composed_and_decomposed_characters_are_kept_apart():
 
 
 def test_unknown_characters_are_named_once_with_what_to_do():
-    told(DataError, CharTokenizer.train("abc").encode, "a?!?é\n", says=(r"'\n', '!', '?', 'é'", "3", "tokenizer.json"))
+    error_message(
+        DataError, CharTokenizer.train("abc").encode, "a?!?é\n", says=(r"'\n', '!', '?', 'é'", "3", "tokenizer.json")
+    )
 
 
 def test_halves_of_different_pairs_have_different_sums():
@@ -326,7 +328,7 @@ def test_the_two_files_of_gpt_2_are_read_and_nothing_written_in_a_text_is_its_sp
         assert tokenizer.end_of_text == 0
         assert 0 not in tokenizer.encode(END_OF_TEXT)
     (tmp_path / "merges.txt").unlink()
-    told(DataError, read_tokenizer, str(tmp_path), says=(str(tmp_path / "vocab.json"), "merges.txt"))
+    error_message(DataError, read_tokenizer, str(tmp_path), says=(str(tmp_path / "vocab.json"), "merges.txt"))
 
 
 def changed(change):
@@ -347,7 +349,7 @@ def changed(change):
     ],
 )
 def test_a_tokenizer_that_does_not_give_the_text_back_is_refused(change):
-    told(DataError, from_json, changed(change))
+    error_message(DataError, from_json, changed(change))
 
 
 def test_merges_are_not_dropped_out():
@@ -397,14 +399,14 @@ def test_a_tokenizer_that_cannot_be_made_is_told_in_one_line(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "broken.json").write_text('{"type": "char"')
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe")
-    told(kind, make_tokenizer, tokenizer, [PROSE], vocab_size, says=words)
+    error_message(kind, make_tokenizer, tokenizer, [PROSE], vocab_size, says=words)
 
 
 def test_a_missing_library_is_told_with_what_to_install(monkeypatch):
     text = bpe().to_json()
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     for make in (lambda: make_tokenizer("bpe", [PROSE]), lambda: from_json(text)):
-        told(UsageError, make, says=("tokenizers", "python -m pip install -e '.[bpe]'"))
+        error_message(UsageError, make, says=("tokenizers", "python -m pip install -e '.[bpe]'"))
 
 
 # ---- JSON -----------------------------------------------------------------------------------------------------------------
@@ -447,8 +449,8 @@ def test_json_gives_an_equal_tokenizer(text):
     ],
 )
 def test_json_that_is_no_tokenizer_is_a_data_error(text):
-    told(DataError, from_json, text)
+    error_message(DataError, from_json, text)
 
 
 def test_half_a_surrogate_pair_is_nothing_for_hugging_face():
-    told(DataError, CharTokenizer("a\ud800").to_huggingface, says=("U+D800", "1"))
+    error_message(DataError, CharTokenizer("a\ud800").to_huggingface, says=("U+D800", "1"))
