@@ -32,8 +32,10 @@ def train(config: Config, workdir: str | Path, overwrite: bool = False, *, kerne
 
     For the options and what is raised see `training.loop.train`.
     """
+    from minigpt_jax.interop.load import check_not_foreign
     from minigpt_jax.training import loop
 
+    check_not_foreign(Path(workdir))
     device, chosen = jax.devices()[0], choose_kernels(config.model, kernels)
     loop.train(config, Path(workdir), overwrite, device=device, kernels=chosen, **options)
 

@@ -21,15 +21,17 @@ PRESETS_DIR = Path(__file__).resolve().parent.parent / "configs"
 
 
 def setting(
-    default: Any, help: str, *, choices=(), at_least=None, at_most=None, above=None, below=None, may_change=False
-) -> Any:
+    default: Any, help: str, *, choices=(), at_least=None, at_most=None, above=None, below=None, may_change=False,
+    from_data=False,
+) -> Any:  # fmt: skip
     """A dataclass field with what users are told about it (`help`) and what is allowed.
 
     `at_least` and `at_most` are inclusive, `above` and `below` exclusive bounds. `may_change` marks what may differ when a
     run is resumed. Of these only `steps` and `epochs` change what is computed from then on: the schedule ends elsewhere.
+    `from_data` marks what the data decides where it is None.
     """
     rules = {"help": help, "choices": choices, "at_least": at_least, "at_most": at_most, "above": above, "below": below}
-    return dataclasses.field(default=default, metadata=rules | {"may_change": may_change})
+    return dataclasses.field(default=default, metadata=rules | {"may_change": may_change, "from_data": from_data})
 
 
 def setting_type(field: dataclasses.Field) -> type:
@@ -84,7 +86,10 @@ class ModelConfig(Section):
     ff_dim: int = setting(512, "hidden width of the feed-forward network", at_least=1)
     context_length: int = setting(64, "longest sequence that the model attends over, in tokens", at_least=1)
     vocab_size: int | None = setting(
-        None, "tokens in the vocabulary; None: what the text has, at most 10,000 (word) or 4,096 (bpe)", at_least=1
+        None,
+        "tokens in the vocabulary; None: what the text has, at most 10,000 (word) or 4,096 (bpe)",
+        at_least=1,
+        from_data=True,
     )
     dropout: float = setting(
         0.0, "probability of dropping an element of the embeddings and of each sub-layer's output", at_least=0.0, below=1.0
@@ -279,6 +284,15 @@ class Config:
         harmless = {name for name, one in known.items() if one.field.metadata["may_change"]} - {"steps", "epochs"} | {"seed"}
         if set(differences(self, new)) - harmless:
             new = dataclasses.replace(new, reference_result=None)
+        return new
+
+    def with_data_settings_of(self, other: "Config") -> "Config":
+        """This config, with what is left to the data as it is in `other`, which was made for the same data."""
+        new = self
+        for name, one in self.settings.items():
+            if one.field.metadata["from_data"] and get_setting(self, name) is None and name in other.settings:
+                section = dataclasses.replace(getattr(new, one.section), **{name: get_setting(other, name)})
+                new = dataclasses.replace(new, **{one.section: section})
         return new
 
     def to_json(self) -> str:

@@ -13,6 +13,12 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def file_sha256(path: Path) -> str:
+    """The same of a file, which need not fit into memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[Path]:
     """A new path beside `path` for a file or a folder, which takes the name at the end; if anything fails it is deleted.

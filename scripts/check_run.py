@@ -25,7 +25,6 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-import minigpt_jax as mg
 from minigpt_jax import cli
 from minigpt_jax.api import default_sharding
 from minigpt_jax.config import load_preset
@@ -56,8 +55,8 @@ class Checks:
         self.folder, self.chance = folder, random.Random(SEED.value)
         self.tried, self.held = Counter(), Counter()
         self.config = load_preset(CONFIG.value).override(SETTINGS)
-        task = prepare(self.config)
-        self.like = jax.eval_shape(lambda: new_state(task))
+        self.task = prepare(self.config)
+        self.like = jax.eval_shape(lambda: new_state(self.task))
         self.command = [sys.executable, str(Path(__file__).with_name("train.py")), "--config", CONFIG.value]
         self.command += [f"--{name}={value}" for name, value in SETTINGS.items()]
 
@@ -85,10 +84,10 @@ class Checks:
         """All that a finished run leaves, but its times."""
         state = restore(workdir, NUM_STEPS, self.like, default_sharding())
         leaves = [(str(path), np.asarray(leaf).tobytes()) for path, leaf in jax.tree.leaves_with_path(state)]
-        clock = {"seconds", "tokens_per_second"}
+        clock = {"seconds", f"{self.task.unit}_per_second"}
         rows = [{name: row[name] for name in row.keys() - clock} for row in read_metrics(workdir / "metrics.jsonl")]
         info = dataclasses.replace(checkpoints.read_info(workdir, NUM_STEPS), seconds=0.0)
-        return leaves, rows, info, mg.load(workdir).generate("\n", 50, seed=1)
+        return leaves, rows, info, self.task.preview(state.eval_params)
 
     def is_straight(self, workdir: Path) -> bool:
         return self.outcome(workdir) == self.straight

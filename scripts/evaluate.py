@@ -12,35 +12,26 @@ from absl import flags
 
 from minigpt_jax import cli
 from minigpt_jax.api import choose_kernels, default_sharding
-from minigpt_jax.errors import UsageError, require_choice
-from minigpt_jax.interop.load import load_step, read_run_config
+from minigpt_jax.interop.load import read_run_config
 from minigpt_jax.runs import checkpoints
 from minigpt_jax.tasks import prepare
-from minigpt_jax.tasks.language_modelling import in_every_unit
-from minigpt_jax.tasks.task import Earlier
+from minigpt_jax.tasks.task import Earlier, trained_params
 
-SPLITS = ("val", "train")
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: the newest under runs/)")
-SPLIT = flags.DEFINE_string("split", "val", "which part of the text: val | train")
+SPLIT = flags.DEFINE_string("split", "val", "which part of the data: val | train")
 STRIDE = flags.DEFINE_integer(
-    "stride", None, "tokens between the beginnings of two windows: the less, the more context (default context_length)"
+    "stride", None, "tokens between the starts of two windows: the fewer, the more context (default context_length)"
 )
 
 
 def main() -> None:
-    require_choice("split", SPLIT.value, SPLITS)
     workdir = Path(WORKDIR.value) if WORKDIR.value else cli.newest_run()
     config = read_run_config(workdir)
-    stride = config.model.context_length if STRIDE.value is None else STRIDE.value
-    if not 1 <= stride <= config.model.context_length:
-        raise UsageError(f"stride={stride} must be at least 1 and at most context_length={config.model.context_length}")
     step = checkpoints.first_whole(workdir, checkpoints.best_first(workdir))
-    model = load_step(workdir, config, step, default_sharding())
     earlier = Earlier(workdir, checkpoints.read_info(workdir, step).sources)
     task = prepare(config, earlier, kernels=choose_kernels(config.model))
-    means = task.evaluate(model.params, split=SPLIT.value, stride=stride)
-    result = {"workdir": str(workdir), "split": SPLIT.value, "stride": stride} | means
-    result |= in_every_unit(task, SPLIT.value, means["loss"])
+    measures = task.measures(trained_params(task, workdir, step, default_sharding()), SPLIT.value, STRIDE.value)
+    result = {"workdir": str(workdir), "split": SPLIT.value} | measures
     is_number = {name: not isinstance(value, float) or math.isfinite(value) for name, value in result.items()}
     print(json.dumps({name: value if is_number[name] else None for name, value in result.items()}, indent=2))
 

@@ -21,7 +21,7 @@ from minigpt_jax import cli
 from minigpt_jax.data.text_files import decode_text, read_text_file
 from minigpt_jax.errors import DataError, UsageError, require_choice
 from minigpt_jax.generation.language_model import BeamText, Completion, LanguageModel
-from minigpt_jax.generation.strategy import DecodingConfig, processors
+from minigpt_jax.generation.strategy import BeamConfig, DecodingConfig, checked, processors
 from minigpt_jax.system import devices
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: the newest under runs/)")
@@ -33,15 +33,7 @@ SEED = flags.DEFINE_integer("seed", 0, "root of the randomness: the same seed gi
 STOP = flags.DEFINE_multi_string("stop", [], "text that ends a sample and is left out of it; may be given several times")
 STOP_TOKENS = flags.DEFINE_multi_integer("stop_tokens", [], "token id that ends a sample; may be given several times")
 STRATEGY = cli.define_section_flags(DecodingConfig)
-BEAM = {
-    "beam_width": flags.DEFINE_integer("beam_width", None, "beam search with this many beams, instead of sampling"),
-    "length_penalty": flags.DEFINE_float(
-        "length_penalty", None, "beam search: 0 prefers short texts, 1 is neutral (default 1)"
-    ),
-    "early_stopping": flags.DEFINE_bool(
-        "early_stopping", None, "beam search: stop as soon as as many texts have ended as beams"
-    ),
-}
+BEAM = cli.define_section_flags(BeamConfig)
 FORMAT = flags.DEFINE_string("format", "text", "what is printed: text | jsonl")
 STREAM = flags.DEFINE_bool("stream", False, "print the text as it is made")
 INTERACTIVE = flags.DEFINE_bool("interactive", False, "ask for prompts, one after another; Ctrl-C stops a text, Ctrl-D ends")
@@ -78,6 +70,7 @@ def given(group: dict[str, flags.FlagHolder]) -> dict:
 def check(strategy: dict, beam: dict) -> None:
     """Raises UsageError where the command asks for what does not go together. Reads nothing."""
     processors(**strategy)
+    checked(BeamConfig, beam)
     require_choice("format", FORMAT.value, ("text", "jsonl"))
     if beam and "beam_width" not in beam:
         raise UsageError(f"{next(iter(beam))} is for beam search: give --beam_width too")

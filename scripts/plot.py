@@ -18,11 +18,11 @@ from minigpt_jax.runs.metrics import read_metrics
 WORKDIR = flags.DEFINE_multi_string("workdir", [], "folder of a run, may be given several times (default: the newest)")
 OUT = flags.DEFINE_string("out", None, "the PNG to write (default: metrics.png in the folder of the first run)")
 
-PANELS = {
-    "loss": "Loss, nats per token",
+PANELS = {  # the key of a row, or its end: what is counted per second depends on the task
+    "loss": "Loss, nats",
     "learning_rate": "Learning rate",
     "grad_norm": "Gradient norm, before clipping",
-    "tokens_per_second": "Tokens per second",
+    "_per_second": "Throughput, per second",
 }
 
 log = logging.getLogger("minigpt_jax.plot")
@@ -81,7 +81,7 @@ def draw(runs: dict[str, list[dict]]):
 
 
 def series(rows: list[dict], name: str) -> tuple[list, list]:
-    points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+    points = [(row["step"], row[key]) for row in rows for key in row if key.endswith(name) and row[key] is not None]
     return [step for step, _ in points], [value for _, value in points]
 
 

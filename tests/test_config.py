@@ -11,6 +11,7 @@ from helpers import assert_says, error_message
 from minigpt_jax.config import (
     SECTIONS,
     SETTINGS,
+    TASKS,
     Config,
     DataConfig,
     ModelConfig,
@@ -21,14 +22,21 @@ from minigpt_jax.config import (
     load_preset,
     preset_names,
     setting_type,
+    settings_of,
 )
 from minigpt_jax.errors import DataError, UsageError, did_you_mean
 
 REFERENCE_RESULT = ReferenceResult(val_loss=1.7, spread=0.01, seeds=3)
 
 
+def config_of(name):
+    """A config of a task that has this setting."""
+    sections = [section for section in TASKS.values() if name in settings_of(SECTIONS | {"data": section})]
+    return Config(data=sections[0]()) if sections else Config()
+
+
 def with_setting(name, value):
-    return Config().override({name: value})
+    return config_of(name).override({name: value})
 
 
 def names(where):
@@ -39,8 +47,10 @@ def names(where):
 # ---- One field at a time --------------------------------------------------------------------------------------------------
 
 
-def test_every_setting_has_a_name_of_its_own_and_a_help_line():
-    assert len(SETTINGS) == sum(len(dataclasses.fields(section)) for section in SECTIONS.values())
+def test_every_setting_of_a_task_has_a_name_of_its_own_and_a_help_line():
+    for data in TASKS.values():
+        sections = SECTIONS | {"data": data}
+        assert len(settings_of(sections)) == sum(len(dataclasses.fields(section)) for section in sections.values())
     assert all(known.field.metadata["help"] for known in SETTINGS.values())
 
 

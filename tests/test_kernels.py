@@ -83,7 +83,7 @@ def test_every_implementation_of_an_op_is_its_equation(op):
 
 
 def test_no_set_of_kernels_forgets_one():
-    """What is an equation in a set is meant to be."""
+    """What is an equation in a set is meant to be: accelerators keep a cache's rows and heads apart, as meshes need them."""
     equations = {
         name: {
             field.name for field in dataclasses.fields(Kernels) if getattr(each, field.name) == getattr(PLAIN, field.name)
@@ -91,7 +91,8 @@ def test_no_set_of_kernels_forgets_one():
         for name, each in KERNELS.items()
     }
     fields = {field.name for field in dataclasses.fields(Kernels)}
-    assert equations == {"PLAIN": fields, "TUNED": {"attention"}, "BLOCKED": set(), "SPLIT": set(), "CUDNN": set()}
+    on_cpus = {"PLAIN": fields, "BLOCKED": set(), "SPLIT": set()}
+    assert equations == on_cpus | {"TUNED": {"attention", "empty_cache"}, "CUDNN": {"empty_cache"}}
 
 
 HEADER = re.compile(r'"""Computes .*`(\w+)`.*(?:[Ss]aves|not measured).*Proof: (tests/\w+\.py), (\w+)', re.DOTALL)

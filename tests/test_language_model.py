@@ -131,6 +131,17 @@ def test_the_end_of_text_token_always_ends_a_text_and_is_no_part_of_it(words):
     assert any(hypotheses.hypothesis.ended for hypotheses in next(words.beam_search(["to"], 60, beam_width=4)))
 
 
+def test_settings_of_beam_search_are_those_of_its_section(words):
+    def search(**settings):
+        return next(words.beam_search(["to"], 5, **settings))
+
+    error_message(
+        UsageError, search, beam_width=2, length_penaltie=1.0, says=("length_penaltie", "length_penalty", "beam_width")
+    )
+    error_message(UsageError, search, beam_width=0, says=("beam_width=0", "1"))
+    error_message(UsageError, search, beam_width=2, length_penalty=11.0, says=("length_penalty=11.0", "10.0"))
+
+
 def test_unknown_words_of_a_prompt_are_told(words, caplog):
     with caplog.at_level(logging.WARNING):
         assert words.generate("to be", 3, greedy=True).startswith("to be")

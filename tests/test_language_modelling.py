@@ -167,7 +167,7 @@ def test_a_loss_in_every_unit_is_what_one_computes_by_hand(tmp_path, kind, strid
         start = max(0, -(-(target - T) // stride)) * stride
         nats.append(-log_probs_of(made, params, ids[start : target + 1])[-1])
         assert T - stride < target - start <= T or start == 0
-    means = made.evaluate(params, stride=stride)
+    means = made.measures(params, stride=stride)
     loss = means["loss"]
     assert loss == pytest.approx(np.mean(nats), rel=1e-5)
 
@@ -186,7 +186,7 @@ def test_a_loss_in_every_unit_is_what_one_computes_by_hand(tmp_path, kind, strid
 def test_more_context_changes_the_loss_and_a_whole_window_is_the_default(tmp_path):
     made = prepare(config_for(tmp_path))
     params = made.objective.init(jax.random.key(1))
-    losses = [made.evaluate(params, stride=stride) for stride in (None, 4, 1)]
+    losses = [made.measures(params, stride=stride) for stride in (None, 4, 1)]
     assert losses[0] == losses[1] != losses[2]
 
 

@@ -72,9 +72,9 @@ def config(files):
 
 
 @pytest.fixture(autouse=True)
-def machine_not_measured(monkeypatch):
+def hardware_not_measured(monkeypatch):
     """Which takes longer at the end of each run than all of its steps."""
-    monkeypatch.setattr(summary.machine, "matmul_rate", lambda *_: 1e15)
+    monkeypatch.setattr(summary.hardware, "matmul_rate", lambda *_: 1e15)
 
 
 class KilledError(Exception):

@@ -681,7 +681,7 @@ MISTAKES = [
     (f"{PROMPTED} --beam_width 3 --top_k 3", USAGE, ["--beam_width", "--top_k"]),
     (f"{PROMPTED} --beam_width 3 --stream", USAGE, ["--stream"]),
     (f"{PROMPTED} --beam_width 500", USAGE, ["beam_width=500", VOCABULARY]),
-    (f"{PROMPTED} --beam_width 2 --length_penalty 300", USAGE, ["length_penalty=300.0", "-10", "10"]),
+    (f"{PROMPTED} --beam_width 2 --length_penalty 300", USAGE, ["length_penalty=300.0", "10.0"]),
     (f"{PROMPTED} --beam_width 0", USAGE, ["beam_width=0", "1"]),
     (f"{PROMPTED} --beam_width 2 --stop 'no'", USAGE, ["stop='no'", "2"]),
     (f"{PROMPTED} --length_penalty 1", USAGE, ["length_penalty", "--beam_width"]),

@@ -94,6 +94,12 @@ class Sorting:
     def evaluate(self, params, limit=None):
         return means(self.objective, params, (self.rows(1, n) for n in range(limit or 8)))
 
+    def measures(self, params, split="val", stride=None):
+        return self.evaluate(params)
+
+    def next_command(self, workdir):
+        return f"Sort with it: sort {workdir}"
+
     def preview(self, params):
         digits_BT = self.rows(2)["digits_BT"][:1]
         found_BT = self.objective.model.apply({"params": params}, digits_BT).argmax(axis=-1)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from minigpt_jax.config import Config, ModelConfig
+from minigpt_jax.data.batches import Batch
 
 PROMPT_LENGTH, TOP_K = 10, 40
 
@@ -20,7 +21,7 @@ def use_gpu() -> Callable[[], None]:
     return torch.cuda.synchronize
 
 
-def random_batch(config: Config) -> dict[str, np.ndarray]:
+def random_batch(config: Config) -> Batch:
     shape = (config.training.batch_size, config.model.context_length + 1)
     tokens = np.random.default_rng(0).integers(config.model.known_vocab_size, size=shape, dtype=np.int32)
     return {"inputs_BT": tokens[:, :-1], "targets_BT": tokens[:, 1:], "mask_BT": np.ones_like(tokens[:, 1:], bool)}

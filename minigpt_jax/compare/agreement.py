@@ -10,6 +10,7 @@ import torch
 
 from minigpt_jax.compare import torch_gpt
 from minigpt_jax.config import Config
+from minigpt_jax.data.batches import Batch
 from minigpt_jax.models.kernels import PLAIN, Kernels
 from minigpt_jax.tasks.next_token import NextToken
 from minigpt_jax.training.optimizer import make_optimizer
@@ -70,13 +71,13 @@ def make_twin(config: Config, params: Any) -> torch_gpt.GPT:
     return twin
 
 
-def to_tensors(batch: dict[str, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+def to_tensors(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """Inputs and targets as PyTorch's embedding and loss want them. Nothing may be masked."""
     inputs_BT, targets_BT = (torch.tensor(batch[name], dtype=torch.long) for name in ("inputs_BT", "targets_BT"))
     return inputs_BT, targets_BT
 
 
-def compare(config: Config, batches: Sequence[dict[str, np.ndarray]], kernels: Kernels = PLAIN) -> list[Difference]:
+def compare(config: Config, batches: Sequence[Batch], kernels: Kernels = PLAIN) -> list[Difference]:
     """All differences of one forward and backward pass and of as many training steps as there are batches.
 
     The config's vocabulary has a size, its dropout is 0 and its type float32, since the twins draw other random numbers

@@ -3,10 +3,11 @@
 import functools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-Batch = dict[str, np.ndarray]  # inputs_BT, targets_BT: int32; mask_BT: bool
+Batch = dict[str, Any]  # arrays by name, NumPy's before a step and JAX's inside it; of text: inputs_BT, targets_BT, mask_BT
 
 
 def num_windows(tokens: np.ndarray, context_length: int) -> int:

@@ -14,7 +14,7 @@ from minigpt_jax.errors import DataError, UsageError
 from minigpt_jax.generation import beam, sampling
 from minigpt_jax.generation.decode import CHUNK
 from minigpt_jax.generation.logits import Processor
-from minigpt_jax.generation.strategy import processors
+from minigpt_jax.generation.strategy import BeamConfig, checked, processors
 from minigpt_jax.generation.text import TextStream
 from minigpt_jax.models.gpt import GPT
 from minigpt_jax.models.kernels import PLAIN, Kernels
@@ -189,22 +189,19 @@ class LanguageModel:
         length: int = 200,
         *,
         beam_width: int,
-        length_penalty: float = 1.0,
-        early_stopping: bool = False,
         stop: Sequence[str] = (),
         stop_tokens: Sequence[int] = (),
+        **settings,
     ) -> Iterator[list[BeamText]]:
         """The most probable texts that a search with `beam_width` beams finds for each prompt, best first.
 
-        `generation.beam.beam_search` says how they are compared. Each of `stop` must be a single token. Raises UsageError
-        and DataError as `complete` does.
+        `generation.strategy.BeamConfig` has the other settings; `generation.beam` says how texts are compared. Each of
+        `stop` must be a single token. Raises UsageError and DataError as `complete` does.
         """
-        require_at_least_one(length=length, beam_width=beam_width)
-        V = self.tokenizer.vocab_size
+        require_at_least_one(length=length)
+        how, V = checked(BeamConfig, {"beam_width": beam_width} | settings), self.tokenizer.vocab_size
         if beam_width > V:
             raise UsageError(f"beam_width={beam_width} must be at most {V}, the size of the vocabulary")
-        if not -10 <= length_penalty <= 10:
-            raise UsageError(f"length_penalty={length_penalty} must be between -10 and 10")
         stop_tokens = self.all_stop_tokens(stop_tokens)
         end_tokens = [self.tokenizer.encode(string).tolist() for string in stop]
         for string, tokens in zip(stop, end_tokens, strict=True):
@@ -224,8 +221,8 @@ class LanguageModel:
                 length,
                 model=self.model,
                 width=beam_width,
-                length_penalty=length_penalty,
-                early_stopping=early_stopping,
+                length_penalty=how.length_penalty,
+                early_stopping=how.early_stopping,
                 end_tokens=(*stop_tokens, *(token for [token] in end_tokens)),
             )
             for prompt, hypotheses in zip(part, found, strict=True):

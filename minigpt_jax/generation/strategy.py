@@ -1,6 +1,8 @@
 """From the settings that a user names to the processors that carry them out."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from minigpt_jax.config import Section, setting
 from minigpt_jax.errors import UsageError, did_you_mean
@@ -35,18 +37,34 @@ class DecodingConfig(Section):
             raise UsageError(f"greedy excludes temperature={self.temperature}: give one of them")
 
 
+@dataclasses.dataclass(frozen=True)
+class BeamConfig(Section):
+    """Beam search, which keeps the most probable continuations instead of sampling one."""
+
+    beam_width: int | None = setting(None, "search with this many beams instead of sampling", at_least=1)
+    length_penalty: float = setting(
+        1.0, "with beams: 0 prefers short texts, 1 is neutral, more prefers long ones", at_least=-10.0, at_most=10.0
+    )
+    early_stopping: bool = setting(False, "with beams: stop as soon as as many texts have ended as there are beams")
+
+
+def checked(section: type[Section], settings: Mapping[str, Any]) -> Any:
+    """The section with these settings. Raises UsageError for an unknown one or a bad value."""
+    known = [field.name for field in dataclasses.fields(section)]
+    for name in settings.keys() - set(known):
+        raise UsageError(f"unknown setting {name!r}{did_you_mean(name, known)}; allowed: {', '.join(known)}")
+    return section(**settings)
+
+
 SAMPLERS = "temperature", "top_k", "top_p", "min_p", "typical_p"  # which a greedy choice leaves nothing to do
 
 
 def processors(**settings) -> tuple[Processor, ...]:
     """The processors for these settings of `DecodingConfig`. Raises UsageError for an unknown one or a bad value."""
-    known = [field.name for field in dataclasses.fields(DecodingConfig)]
-    for name in settings.keys() - set(known):
-        raise UsageError(f"unknown setting {name!r}{did_you_mean(name, known)}; allowed: {', '.join(known)}")
-    config, off = DecodingConfig(**settings), DecodingConfig(temperature=1.0)
+    config, off = checked(DecodingConfig, settings), DecodingConfig(temperature=1.0)
     is_greedy = config.greedy or config.temperature == 0
     skipped = {"greedy"} | set(SAMPLERS if is_greedy else ())
-    chosen = {name: getattr(config, name) for name in known if name not in skipped}
+    chosen = {name: value for name, value in dataclasses.asdict(config).items() if name not in skipped}
     # A k that fits into 32 bits, and else floats, so that 2 compiles nothing that 2.0 has not.
     found = [
         Processor(getattr(logits, name), min(number, 2**31 - 1) if name == "top_k" else float(number))

@@ -14,12 +14,12 @@ from minigpt_jax.kernels.blocked_attention import BLOCK, blocked_attention
 from minigpt_jax.kernels.cudnn_attention import cudnn_attention, has_cudnn
 from minigpt_jax.kernels.dense import matmul
 from minigpt_jax.kernels.norms import center, unit_rms
-from minigpt_jax.kernels.partitioned_cache import empty_cache, whole_cache
+from minigpt_jax.kernels.partitioned_cache import empty_cache
 from minigpt_jax.kernels.recompute import recompute
 from minigpt_jax.kernels.split_attention import split_attention
 from minigpt_jax.models.kernels import PLAIN, Kernels
 
-TUNED = Kernels("tuned", matmul, center, unit_rms, activate, empty_cache=whole_cache, recompute=recompute)  # pyright: ignore[reportArgumentType]
+TUNED = Kernels("tuned", matmul, center, unit_rms, activate, recompute=recompute)  # pyright: ignore[reportArgumentType]
 BLOCKED = replace(TUNED, name="tuned, blocked attention", attention=blocked_attention, empty_cache=empty_cache)
 SPLIT = replace(TUNED, name="tuned, split attention", attention=split_attention, empty_cache=empty_cache)
 CUDNN = replace(TUNED, name="tuned, cuDNN attention", attention=cudnn_attention)

@@ -108,11 +108,6 @@ def empty_cache(batch_size: int, config: ModelConfig) -> PartitionedCache:
     return partitioned(batch_size, config, 4 if num_keys >= WORTHWHILE and config.context_length % 128 == 0 else 1)
 
 
-def whole_cache(batch_size: int, config: ModelConfig) -> PartitionedCache:
-    """The same in one part, for accelerators, which would wait for the host to choose among several."""
-    return partitioned(batch_size, config, 1)
-
-
 def partitioned(batch_size: int, config: ModelConfig, num_parts: int) -> PartitionedCache:
     shape = batch_size * config.kv_heads, config.context_length // num_parts, config.head_size
     parts = (jnp.zeros(shape, config.dtype),) * num_parts

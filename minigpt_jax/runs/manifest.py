@@ -1,11 +1,11 @@
 """The manifest of a checkpoint: size and sha256 of each of its files, by which damage is found."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from minigpt_jax.errors import DataError
+from minigpt_jax.files import file_sha256
 
 MANIFEST = "manifest.json"
 
@@ -22,12 +22,9 @@ def to_text(sums: dict[str, dict[str, Any]]) -> str:
 def checksums(folder: Path) -> dict[str, dict[str, Any]]:
     """Size and sha256 of every file below a folder but its manifest, by relative path."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
-    sums = {}
-    for path in files:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        sums[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
-    return sums
+    return {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in files
+    }
 
 
 def verify(folder: Path) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ from minigpt_jax.data import batches
 from minigpt_jax.data.splits import read_texts, tokenize_splits, train_tokenizer
 from minigpt_jax.data.token_file import Tokens
 from minigpt_jax.data.tokenizers import Tokenizer
-from minigpt_jax.errors import DataError, UsageError
+from minigpt_jax.errors import DataError, UsageError, require_choice
 from minigpt_jax.generation.language_model import LanguageModel
 from minigpt_jax.interop import load
 from minigpt_jax.models.flops import flops_per_token
@@ -57,10 +58,19 @@ class LanguageModelling:
         settings, ids = self.config.training, self.splits["train"].ids
         return batches.batch_at(ids, self.config.model.context_length, settings.batch_size, settings.seed, step)
 
-    def evaluate(
-        self, params: Any, limit: int | None = None, *, split: str = "val", stride: int | None = None
-    ) -> dict[str, float]:
-        """`stride` says how far each window is moved: see `batches.evaluation_batches`."""
+    def evaluate(self, params: Any, limit: int | None = None) -> dict[str, float]:
+        return self.means_over("val", params, limit, stride=None)
+
+    def measures(self, params: Any, split: str = "val", stride: int | None = None) -> dict[str, float]:
+        T = self.config.model.context_length
+        require_choice("split", split, self.splits)
+        if stride is not None and not 1 <= stride <= T:
+            raise UsageError(f"stride={stride} must be at least 1 and at most context_length={T}")
+        found = self.means_over(split, params, None, stride)
+        return {"stride": stride or T} | found | in_every_unit(self, split, found["loss"])
+
+    def means_over(self, split: str, params: Any, limit: int | None, stride: int | None) -> dict[str, float]:
+        """See `batches.evaluation_batches`."""
         ids, T, B = self.splits[split].ids, self.config.model.context_length, self.config.training.batch_size
         return means(self.objective, params, batches.evaluation_batches(ids, T, B, limit, stride))
 
@@ -76,9 +86,12 @@ class LanguageModelling:
         millions = len(self.splits["train"].ids) / 1e6
         return f"{data_of(self.config).dataset}, {millions:.2f} M training tokens{self.unknown_tokens('train')}"
 
-    def describe_result(self, means: Mapping[str, float]) -> str:
-        bits = in_every_unit(self, "val", means["loss"])["bits_per_char"]
-        return f"{means['loss']:.4f} nats per token, {bits:.3f} bits per character{self.unknown_tokens('val')}"
+    def describe_result(self, measures: Mapping[str, float]) -> str:
+        loss, bits = measures["loss"], measures["bits_per_char"]
+        return f"{loss:.4f} nats per token, {bits:.3f} bits per character{self.unknown_tokens('val')}"
+
+    def next_command(self, workdir: Path) -> str:
+        return f"Sample from it: python scripts/generate.py --workdir {workdir} --prompt TEXT --length 200"
 
     def unknown_tokens(self, split: str) -> str:
         """How many tokens of a split are unknown words, with a tokenizer that may have such."""

@@ -1,7 +1,6 @@
 """The objective of language modelling: each next token of a text."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,6 +8,7 @@ import optax
 from flax import struct
 
 from minigpt_jax.config import Config
+from minigpt_jax.data.batches import Batch
 from minigpt_jax.models.gpt import GPT
 from minigpt_jax.models.initial import init_params
 from minigpt_jax.models.kernels import PLAIN, Kernels
@@ -37,7 +37,7 @@ class NextToken:
     def init(self, key: jax.Array) -> Any:
         return init_params(key, self.model)
 
-    def loss(self, params: Any, batch: Mapping[str, jax.Array], key: jax.Array | None) -> tuple[jax.Array, jax.Array, dict]:
+    def loss(self, params: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array, dict]:
         dropout = None if key is None else self.dropout
         rngs = None if key is None or dropout is None else {"dropout": key}
         logits_BTV, _ = self.model.apply({"params": params}, batch["inputs_BT"], dropout=dropout, rngs=rngs)

@@ -9,6 +9,7 @@ import jax
 
 from minigpt_jax.config import Config
 from minigpt_jax.data.batches import Batch
+from minigpt_jax.runs import arrays, checkpoints
 
 
 class Objective(Protocol):
@@ -19,9 +20,7 @@ class Objective(Protocol):
         """Randomly initialised parameters."""
         ...
 
-    def loss(
-        self, params: Any, batch: Mapping[str, jax.Array], key: jax.Array | None
-    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    def loss(self, params: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         """(sum of the loss over the batch's targets, their number, sums of other measures by name). Without a key nothing is
         random, as in evaluation. Sums of parts add up to that of the batch, which means would not."""
         ...
@@ -65,9 +64,24 @@ class Task(Protocol):
 
     def describe_data(self) -> str: ...
 
-    def describe_result(self, means: Mapping[str, float]) -> str:
-        """What `evaluate` found on all validation data, with its units."""
+    def measures(self, params: Any, split: str = "val", stride: int | None = None) -> dict[str, float]:
+        """What `evaluate` returns and more, on all data of a split. `stride` is the distance between the starts of two
+        windows. Raises UsageError for a split or stride that the task does not have."""
         ...
+
+    def describe_result(self, measures: Mapping[str, float]) -> str:
+        """The measures of all validation data in words, with their units."""
+        ...
+
+    def next_command(self, workdir: Path) -> str:
+        """What to do with the trained run: a sentence that ends in a command."""
+        ...
+
+
+def trained_params(task: Task, workdir: Path, step: int, sharding: jax.sharding.Sharding) -> Any:
+    """The parameters of a verified checkpoint that evaluation uses: with `ema` their average. Raises DataError."""
+    saved = checkpoints.folder_of(workdir, step) / ("average" if task.config.training.ema else "params")
+    return arrays.restore(saved, jax.eval_shape(task.objective.init, jax.random.key(0)), sharding)
 
 
 @dataclasses.dataclass(frozen=True)

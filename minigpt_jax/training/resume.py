@@ -1,6 +1,5 @@
 """Resuming: a run's newest whole checkpoint, if the config and the data are those that it was made with."""
 
-import dataclasses
 import logging
 import os
 import platform
@@ -14,7 +13,6 @@ import optax
 
 from minigpt_jax.config import Config, differences
 from minigpt_jax.errors import DataError, UsageError
-from minigpt_jax.interop.load import check_not_foreign
 from minigpt_jax.models.kernels import Kernels
 from minigpt_jax.runs import arrays, checkpoints
 from minigpt_jax.runs.folder import read_config
@@ -31,8 +29,7 @@ def resume(config: Config, workdir: Path, kernels: Kernels, device: Any) -> tupl
     Raises DataError where the run there is another one, its data has changed, or all of its checkpoints are damaged.
     """
     before = read_config(workdir)
-    if config.model.vocab_size is None:  # what the tokenizer has
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=before.model.vocab_size))
+    config = config.with_data_settings_of(before)
     changes = {name: f"{name}={a} (now {b})" for name, (a, b) in differences(before, config).items()}
     may_change = {name for name, setting in config.settings.items() if setting.field.metadata["may_change"]}
     refuse(workdir, [change for name, change in changes.items() if name not in may_change])
@@ -58,7 +55,6 @@ def check_folder(config: Config, workdir: Path, overwrite: bool) -> None:
     is_new, init_from = overwrite or not checkpoints.steps(workdir), config.training.init_from
     if is_new and init_from and Path(init_from).resolve() == workdir.resolve():
         raise UsageError(f"init_from={init_from} is the run's own folder, which would be lost: choose another --workdir")
-    check_not_foreign(workdir)
     if not overwrite:
         checkpoints.check_owned(workdir)
 

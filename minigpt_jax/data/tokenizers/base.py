@@ -2,7 +2,6 @@
 
 import abc
 import functools
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from minigpt_jax.errors import DataError, UsageError
+from minigpt_jax.files import sha256
 
 END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<unk>"
@@ -59,7 +59,7 @@ class Tokenizer(abc.ABC):
     @functools.cached_property
     def sha256(self) -> str:
         """Of its JSON: what the tokens in a file and the weights in a checkpoint were made with."""
-        return hashlib.sha256(self.to_json().encode("utf-8", "surrogatepass")).hexdigest()
+        return sha256(self.to_json().encode("utf-8", "surrogatepass"))
 
 
 def utf8(text: str) -> bytes:

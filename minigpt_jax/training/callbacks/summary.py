@@ -19,16 +19,16 @@ class Summary(Callback):
 
     def conclude(self, run: Run) -> None:
         """The loss over all validation data, and whether it is what the preset is known to reach."""
-        means = run.task.evaluate(run.state.eval_params)
+        measures = run.task.measures(run.state.eval_params)
         log.info(
             "Validation loss over the whole split: %s, after %s.",
-            run.task.describe_result(means), tqdm.format_interval(run.clock.seconds),
+            run.task.describe_result(measures), tqdm.format_interval(run.clock.seconds),
         )  # fmt: skip
         known = run.task.config.reference_result
         if known is not None:
-            verdict = "as expected" if abs(means["loss"] - known.val_loss) <= 2 * known.spread else "NOT as expected"
+            verdict = "as expected" if abs(measures["loss"] - known.val_loss) <= 2 * known.spread else "NOT as expected"
             log.info("That is %s: %d seeds gave %.3f ± %.3f.", verdict, known.seeds, known.val_loss, known.spread)
-        log.info("Sample from it: python scripts/generate.py --workdir %s --prompt TEXT --length 200", run.workdir)
+        log.info("%s", run.task.next_command(run.workdir))
 
     def report(self, run: Run) -> None:
         """Where the time and the memory of this process went."""
