@@ -2,8 +2,11 @@
 look at what is said that does not depend on the wording."""
 
 import functools
+import os
 import re
+import shutil
 import zlib
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +58,28 @@ def in_the_way(message, model_type):
     _, *parts = re.split(rf"\b({'|'.join(ARCHITECTURES)})\b", message)
     [named] = [part for name, part in zip(parts[::2], parts[1::2], strict=True) if name == model_type]
     return dict(re.findall(r"(\w+)=(\w+)", named))
+
+
+def disk_events(monkeypatch):
+    """What happens to the disk from here on: ("flush", path), ("rename", new path) and ("delete", path), in order."""
+    events, fsync, replace, rmtree = [], os.fsync, os.replace, shutil.rmtree
+
+    def spied_fsync(descriptor):
+        events.append(("flush", Path(os.readlink(f"/proc/self/fd/{descriptor}"))))
+        fsync(descriptor)
+
+    def spied_replace(source, target):
+        events.append(("rename", Path(target)))
+        replace(source, target)
+
+    def spied_rmtree(path, **keywords):
+        events.append(("delete", Path(path)))
+        rmtree(path, **keywords)
+
+    monkeypatch.setattr(os, "fsync", spied_fsync)
+    monkeypatch.setattr(os, "replace", spied_replace)
+    monkeypatch.setattr(shutil, "rmtree", spied_rmtree)
+    return events
 
 
 # ---- What is computed with ------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import assert_says, error_message, logged
+from helpers import assert_says, disk_events, error_message, logged
 
 from minigpt_jax.config import Config, ModelConfig, TrainingConfig
 from minigpt_jax.data.tokenizers import CharTokenizer
@@ -142,7 +142,7 @@ def test_a_save_that_fails_leaves_the_earlier_ones(workdir, monkeypatch, failing
 
         monkeypatch.setattr(arrays.ocp.StandardCheckpointer, failing, finish_and_fail)
     else:
-        monkeypatch.setattr({"checksums": manifest, "replace": checkpoints.os}[failing], failing, fail)
+        monkeypatch.setattr({"checksums": manifest, "replace": os}[failing], failing, fail)
     with pytest.raises(OSError, match="No space left"):
         checkpoints.save(workdir, some_state().trees, info(4))
     monkeypatch.undo()
@@ -163,6 +163,23 @@ def test_a_disk_without_room_leaves_the_earlier_ones_and_nothing_half_written(wo
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["3"]
     checkpoints.verify(workdir, 3)
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name_and_before_older_ones_are_deleted(workdir, monkeypatch):
+    """So that a power cut costs the newest checkpoint at most."""
+    events = disk_events(monkeypatch)
+    checkpoints.save(workdir, some_state().trees, info(4))
+    checkpoints.prune(workdir, keep=1)
+    final = step_dir(workdir, 4).absolute()
+    named = events.index(("rename", final))
+    saved = {path.relative_to(final) for path in final.rglob("*")}
+    flushed = {path for kind, path in events[:named] if kind == "flush"}
+    assert {final.with_name("4.tmp") / path for path in saved} <= flushed
+    assert events[named + 1] == ("flush", final.parent)
+    assert checkpoints.steps(workdir) == [4]
+    deleted = [number for number, (kind, path) in enumerate(events) if kind == "delete" and path.name == "3.gone"]
+    assert deleted
+    assert min(deleted) > named + 1
 
 
 def test_without_a_folder_there_are_no_steps(tmp_path):

@@ -1,7 +1,12 @@
 """Whole or not there: what is half written never has the name, and leaves nothing behind."""
 
-import pytest
+import errno
+import os
 
+import pytest
+from helpers import disk_events
+
+from minigpt_jax import files
 from minigpt_jax.files import replaced, sha256, write_text
 
 
@@ -64,3 +69,31 @@ def test_a_folder_takes_the_place_of_an_empty_one(tmp_path):
 
 def test_checksums_are_those_that_others_compute():
     assert sha256(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1
+
+
+def test_what_takes_the_name_is_on_the_disk_before_and_the_name_after(tmp_path, monkeypatch):
+    events = disk_events(monkeypatch)
+    with replaced(tmp_path / "folder") as temporary:
+        (temporary / "deep").mkdir(parents=True)
+        for path in (temporary / "one", temporary / "deep" / "two"):
+            path.write_text("new")
+    *flushed, renamed, last = events
+    names = {str(path.relative_to(temporary)) for kind, path in flushed if kind == "flush"}
+    assert names == {".", "one", "deep", "deep/two"}
+    assert renamed == ("rename", tmp_path / "folder")
+    assert last == ("flush", tmp_path)
+
+
+@pytest.mark.parametrize("number, is_raised", [(errno.EINVAL, False), (errno.EIO, True)])
+def test_a_file_system_may_be_unable_to_flush_but_a_disk_may_not_fail(tmp_path, monkeypatch, number, is_raised):
+    def fail(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files.os, "fsync", fail)
+    if is_raised:
+        with pytest.raises(OSError, match=os.strerror(number)):
+            write_text(tmp_path / "file", "new")
+        assert list(tmp_path.iterdir()) == []
+    else:
+        write_text(tmp_path / "file", "new")
+        assert (tmp_path / "file").read_text() == "new"

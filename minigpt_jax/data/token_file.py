@@ -99,7 +99,8 @@ def map_ids(path: Path, dtype: np.dtype) -> np.ndarray:
         return np.zeros(0, dtype)
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    mapped.madvise(mmap.MADV_RANDOM)  # else each window that is not in memory yet brings megabytes after it along
+    if hasattr(mmap, "MADV_RANDOM"):  # not on Windows
+        mapped.madvise(mmap.MADV_RANDOM)  # else each window that is not in memory yet brings megabytes after it along
     return np.frombuffer(mapped, dtype)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt_jax.errors import DataError
+from minigpt_jax.files import replaced
 from minigpt_jax.runs import arrays, manifest
 from minigpt_jax.runs.folder import read_config
 
@@ -127,20 +128,16 @@ def read_info(workdir: Path, step: int) -> CheckpointInfo:
 
 def save(workdir: Path, trees: Mapping[str, Any], info: CheckpointInfo) -> None:
     """Writes the checkpoint of `info.step`, a tree of arrays under each name, or leaves the folder as it was. OSError."""
-    final = folder_of(workdir, info.step)
-    aside = final.with_name(f"{info.step}.tmp").absolute()
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        arrays.save(aside, trees)
-        (aside / "checkpoint.json").write_text(json.dumps(dataclasses.asdict(info), indent=2) + "\n", encoding="utf-8")
-        manifest.write(aside)
-    except OSError:
-        shutil.rmtree(aside, ignore_errors=True)  # what fills a full disk is worth nothing
-        raise
-    if final.exists():
-        delete(final)
-    os.replace(aside, final)
+    final = folder_of(workdir, info.step).absolute()
+    tmp = final.with_name(f"{info.step}.tmp")
+    shutil.rmtree(tmp, ignore_errors=True)
+    tmp.mkdir(parents=True)
+    with replaced(final, tmp):
+        arrays.save(tmp, trees)
+        (tmp / "checkpoint.json").write_text(json.dumps(dataclasses.asdict(info), indent=2) + "\n", encoding="utf-8")
+        manifest.write(tmp)
+        if final.exists():
+            delete(final)
 
 
 def verify(workdir: Path, step: int) -> None:

@@ -1,9 +1,10 @@
 """A run's folder: its config, and the lock by which one process has it to itself."""
 
 import contextlib
-import fcntl
 from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from minigpt_jax.config import Config
 from minigpt_jax.errors import DataError
@@ -13,12 +14,15 @@ from minigpt_jax.errors import DataError
 def locked(workdir: Path) -> Iterator[None]:
     """Holds a run's folder for one process, until it leaves or dies. Raises DataError where another one holds it."""
     workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / "train.lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"another process trains in {workdir}: wait for it, or choose another --workdir") from None
+    lock = FileLock(workdir / "train.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise DataError(f"another process trains in {workdir}: wait for it, or choose another --workdir") from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def read_config(workdir: Path) -> Config:

@@ -1,18 +1,22 @@
 """How much memory a process and its device have used at most."""
 
 import contextlib
-import resource
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
 
 
-def peak_megabytes() -> float:
-    """The most memory that this process has held."""
+def peak_megabytes() -> float | None:
+    """The most memory that this process has held; None where the system does not say."""
     with contextlib.suppress(OSError):  # `getrusage` would count what the parent held when it started this process
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM"):
                 return int(line.split()[1]) * 1024 / 1e6
+    try:
+        resource = importlib.import_module("resource")
+    except ImportError:  # Windows
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from minigpt_jax.config import TrainingConfig
-from minigpt_jax.files import write_text
+from minigpt_jax.files import flush, write_text
 from minigpt_jax.runs import checkpoints
 from minigpt_jax.runs.checkpoints import CheckpointInfo
 from minigpt_jax.runs.metrics import MetricsFile
@@ -135,6 +135,7 @@ class Run:
         with self.clock.stopped(self.state):
             val_loss = self.means and self.means["loss"]
             self.note(step=self.step, val_loss=val_loss, seconds=self.clock.seconds)
+            flush(self.metrics.path)  # a checkpoint that survives a power cut has its rows
             checkpoints.save(self.workdir, self.state.trees, self.info)
             checkpoints.prune(self.workdir, self.settings.keep_checkpoints)
         self.saved_step = self.step

@@ -46,5 +46,6 @@ class Summary(Callback):
                 "Rate: %.0f %s/s, %.4g GFLOP/s in the model: %.0f%% of the %.4g of a large product of matrices in %s.",
                 steps_per_second * task.units_per_step, task.unit, rate / 1e9, 100 * rate / most, most / 1e9, dtype,
             )  # fmt: skip
-        log.info("Memory at its peak: %.0f MB%s.", peak,
-                 "" if on_device is None else f", and {on_device:.0f} MB on the device")  # fmt: skip
+        used = {"": peak, " on the device": on_device}
+        if known := [f"{megabytes:.0f} MB{where}" for where, megabytes in used.items() if megabytes is not None]:
+            log.info("Memory at its peak: %s.", ", and ".join(known))
