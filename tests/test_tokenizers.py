@@ -1,4 +1,4 @@
-"""Tokenizers: ids come back as the text, are below the size of the vocabulary, and what has no id is named or counted."""
+"""Tokenizers: ids decode to the text and are below the vocabulary size; unknown text is reported or counted."""
 
 import errno
 import functools
@@ -32,16 +32,16 @@ from minigpt_jax.errors import DataError, UsageError
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
 
-# Neighbours of every border in Unicode and its encodings: NUL, ASCII, bytes, the last of two bytes of UTF-8, unpaired
-# surrogates, the last of 16 bits, the first beyond them and the very last.
-BORDERS = "\0\n\r~\x7f\x80\xff\u0100\u07ff\u0800\ud7ff\ud800\udfff\ue000\ufeff\uffff\U00010000\U0001f600\U0010ffff"
+# Code points at the limits of Unicode and its encodings: NUL, ASCII, one byte, two bytes of UTF-8, unpaired surrogates,
+# the last with 16 bits, the first beyond, and the very last.
+LIMITS = "\0\n\r~\x7f\x80\xff\u0100\u07ff\u0800\ud7ff\ud800\udfff\ue000\ufeff\uffff\U00010000\U0001f600\U0010ffff"
 
 any_text = st.text(st.characters(exclude_categories=()))  # all code points, surrogates too
 
-without_time_limit = settings(deadline=None, max_examples=200)
+no_deadline = settings(deadline=None, max_examples=200)
 
-# What other tokenizers lose: newlines of every kind, repeated blanks, emoji, combining marks, NUL, right to left, and the
-# names of special tokens.
+# What lossy tokenizers change: newlines of every kind, repeated blanks, emoji, combining marks, NUL, right-to-left text, and
+# the names of special tokens.
 HARD = (
     "\n\r\n\r\u2028\x85\x0b  \t   \u00a0🙂👩\u200d👧e\u0301ñ\0שלום مرحبا\u202e漢字 _'’don't o'er \ufeff<unk>" + END_OF_TEXT
 )
@@ -61,9 +61,9 @@ def trained(kind, text=PROSE):
     return bpe() if kind == "bpe" else KINDS[kind].train([text])
 
 
-@without_time_limit
+@no_deadline
 @given(training_text=any_text.filter(bool), data=st.data())
-def test_encode_gives_each_character_its_place_and_decode_gives_the_text_back(training_text, data):
+def test_ids_are_indices_into_the_characters_and_decode_to_the_text(training_text, data):
     tokenizer = CharTokenizer.train(training_text)
     text = data.draw(st.text(st.sampled_from(training_text)))
     ids = tokenizer.encode(text)
@@ -72,34 +72,34 @@ def test_encode_gives_each_character_its_place_and_decode_gives_the_text_back(tr
     assert tokenizer.decode(ids) == text
 
 
-@without_time_limit
+@no_deadline
 @given(training_text=any_text.filter(bool), text=any_text)
-def test_characters_without_an_id_are_all_named_and_nothing_is_encoded_in_their_place(training_text, text):
+def test_unknown_characters_are_an_error_that_names_all_of_them(training_text, text):
     tokenizer = CharTokenizer.train(training_text)
     unknown = set(text) - set(training_text)
     if unknown:
-        named = ", ".join(map(repr, sorted(unknown)))
+        names = ", ".join(map(repr, sorted(unknown)))
         message = error_message(DataError, tokenizer.encode, text)
-        assert named in message
-        assert not any(repr(known) in message.replace(named, "", 1) for known in set(text) - unknown)
+        assert names in message
+        assert not any(repr(known) in message.replace(names, "", 1) for known in set(text) - unknown)
     else:
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_is_named_in_the_help_and_in_the_readme(kind):
-    """Settings are below the data and cannot read the table."""
+def test_the_help_and_the_readme_list_every_kind(kind):
+    """config.py is below data/ and cannot import the table."""
     assert re.search(rf"\b{kind}\b", SETTINGS["tokenizer"].field.metadata["help"])
     assert f"| `{kind}` |" in README
 
 
-# ---- What all of them promise ---------------------------------------------------------------------------------------------
+# ---- All kinds ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@without_time_limit
+@no_deadline
 @given(text=hard_text)
-def test_a_text_comes_back_as_it_was(kind, text):
+def test_decoding_restores_the_text(kind, text):
     tokenizer = trained(kind, text + " " + HARD) if kind in ("char", "word") else trained(kind)
     ids = tokenizer.encode(text)
     assert ids.dtype == np.int32
@@ -110,9 +110,9 @@ def test_a_text_comes_back_as_it_was(kind, text):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@without_time_limit
+@no_deadline
 @given(text=hard_text)
-def test_ids_are_below_the_size_of_the_vocabulary_for_a_text_that_was_not_trained_on(kind, text):
+def test_ids_of_unseen_text_are_below_the_vocabulary_size(kind, text):
     tokenizer = trained(kind)
     try:
         ids = tokenizer.encode(text)
@@ -120,12 +120,12 @@ def test_ids_are_below_the_size_of_the_vocabulary_for_a_text_that_was_not_traine
         assert kind == "char"
         return
     assert ids.size == 0 or (ids.min() >= 0 and ids.max() < tokenizer.vocab_size)
-    assert tokenizer.end_of_text not in ids.tolist()  # what is written like a special token is ordinary text
+    assert tokenizer.end_of_text not in ids.tolist()  # the name of a special token is ordinary text
     assert (kind == "word") or tokenizer.decode(ids) == text
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_ids_stand_for_something_and_none_is_above_them(kind):
+def test_every_id_has_its_own_bytes_and_higher_ids_are_errors(kind):
     tokenizer = trained(kind)
     assert all(tokenizer.to_bytes([i]) for i in range(tokenizer.vocab_size))
     assert len({tokenizer.to_bytes([i]) for i in range(tokenizer.vocab_size)}) == tokenizer.vocab_size
@@ -136,7 +136,7 @@ def test_all_ids_stand_for_something_and_none_is_above_them(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_batch_is_each_text_for_itself_and_an_empty_text_has_no_tokens(kind):
+def test_a_batch_equals_its_texts_and_an_empty_text_has_no_tokens(kind):
     tokenizer = trained(kind)
     parts = ["", "to be", "not to be", ""]
     batch = tokenizer.encode_batch(parts)
@@ -146,16 +146,16 @@ def test_a_batch_is_each_text_for_itself_and_an_empty_text_has_no_tokens(kind):
 
 
 @pytest.mark.parametrize("kind", ["byte", "word", "bpe"])
-def test_half_a_surrogate_pair_is_named(kind):
+def test_an_unpaired_surrogate_is_reported_with_its_position(kind):
     error_message(DataError, trained(kind).encode, "to\ud83d be", says=("U+D83D", "2"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_training_is_a_function_of_the_text_in_whatever_pieces(kind):
+def test_training_depends_on_the_text_but_not_on_its_pieces(kind):
     tokenizer = trained(kind)
     cut = PROSE.index(" nobler")
     assert make_tokenizer(kind, [PROSE[:cut], PROSE[cut:]], tokenizer.vocab_size) == tokenizer
-    if kind in ("word", "bpe"):  # also in a process whose hashes are others
+    if kind in ("word", "bpe"):  # also in a process with a different hash seed
         program = (
             "import sys; from minigpt_jax.data.tokenizers import make_tokenizer as make\n"
             f"print(make({kind!r}, [sys.argv[1]], {tokenizer.vocab_size}).sha256)"
@@ -165,11 +165,11 @@ def test_training_is_a_function_of_the_text_in_whatever_pieces(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_json_gives_an_equal_tokenizer_and_another_one_has_another_sum(kind):
+def test_json_restores_an_equal_tokenizer_and_others_have_other_hashes(kind):
     tokenizer = trained(kind)
-    again = from_json(tokenizer.to_json())
-    assert again == tokenizer
-    assert again.sha256 == tokenizer.sha256
+    restored = from_json(tokenizer.to_json())
+    assert restored == tokenizer
+    assert restored.sha256 == tokenizer.sha256
     assert len({trained(kind).sha256 for kind in KINDS}) == len(KINDS)
     if kind != "byte":
         assert make_tokenizer(kind, ["something else"]).sha256 != tokenizer.sha256
@@ -178,22 +178,22 @@ def test_json_gives_an_equal_tokenizer_and_another_one_has_another_sum(kind):
 # ---- Characters -----------------------------------------------------------------------------------------------------------
 
 
-def test_characters_are_numbered_in_code_point_order_whatever_their_order_in_the_text():
+def test_characters_are_numbered_in_code_point_order():
     tokenizer = CharTokenizer.train("banana\n\U0001f600é")
     assert tokenizer.characters == "\nabné\U0001f600"
     assert tokenizer.vocab_size == 6
     assert tokenizer == CharTokenizer.train("é\U0001f600nab\n")
 
 
-def test_characters_on_the_borders_of_encodings_are_told_apart():
-    tokenizer = CharTokenizer.train(BORDERS)
-    assert tokenizer.vocab_size == len(BORDERS)
-    assert tokenizer.decode(tokenizer.encode(BORDERS)) == BORDERS
+def test_characters_at_the_limits_of_encodings_are_distinct():
+    tokenizer = CharTokenizer.train(LIMITS)
+    assert tokenizer.vocab_size == len(LIMITS)
+    assert tokenizer.decode(tokenizer.encode(LIMITS)) == LIMITS
 
 
-@pytest.mark.parametrize("character", BORDERS)
-def test_no_other_character_is_taken_for_the_one_that_is_known(character):
-    """Lookups in a table can be off by one, wrap around, lose high bits or clamp at the end."""
+@pytest.mark.parametrize("character", LIMITS)
+def test_no_other_character_is_mistaken_for_a_known_one(character):
+    """A table lookup can be off by one, wrap around, drop high bits or clamp at the end."""
     tokenizer, known = CharTokenizer.train(character), ord(character)
     assert tokenizer.encode(character * 2).tolist() == [0, 0]
     others = {0, known - 1, known + 1, 2 * known + 1, 2 * known + 2, known ^ 2**8, known ^ 2**16, 0x10FFFF} - {known}
@@ -201,34 +201,34 @@ def test_no_other_character_is_taken_for_the_one_that_is_known(character):
         error_message(DataError, tokenizer.encode, character + chr(other), says=(repr(chr(other)),))
 
 
-def test_pairs_of_surrogates_are_two_characters_as_in_python():
-    pair = "\ud83d\ude00"  # not the one character that UTF-16 would make of them
+def test_a_surrogate_pair_is_two_characters_as_in_python():
+    pair = "\ud83d\ude00"  # UTF-16 would decode it as one character
     tokenizer = CharTokenizer.train(pair)
     assert tokenizer.vocab_size == 2
     assert tokenizer.decode(tokenizer.encode(pair)) == pair
 
 
-def test_composed_and_decomposed_characters_are_kept_apart():
+def test_composed_and_decomposed_characters_are_distinct():
     text = "\u00e9e\u0301\r\n"
     tokenizer = CharTokenizer.train(text)
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert len(tokenizer.encode(text)) == len(text) == 5
 
 
-def test_unknown_characters_are_named_once_with_what_to_do():
+def test_each_unknown_character_is_named_once():
     error_message(
         DataError, CharTokenizer.train("abc").encode, "a?!?é\n", says=(r"'\n', '!', '?', 'é'", "3", "tokenizer.json")
     )
 
 
-def test_halves_of_different_pairs_have_different_sums():
+def test_different_surrogates_have_different_hashes():
     assert CharTokenizer("\ud800").sha256 != CharTokenizer("\udfff").sha256
 
 
 # ---- Bytes ----------------------------------------------------------------------------------------------------------------
 
 
-def test_bytes_are_those_of_utf_8_and_parts_of_a_character_are_shown_as_such():
+def test_bytes_are_utf_8_and_partial_characters_decode_to_the_replacement_character():
     tokenizer = ByteTokenizer()
     assert tokenizer.encode("aé").tolist() == [97, 0xC3, 0xA9]
     assert tokenizer.decode([0xC3]) == "�"
@@ -238,7 +238,7 @@ def test_bytes_are_those_of_utf_8_and_parts_of_a_character_are_shown_as_such():
 # ---- Words ----------------------------------------------------------------------------------------------------------------
 
 
-def test_words_marks_and_each_white_space_are_tokens():
+def test_words_punctuation_marks_and_white_space_are_tokens():
     text = "To be, or not:\r\n\tto  be o'er don’t e'e'r 'tis x_1"
     tokenizer = WordTokenizer.train([text])
     pieces = [tokenizer.words[i] for i in tokenizer.encode(text)]
@@ -246,23 +246,23 @@ def test_words_marks_and_each_white_space_are_tokens():
     assert pieces == expected.split("|")
 
 
-@without_time_limit
+@no_deadline
 @given(st.lists(st.sampled_from(["to", "be", "o'er", ",", "!", "'", " ", "\n", "\t", "\r\n", "  "])).map(" ".join))
-def test_known_words_come_back_in_whatever_order_and_white_space_is_always_known(text):
+def test_known_words_are_lossless_in_any_order_and_white_space_is_always_known(text):
     tokenizer = WordTokenizer.train(["to be,o'er!'"])
     assert tokenizer.unknown not in tokenizer.encode(text)
     assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_the_vocabulary_is_the_most_frequent_words_and_ties_go_by_code_point():
+def test_the_vocabulary_is_the_most_frequent_words_with_ties_in_code_point_order():
     special = (END_OF_TEXT, "<unk>", " ", "\n", "\r", "\t")
     tokenizer = WordTokenizer.train(["b b b c a a\n\n\nd c é "], vocab_size=10)
     assert tokenizer.words == (*special, "b", "a", "c", "d")
-    assert WordTokenizer.train(["b a"]).words == (*special, "a", "b")  # all that there are
+    assert WordTokenizer.train(["b a"]).words == (*special, "a", "b")  # fewer words than the limit
     assert WordTokenizer.train([" ".join(map(str, range(20_000)))]).vocab_size == 10_000
 
 
-def test_what_is_not_known_is_lost_and_nothing_else():
+def test_only_unknown_words_are_lost():
     tokenizer = WordTokenizer.train(["to be, not"])
     text = "to be hamlet,romeo not\tto"
     assert tokenizer.decode(tokenizer.encode(text)) == "to be <unk>,<unk> not\tto"
@@ -270,8 +270,8 @@ def test_what_is_not_known_is_lost_and_nothing_else():
     assert tokenizer.decode(tokenizer.encode("<unk>" + END_OF_TEXT)) == "<unk>" * (3 + 5)
 
 
-def test_of_too_many_different_words_the_rarest_are_forgotten(monkeypatch):
-    monkeypatch.setattr(WordTokenizer, "MOST_COUNTED", 50)
+def test_the_rarest_of_too_many_distinct_words_are_dropped(monkeypatch):
+    monkeypatch.setattr(WordTokenizer, "MAX_COUNTED", 50)
     pieces = [f" often sometimes {' '.join(str(1000 * n + i) for i in range(40))}" for n in range(30)]
     tokenizer = WordTokenizer.train(pieces)
     assert {"often", "sometimes"} <= set(tokenizer.words)
@@ -283,21 +283,21 @@ def test_of_too_many_different_words_the_rarest_are_forgotten(monkeypatch):
 
 def test_merges_are_the_most_frequent_pairs_within_words():
     tokenizer = BpeTokenizer.train(["aaab ab ab cd"], 257 + 2)
-    assert [tokenizer.to_bytes([i]) for i in (257, 258)] == [b"ab", b" ab"]  # three times, and then twice
+    assert [tokenizer.to_bytes([i]) for i in (257, 258)] == [b"ab", b" ab"]  # three times, and twice
     assert [tokenizer.to_bytes([i]) for i in tokenizer.encode("aab ab")] == [b"a", b"ab", b" ab"]
     assert tokenizer.end_of_text == 0
     assert tokenizer.to_bytes([0]) == END_OF_TEXT.encode()
 
 
-def test_symbols_of_bytes_are_those_that_published_vocabularies_use():
+def test_byte_symbols_match_published_vocabularies():
     library = pytest.importorskip("tokenizers")
     assert set(BYTE_SYMBOLS) == set(library.pre_tokenizers.ByteLevel.alphabet())
     assert sorted(BYTE_SYMBOLS.values()) == list(range(256))
-    assert (BYTE_SYMBOLS["Ġ"], BYTE_SYMBOLS["Ċ"], BYTE_SYMBOLS["a"], BYTE_SYMBOLS["ĉ"]) == (32, 10, 97, 9)  # as in GPT-2's
+    assert (BYTE_SYMBOLS["Ġ"], BYTE_SYMBOLS["Ċ"], BYTE_SYMBOLS["a"], BYTE_SYMBOLS["ĉ"]) == (32, 10, 97, 9)  # as in GPT-2
     assert BYTE_SYMBOLS["Ń"] == 0xAD
 
 
-def test_the_library_itself_reads_the_json_and_gives_the_same_ids(tmp_path):
+def test_the_library_reads_the_json_and_gives_the_same_ids(tmp_path):
     library = pytest.importorskip("tokenizers")
     (tmp_path / "tokenizer.json").write_text(bpe().to_json(), encoding="utf-8")
     theirs = library.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
@@ -306,18 +306,18 @@ def test_the_library_itself_reads_the_json_and_gives_the_same_ids(tmp_path):
     assert theirs.decode(theirs.encode(text).ids) == text
 
 
-# ---- From the disk --------------------------------------------------------------------------------------------------------
+# ---- Files ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_tokenizer_json_is_read_from_its_file_or_folder(tmp_path, kind):
+def test_tokenizer_json_is_read_from_its_file_or_folder(tmp_path, kind):
     path = tmp_path / "tokenizer.json"
     path.write_text(trained(kind).to_json(), encoding="utf-8")
     for name in (path, tmp_path):
         assert make_tokenizer(str(name), []) == trained(kind)
 
 
-def test_the_two_files_of_gpt_2_are_read_and_nothing_written_in_a_text_is_its_special_token(tmp_path):
+def test_gpt_2s_two_files_are_read_and_names_of_special_tokens_are_ordinary_text(tmp_path):
     model = json.loads(bpe().to_json())["model"]
     (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]), encoding="utf-8")
     lines = ["#version: 0.2", *(" ".join(pair) for pair in model["merges"])]
@@ -348,16 +348,16 @@ def changed(change):
         lambda values: values.update(model={"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}),
     ],
 )
-def test_a_tokenizer_that_does_not_give_the_text_back_is_refused(change):
+def test_a_lossy_tokenizer_is_rejected(change):
     error_message(DataError, from_json, changed(change))
 
 
-def test_merges_are_not_dropped_out():
+def test_merge_dropout_is_disabled():
     tokenizer = from_json(changed(lambda values: values["model"].update(dropout=0.5)))
     assert all(tokenizer.encode(PROSE).tolist() == bpe().encode(PROSE).tolist() for _ in range(5))
 
 
-def test_what_a_tokenizer_from_the_disk_would_add_or_cut_off_it_does_not():
+def test_truncation_padding_and_post_processing_are_disabled():
     def change(values):
         values["truncation"] = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
         values["padding"] = {
@@ -393,7 +393,7 @@ def test_what_a_tokenizer_from_the_disk_would_add_or_cut_off_it_does_not():
         ("./" + "long" * 99, None, DataError, ["./" + "long" * 99, os.strerror(errno.ENAMETOOLONG)]),
     ],
 )
-def test_a_tokenizer_that_cannot_be_made_is_told_in_one_line(tmp_path, monkeypatch, tokenizer, vocab_size, kind, words):
+def test_a_tokenizer_that_cannot_be_built_is_a_one_line_error(tmp_path, monkeypatch, tokenizer, vocab_size, kind, words):
     if tokenizer == "bpe":
         pytest.importorskip("tokenizers")
     monkeypatch.chdir(tmp_path)
@@ -402,19 +402,19 @@ def test_a_tokenizer_that_cannot_be_made_is_told_in_one_line(tmp_path, monkeypat
     error_message(kind, make_tokenizer, tokenizer, [PROSE], vocab_size, says=words)
 
 
-def test_a_missing_library_is_told_with_what_to_install(monkeypatch):
+def test_without_the_library_the_error_says_what_to_install(monkeypatch):
     text = bpe().to_json()
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    for make in (lambda: make_tokenizer("bpe", [PROSE]), lambda: from_json(text)):
-        error_message(UsageError, make, says=("tokenizers", "python -m pip install -e '.[bpe]'"))
+    for build in (lambda: make_tokenizer("bpe", [PROSE]), lambda: from_json(text)):
+        error_message(UsageError, build, says=("tokenizers", "python -m pip install -e '.[bpe]'"))
 
 
 # ---- JSON -----------------------------------------------------------------------------------------------------------------
 
 
-@without_time_limit
+@no_deadline
 @given(text=any_text.filter(bool))
-def test_json_gives_an_equal_tokenizer(text):
+def test_json_restores_an_equal_tokenizer(text):
     tokenizer = CharTokenizer.train(text)
     assert from_json(tokenizer.to_json()) == tokenizer
 
@@ -448,9 +448,9 @@ def test_json_gives_an_equal_tokenizer(text):
         CharTokenizer.train("abc").to_json()[:-6],
     ],
 )
-def test_json_that_is_no_tokenizer_is_a_data_error(text):
+def test_json_that_is_not_a_tokenizer_is_a_data_error(text):
     error_message(DataError, from_json, text)
 
 
-def test_half_a_surrogate_pair_is_nothing_for_hugging_face():
+def test_an_unpaired_surrogate_cannot_be_exported_to_hugging_face():
     error_message(DataError, CharTokenizer("a\ud800").to_huggingface, says=("U+D800", "1"))

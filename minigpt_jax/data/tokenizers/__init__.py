@@ -1,12 +1,12 @@
 """From text to token ids and back: characters, bytes, words, or byte-level BPE.
 
-    char   one token for each character of the training text: exact, and a character that it lacks is an error
-    byte   the 256 bytes of UTF-8: exact for every text, with nothing to learn
-    word   words, punctuation marks and white space; what is not among the most frequent becomes <unk>
-    bpe    parts of words, learnt by merging the most frequent pairs (Sennrich et al. 2016) of bytes (GPT-2): exact
+    char   one token per character of the training text: lossless; unknown characters are an error
+    byte   the 256 bytes of UTF-8: lossless for any text, with nothing to learn
+    word   words, punctuation marks and white space: lossy, because rare words become <unk>
+    bpe    parts of words, learnt by merging the most frequent pairs (Sennrich et al. 2016) of bytes (GPT-2): lossless
 
-A tokenizer is a frozen value. Texts of any length come in pieces, which text_files.py cuts where no word spans two of them.
-Each kind has a file of its own and a row in `KINDS`. Read base.py first.
+Tokenizers are immutable. They process long texts in pieces, which text_files.py splits so that no word spans two of them.
+Each kind has its own file and a row in `KINDS`. Read base.py first.
 """
 
 import json
@@ -27,30 +27,31 @@ KINDS = {cls.kind: cls for cls in (CharTokenizer, ByteTokenizer, WordTokenizer, 
 
 
 def make_tokenizer(tokenizer: str, pieces: Iterable[str], vocab_size: int | None = None) -> Tokenizer:
-    """A tokenizer of one of the KINDS, trained on a text, or the one that lies at a path.
+    """Trains one of the KINDS on a text, or reads a tokenizer from a path.
 
-    `vocab_size` is how large it should be: None for as large as is usual. Raises UsageError for an unknown kind, DataError
-    where the text does not support a vocabulary of that size, or the path holds no tokenizer.
+    `vocab_size` is the required size; None takes the default of the kind. Raises UsageError for an unknown kind, DataError
+    if the text does not support a vocabulary of that size, or the path has no tokenizer.
     """
-    made = KINDS[tokenizer].train(pieces, vocab_size) if tokenizer in KINDS else read_tokenizer(tokenizer)
-    if vocab_size not in (None, made.vocab_size):
-        reason = f"that text supports {made.vocab_size}" if tokenizer in ("word", "bpe") else f"it has {made.vocab_size}"
+    result = KINDS[tokenizer].train(pieces, vocab_size) if tokenizer in KINDS else read_tokenizer(tokenizer)
+    if vocab_size not in (None, result.vocab_size):
+        reason = "the text supports only" if tokenizer in ("word", "bpe") else "it has"
         raise DataError(
-            f"vocab_size={vocab_size} does not fit tokenizer={tokenizer}: {reason}; leave vocab_size out, or give as many"
+            f"vocab_size={vocab_size} does not fit tokenizer={tokenizer}: {reason} {result.vocab_size} tokens; "
+            "omit vocab_size or set it to that number"
         )
-    return made
+    return result
 
 
 def read_tokenizer(path: str) -> Tokenizer:
-    """The tokenizer in a tokenizer.json (of a run, or of the library `tokenizers`), or in GPT-2's vocab.json and merges.txt.
+    """Reads a tokenizer.json (of a run, or of the library `tokenizers`), or GPT-2's vocab.json and merges.txt.
 
-    The path is that of the file, or of the folder with it. Raises UsageError for what is neither a kind nor a path,
-    DataError where there is no tokenizer.
+    `path` is the file, or the folder that contains it. Raises UsageError if it does not look like a path, DataError if it
+    does not lead to a tokenizer.
     """
     if not re.search(r"[./\\]", path) and not os.path.exists(path):
         raise UsageError(
             f"tokenizer={path!r}{did_you_mean(path, KINDS)} must be one of: {', '.join(KINDS)}, "
-            "or the path of a tokenizer.json, or of GPT-2's vocab.json with merges.txt"
+            "or the path of a tokenizer.json, or of GPT-2's vocab.json and merges.txt"
         )
     file = Path(path)
     if os.path.isdir(file):
@@ -60,7 +61,7 @@ def read_tokenizer(path: str) -> Tokenizer:
     try:
         return from_json(file.read_text(encoding="utf-8"))
     except IsADirectoryError:
-        raise DataError(f"{path} holds no tokenizer.json, nor vocab.json") from None
+        raise DataError(f"{path} has neither a tokenizer.json nor a vocab.json") from None
     except OSError as error:
         raise DataError(f"cannot read the tokenizer {path}: {error.strerror}") from None
     except (DataError, UnicodeDecodeError) as error:
@@ -68,7 +69,7 @@ def read_tokenizer(path: str) -> Tokenizer:
 
 
 def from_json(text: str) -> Tokenizer:
-    """Inverse of `to_json`. Raises DataError where the JSON is not a tokenizer's."""
+    """Inverse of `to_json`. Raises DataError if the JSON is not a tokenizer."""
     try:
         values = json.loads(text)
         if "model" in values:
@@ -79,15 +80,15 @@ def from_json(text: str) -> Tokenizer:
     except UsageError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise DataError(f"not a tokenizer of this version: {error}") from error
+        raise DataError(f"not a tokenizer that this version can read: {error}") from error
 
 
 def from_word_level(values: dict[str, Any]) -> CharTokenizer | WordTokenizer:
-    """Inverse of `to_huggingface` for both. Raises DataError where the words, or the way to them, are others."""
+    """Inverse of `to_huggingface` for char and word. Raises DataError if this tokenizer would give other ids."""
     words = sorted(values["model"]["vocab"], key=values["model"]["vocab"].get)
     is_characters = all(len(word) == 1 for word in words)
     tokenizer = CharTokenizer("".join(words)) if is_characters else WordTokenizer(tuple(words))
-    ours = json.loads(tokenizer.to_huggingface())
-    if any(values[part] != ours[part] for part in ("normalizer", "pre_tokenizer", "model")):
-        raise DataError("it makes words in another way than this program's tokenizers do")
+    expected = json.loads(tokenizer.to_huggingface())
+    if any(values[part] != expected[part] for part in ("normalizer", "pre_tokenizer", "model")):
+        raise DataError("it splits text differently from the char and word tokenizers")
     return tokenizer

@@ -1,4 +1,4 @@
-"""What all tokenizers have in common: their interface, the names of the special tokens, and checks."""
+"""The interface of all tokenizers, the names of special tokens, and checks."""
 
 import abc
 import functools
@@ -16,7 +16,7 @@ UNKNOWN = "<unk>"
 
 
 class Tokenizer(abc.ABC):
-    """What all of them have: ids from 0 to `vocab_size` - 1, and the UTF-8 bytes that each of them stands for."""
+    """Maps text to ids from 0 to `vocab_size` - 1, each of which stands for some UTF-8 bytes."""
 
     @property
     @abc.abstractmethod
@@ -24,59 +24,59 @@ class Tokenizer(abc.ABC):
 
     @property
     def end_of_text(self) -> int | None:
-        """The id between two documents; text that is written like it is ordinary text."""
+        """The id that separates documents, if there is one. Its name in a text is encoded as ordinary text."""
         return None
 
     @property
     def unknown(self) -> int | None:
-        """The id of what has no id."""
+        """The id of everything outside the vocabulary, if there is one."""
         return None
 
     @abc.abstractmethod
     def encode(self, text: str) -> np.ndarray:
-        """The text's token ids, int32. Raises DataError for text that has none."""
+        """The text's token ids, int32. Raises DataError for text that cannot be encoded."""
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """`encode` of each of them."""
+        """`encode` for each text."""
         return [self.encode(text) for text in texts]
 
     @abc.abstractmethod
     def to_bytes(self, ids: Iterable[int]) -> bytes:
-        """The text in UTF-8. A token can be a part of a character, so that only bytes can be joined."""
+        """The text in UTF-8. Bytes, because a token can be part of a character."""
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text, with � for bytes that are no whole character."""
+        """The text, with � for invalid UTF-8."""
         return self.to_bytes(ids).decode("utf-8", errors="replace")
 
     @abc.abstractmethod
     def to_json(self) -> str:
-        """JSON, from which `from_json` makes an equal tokenizer."""
+        """JSON from which `from_json` builds an equal tokenizer."""
 
     @abc.abstractmethod
     def to_huggingface(self) -> str:
-        """The same tokenizer as JSON of the library `tokenizers`, which transformers reads, and `from_json` too."""
+        """The same tokenizer as JSON of the library `tokenizers`. Both transformers and `from_json` can read it."""
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Of its JSON: what the tokens in a file and the weights in a checkpoint were made with."""
+        """Hash of the JSON, by which token files and checkpoints identify their tokenizer."""
         return sha256(self.to_json().encode("utf-8", "surrogatepass"))
 
 
 def utf8(text: str) -> bytes:
-    """The text in UTF-8. Raises DataError for half of a surrogate pair, which is no character but which Python lets pass."""
+    """The text in UTF-8. Raises DataError for an unpaired surrogate, which Python allows in a string but UTF-8 does not."""
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        half = f"U+{ord(text[error.start]):04X} at position {error.start}"
-        raise DataError(f"the text has half of a surrogate pair ({half}), which is no character") from None
+        surrogate = f"U+{ord(text[error.start]):04X} at position {error.start}"
+        raise DataError(f"the text has an unpaired surrogate, {surrogate}") from None
 
 
 def require_size(kind: str, vocab_size: int, smallest: int, largest: int = 2**20) -> int:
     if not smallest <= vocab_size <= largest:
-        raise UsageError(f"vocab_size={vocab_size} must be at least {smallest} and at most {largest} with tokenizer={kind}")
+        raise UsageError(f"vocab_size={vocab_size} must be between {smallest} and {largest} with tokenizer={kind}")
     return vocab_size
 
 
 def json_text(values: dict[str, Any]) -> str:
-    """The values as JSON that is readable in an editor: indented, and with characters as they are."""
+    """Human-readable JSON: indented, and with non-ASCII characters unescaped."""
     return json.dumps(values, ensure_ascii=False, indent=2) + "\n"

@@ -15,31 +15,31 @@ from minigpt_jax.errors import DataError, UsageError
 
 @dataclasses.dataclass(frozen=True)
 class BpeTokenizer(Tokenizer):
-    """Byte-level byte-pair encoding by the library `tokenizers`, whose JSON it is: transformers reads it, too.
+    """Byte-level byte-pair encoding by the library `tokenizers`. `definition` is its JSON, which transformers can read, too.
 
-    The tokens are byte strings. GPT-2's pattern first cuts the text into words with the blank before them; within a word the
-    pairs that were merged in training are merged again, in the same order. Special tokens that are written out in a text are
-    ordinary text.
+    The tokens are byte strings. GPT-2's pattern first splits the text into words, each with the space before it. The merges
+    learnt in training are then applied within each word, in the same order. The names of special tokens in a text are
+    encoded as ordinary text.
 
-    Raises DataError where the JSON is not such a tokenizer, or one that does not give a text back as it was.
+    Raises DataError if the JSON is not a byte-level BPE tokenizer, or a lossy one.
     """
 
     kind: ClassVar[str] = "bpe"
     default_vocab_size: ClassVar[int] = 4_096
-    # Which token stands between documents is not in the JSON: GPT-2's and ours, Llama 3's, Llama 2's.
+    # The JSON does not say which token separates documents. These are GPT-2's (and ours), Llama 3's and Llama 2's.
     END_OF_TEXT_NAMES: ClassVar[tuple[str, ...]] = (END_OF_TEXT, "<|end_of_text|>", "</s>")
-    # What tokenizers that are not exact change: case, blanks, the beginning, composed characters, their own special tokens.
+    # What lossy tokenizers change: case, blanks, the start of a text, composed characters, their own special tokens.
     PROBE: ClassVar[str] = f"Probe  of\r\n\t blanks , ﬁ é e\u0301 漢字 🙂\0 {END_OF_TEXT} </s> <s>[CLS]\n"
     definition: str
 
     def __post_init__(self):
         has_all_bytes = all(bytes([value]) in self._bytes_of_id for value in range(256))
         if not has_all_bytes or self.decode(self.encode(self.PROBE)) != self.PROBE:
-            raise DataError("it is no byte-level BPE that gives every text back as it was")
+            raise DataError("it is not a lossless byte-level BPE tokenizer")
 
     @classmethod
     def train(cls, pieces: Iterable[str], vocab_size: int | None = None) -> "BpeTokenizer":
-        """Merges learnt from the pieces, until the vocabulary is full or every word is one token."""
+        """Learns merges from the pieces until the vocabulary is full or every word is one token."""
         size = require_size(cls.kind, vocab_size or cls.default_vocab_size, 256 + 1)
         library = import_tokenizers()
         model = byte_level(library.models.BPE())
@@ -51,12 +51,12 @@ class BpeTokenizer(Tokenizer):
 
     @classmethod
     def from_gpt2_files(cls, vocab: Path, merges: Path) -> "BpeTokenizer":
-        """From GPT-2's own two files."""
+        """Reads GPT-2's vocab.json and merges.txt."""
         library = import_tokenizers()
         try:
             bpe = library.models.BPE.from_file(str(vocab), str(merges))
-        except Exception as error:  # the library raises this and no other
-            raise DataError(f"{vocab} and {merges.name} cannot be read: {error}") from None
+        except Exception as error:  # the library raises nothing more specific
+            raise DataError(f"cannot read {vocab} and {merges.name}: {error}") from None
         return cls(byte_level(bpe).to_str())
 
     @functools.cached_property
@@ -65,12 +65,12 @@ class BpeTokenizer(Tokenizer):
             model = import_tokenizers().Tokenizer.from_str(self.definition)
         except UsageError:
             raise
-        except Exception as error:  # the library raises this and no other
+        except Exception as error:  # the library raises nothing more specific
             raise DataError(str(error)) from None
-        model.encode_special_tokens = True  # as ordinary text
+        model.encode_special_tokens = True  # encodes them as ordinary text
         model.no_truncation()
         model.no_padding()
-        if hasattr(model.model, "dropout"):  # of merges, which would give other ids each time
+        if hasattr(model.model, "dropout"):  # random merges would give different ids each time
             model.model.dropout = None
         return model
 
@@ -80,8 +80,8 @@ class BpeTokenizer(Tokenizer):
         vocabulary = self._model.get_vocab(with_added_tokens=True)
         table = [b""] * (max(vocabulary.values(), default=-1) + 1)
         for token, i in vocabulary.items():
-            is_symbols = token not in added and all(symbol in BYTE_SYMBOLS for symbol in token)
-            table[i] = bytes(BYTE_SYMBOLS[symbol] for symbol in token) if is_symbols else token.encode()
+            is_byte_level = token not in added and all(symbol in BYTE_SYMBOLS for symbol in token)
+            table[i] = bytes(BYTE_SYMBOLS[symbol] for symbol in token) if is_byte_level else token.encode()
         return table
 
     @property
@@ -90,8 +90,8 @@ class BpeTokenizer(Tokenizer):
 
     @property
     def end_of_text(self) -> int | None:
-        found = map(self._model.token_to_id, self.END_OF_TEXT_NAMES)
-        return next((i for i in found if i is not None), None)
+        ids = map(self._model.token_to_id, self.END_OF_TEXT_NAMES)
+        return next((i for i in ids if i is not None), None)
 
     def encode(self, text: str) -> np.ndarray:
         return self.encode_batch([text])[0]

@@ -1,4 +1,4 @@
-"""Bytes: the 256 of UTF-8, with nothing to learn."""
+"""The 256 bytes of UTF-8, with nothing to learn."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from minigpt_jax.data.tokenizers.library import BYTE_SYMBOLS, byte_level, import
 
 @dataclasses.dataclass(frozen=True)
 class ByteTokenizer(Tokenizer):
-    """The bytes of the text in UTF-8: every text has tokens, and of every language the same 256."""
+    """The bytes of the text in UTF-8: the same 256 tokens encode any text in any language."""
 
     kind: ClassVar[str] = "byte"
 

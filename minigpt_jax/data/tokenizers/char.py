@@ -1,4 +1,4 @@
-"""Characters: one token for each that the training text has."""
+"""One token per character of the training text."""
 
 import dataclasses
 import functools
@@ -14,18 +14,18 @@ from minigpt_jax.errors import DataError
 
 @dataclasses.dataclass(frozen=True)
 class CharTokenizer(Tokenizer):
-    """One token for each character (Unicode code point) that occurs in the training text, numbered in code-point order."""
+    """One token per character (Unicode code point) of the training text, numbered in code-point order."""
 
     kind: ClassVar[str] = "char"
     characters: str
 
     def __post_init__(self):
         if not isinstance(self.characters, str) or not self.characters or len(set(self.characters)) < len(self.characters):
-            raise DataError(f"characters={self.characters!r} must be a string of one or more different characters")
+            raise DataError(f"characters={self.characters!r} must be a non-empty string without duplicates")
 
     @classmethod
     def train(cls, pieces: Iterable[str], vocab_size: int | None = None) -> "CharTokenizer":
-        """All characters of the pieces; how many they are is not for `vocab_size` to say."""
+        """Collects all characters of the pieces. `vocab_size` is not used."""
         occurs = np.zeros(0x110000, bool)
         for piece in pieces:
             occurs[code_points(piece)] = True
@@ -37,21 +37,21 @@ class CharTokenizer(Tokenizer):
 
     @functools.cached_property
     def _id_of_code_point(self) -> np.ndarray:
-        """Table from code point to id, -1 where there is none: looking up an array of them is one indexing."""
+        """Table from code point to id, or -1: an array of code points is encoded by indexing it once."""
         known = code_points(self.characters)
-        table = np.full(known.max() + 2, -1, np.int32)  # one more: the place for all code points above
+        table = np.full(known.max() + 2, -1, np.int32)  # one extra entry for all higher code points
         table[known] = np.arange(len(known))
         return table
 
     def encode(self, text: str) -> np.ndarray:
-        """One id for each character. Raises DataError naming the characters that have none."""
+        """One id per character. Raises DataError that names the unknown characters."""
         table = self._id_of_code_point
         ids = table[np.minimum(code_points(text), len(table) - 1)]
         if ids.size and ids.min() < 0:
             unknown = ", ".join(repr(character) for character in sorted(set(text) - set(self.characters)))
             raise DataError(
-                f"the vocabulary has no {unknown}; leave it out or write it with the {self.vocab_size} characters "
-                "that the model was trained on (they are in tokenizer.json)"
+                f"not in the vocabulary: {unknown}; use only the {self.vocab_size} characters that the model was trained on "
+                "(listed in tokenizer.json)"
             )
         return ids
 
@@ -69,5 +69,5 @@ class CharTokenizer(Tokenizer):
 
 
 def code_points(text: str) -> np.ndarray:
-    """The numbers of a text's characters, uint32."""
+    """The code points of a text, uint32."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)

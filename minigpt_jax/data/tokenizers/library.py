@@ -1,4 +1,4 @@
-"""Hugging Face's library `tokenizers`: imported only when it is needed, and the two models of it that ours translate to."""
+"""The Hugging Face library `tokenizers`, imported only when needed, and the two of its models that we convert to."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,13 +12,13 @@ def import_tokenizers() -> Any:
         import tokenizers
     except ImportError as error:
         raise UsageError(
-            "byte-level BPE and Hugging Face's files need the package tokenizers: python -m pip install -e '.[bpe]'"
+            "byte-level BPE and Hugging Face files need the package tokenizers: python -m pip install -e '.[bpe]'"
         ) from error
     return tokenizers
 
 
 def byte_symbols() -> dict[str, int]:
-    """The printable characters by which byte-level BPE writes the 256 bytes, after GPT-2: most stand for themselves."""
+    """The printable characters that GPT-2's byte-level BPE uses for the 256 bytes: most bytes are their own character."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -28,7 +28,7 @@ BYTE_SYMBOLS = byte_symbols()
 
 
 def byte_level(bpe: Any) -> Any:
-    """The library's tokenizer that cuts a text with GPT-2's pattern and merges the bytes of each part by this model."""
+    """A tokenizer of the library that splits text with GPT-2's pattern and applies the model's merges to each part."""
     library = import_tokenizers()
     model = library.Tokenizer(bpe)
     model.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -37,7 +37,7 @@ def byte_level(bpe: Any) -> Any:
 
 
 def word_level(words: Sequence[str], pattern: str) -> str:
-    """JSON of the library's tokenizer that cuts a text into all matches of a pattern, each of which is to be a word."""
+    """JSON of a tokenizer of the library that splits text into the matches of a pattern and looks up each one."""
     library = import_tokenizers()
     utf8("".join(words))
     model = library.Tokenizer(library.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNKNOWN))

@@ -1,4 +1,4 @@
-"""Words: the most frequent ones of the training text, and <unk> for the others."""
+"""The most frequent words of the training text, and <unk> for all others."""
 
 import dataclasses
 import functools
@@ -16,32 +16,32 @@ from minigpt_jax.errors import DataError
 
 @dataclasses.dataclass(frozen=True)
 class WordTokenizer(Tokenizer):
-    """The most frequent words and punctuation marks, and each character of white space. The rest is <unk>, and lost."""
+    """The most frequent words and punctuation marks, and white space. Everything else becomes <unk>, which is lossy."""
 
     kind: ClassVar[str] = "word"
     default_vocab_size: ClassVar[int] = 10_000
     SPECIAL: ClassVar[tuple[str, ...]] = (END_OF_TEXT, UNKNOWN, " ", "\n", "\r", "\t")  # white space is never unknown
     PIECES: ClassVar[re.Pattern] = re.compile(r"\w+(?:['’]\w+)*|\W")
-    MOST_COUNTED: ClassVar[int] = 2**20  # different words; where there are more, the rarest are forgotten
+    MAX_COUNTED: ClassVar[int] = 2**20  # distinct words; beyond this limit the rarest are dropped
     words: tuple[str, ...]
 
     def __post_init__(self):
         words = self.words
         if not all(isinstance(word, str) and word for word in words) or len(set(words)) < len(words):
-            raise DataError("words must be different strings, none of them empty")
+            raise DataError("words must be distinct, non-empty strings")
         if tuple(words[: len(self.SPECIAL)]) != self.SPECIAL:
-            raise DataError(f"words must begin with {self.SPECIAL}")
+            raise DataError(f"words must start with {self.SPECIAL}")
 
     @classmethod
     def train(cls, pieces: Iterable[str], vocab_size: int | None = None) -> "WordTokenizer":
-        """The `vocab_size` most frequent, or all that there are; of equally frequent ones the first in code-point order."""
+        """Takes the `vocab_size` most frequent words, or all if there are fewer. Ties are broken by code-point order."""
         size = require_size(cls.kind, vocab_size or cls.default_vocab_size, len(cls.SPECIAL) + 1)
-        counts, too_rare = Counter(), 1
+        counts, threshold = Counter(), 1
         for piece in pieces:
             counts.update(cls.PIECES.findall(piece))
-            while len(counts) > cls.MOST_COUNTED:
-                counts = Counter({word: count for word, count in counts.items() if count > too_rare})
-                too_rare += 1
+            while len(counts) > cls.MAX_COUNTED:
+                counts = Counter({word: count for word, count in counts.items() if count > threshold})
+                threshold += 1
         frequent = sorted(set(counts) - set(cls.SPECIAL), key=lambda word: (-counts[word], word))
         return cls((*cls.SPECIAL, *frequent[: size - len(cls.SPECIAL)]))
 
@@ -73,5 +73,5 @@ class WordTokenizer(Tokenizer):
         return json_text({"type": self.kind, "words": self.words})
 
     def to_huggingface(self) -> str:
-        # There \w includes accents that stand alone, which Python's does not.
+        # In the library's regex, \w also matches combining marks; in Python's it does not.
         return word_level(self.words, self.PIECES.pattern.replace(r"\w", r"[\p{L}\p{N}_]").replace(r"\W", r"[^\p{L}\p{N}_]"))
