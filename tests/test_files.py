@@ -1,4 +1,4 @@
-"""Whole or not there: what is half written never has the name, and leaves nothing behind."""
+"""Files and folders are written atomically: partial output never gets the final name and is always deleted."""
 
 import errno
 import os
@@ -11,31 +11,31 @@ from minigpt_jax.files import replaced, sha256, write_text
 
 
 class StoppedError(BaseException):
-    """Not an Exception, like KeyboardInterrupt."""
+    """Like KeyboardInterrupt, not an Exception."""
 
 
 def write_half(path, kind):
-    with replaced(path) as aside:
+    with replaced(path) as temporary:
         if kind == "file":
-            aside.write_text("half")
+            temporary.write_text("half")
         elif kind == "folder":
-            aside.mkdir()
-            (aside / "part").touch()
+            temporary.mkdir()
+            (temporary / "part").touch()
         raise StoppedError
 
 
-def test_a_file_is_the_old_one_until_the_new_one_is_whole(tmp_path):
+def test_the_old_file_remains_until_the_new_one_is_complete(tmp_path):
     path = tmp_path / "file"
     write_text(path, "old")
-    with replaced(path) as aside:
-        aside.write_text("new")
+    with replaced(path) as temporary:
+        temporary.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("kind", ["nothing", "file", "folder"])
-def test_what_fails_leaves_the_old_one_and_nothing_else(tmp_path, kind):
+def test_a_failed_write_leaves_only_the_old_file(tmp_path, kind):
     path = tmp_path / "file"
     write_text(path, "old")
     with pytest.raises(StoppedError):
@@ -44,7 +44,7 @@ def test_what_fails_leaves_the_old_one_and_nothing_else(tmp_path, kind):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_cannot_take_the_name_is_deleted(tmp_path):
+def test_a_file_that_cannot_be_renamed_is_deleted(tmp_path):
     (tmp_path / "file" / "something").mkdir(parents=True)
     with pytest.raises(OSError, match=r"\.tmp") as caught:
         write_text(tmp_path / "file", "new")
@@ -52,22 +52,22 @@ def test_what_cannot_take_the_name_is_deleted(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_two_may_write_at_once(tmp_path):
+def test_two_writers_can_run_at_once(tmp_path):
     with replaced(tmp_path / "file") as one, replaced(tmp_path / "file") as other:
         one.write_text("one")
         other.write_text("other")
     assert (tmp_path / "file").read_text() == "one"
 
 
-def test_a_folder_takes_the_place_of_an_empty_one(tmp_path):
+def test_a_folder_replaces_an_empty_one(tmp_path):
     (tmp_path / "folder").mkdir()
-    with replaced(tmp_path / "folder") as aside:
-        aside.mkdir()
-        (aside / "part").touch()
+    with replaced(tmp_path / "folder") as temporary:
+        temporary.mkdir()
+        (temporary / "part").touch()
     assert (tmp_path / "folder" / "part").exists()
 
 
-def test_checksums_are_those_that_others_compute():
+def test_sha256_matches_the_published_value():
     assert sha256(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1
 
 
