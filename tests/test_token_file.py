@@ -1,4 +1,4 @@
-"""Token files: the tokenizer's ids, written once, found again, and made anew when a byte of them is wrong."""
+"""Token files: the tokenizer's ids are written once, then read from the cache, and rebuilt if a byte is wrong."""
 
 import errno
 import logging
@@ -29,8 +29,8 @@ def own_text(path, text):
 
 
 def tokenize(text, tokenizer, folder):
-    whole = Text(text.name, text.paths, text.encoding)
-    return token_file.tokenize(text, scan(whole), tokenizer, folder)
+    full_text = Text(text.name, text.paths, text.encoding)
+    return token_file.tokenize(text, scan(full_text), tokenizer, folder)
 
 
 def files(folder):
@@ -38,32 +38,32 @@ def files(folder):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("piece", [5, 2**16])
-def test_tokens_are_those_of_the_tokenizer_with_counts_and_cannot_be_changed(source, tmp_path, monkeypatch, kind, piece):
+@pytest.mark.parametrize("min_piece", [5, 2**16])
+def test_tokens_match_the_tokenizer_and_are_counted_and_read_only(source, tmp_path, monkeypatch, kind, min_piece):
     if kind == "bpe":
         pytest.importorskip("tokenizers")
-    monkeypatch.setattr(text_files, "PIECE", piece)
+    monkeypatch.setattr(text_files, "MIN_PIECE", min_piece)
     tokenizer = make_tokenizer(kind, [TEXT[:40] if kind == "word" else TEXT], 270 if kind == "bpe" else None)
-    made = tokenize(source, tokenizer, tmp_path / "made" / "on" / "the" / "way")
-    np.testing.assert_array_equal(made.ids, tokenizer.encode(TEXT))
-    assert (made.num_characters, made.num_bytes) == (len(TEXT), len(TEXT.encode()))
-    assert made.num_unknown == made.ids.tolist().count(1) * (kind == "word")
-    assert (made.num_unknown > 0) == (kind == "word")
-    assert made.unknown_share == made.num_unknown / len(made.ids)
+    tokens = tokenize(source, tokenizer, tmp_path / "new" / "nested" / "folder")
+    np.testing.assert_array_equal(tokens.ids, tokenizer.encode(TEXT))
+    assert (tokens.num_characters, tokens.num_bytes) == (len(TEXT), len(TEXT.encode()))
+    assert tokens.num_unknown == tokens.ids.tolist().count(1) * (kind == "word")
+    assert (tokens.num_unknown > 0) == (kind == "word")
+    assert tokens.unknown_share == tokens.num_unknown / len(tokens.ids)
     with pytest.raises(ValueError, match="read-only"):
-        made.ids[0] = 1
-    with pytest.raises(ValueError, match="cannot set WRITEABLE"):  # the memory itself is
-        made.ids.flags.writeable = True
+        tokens.ids[0] = 1
+    with pytest.raises(ValueError, match="cannot set WRITEABLE"):  # the mapped memory is read-only
+        tokens.ids.flags.writeable = True
 
 
 @pytest.mark.parametrize("vocab_size, dtype", [(2, "uint16"), (65_535, "uint16"), (65_536, "uint16"), (65_537, "uint32")])
-def test_type_is_the_smallest_that_holds_the_vocabulary(tmp_path, vocab_size, dtype):
-    """A type too small would wrap around without a word: id 65,536 would become 0."""
+def test_ids_have_the_smallest_type_that_holds_the_vocabulary(tmp_path, vocab_size, dtype):
+    """A smaller type would overflow silently: id 65,536 would become 0."""
     characters = "".join(chr(code_point) for code_point in range(0x10000, 0x10000 + vocab_size))
     folder = tmp_path / "data"
-    made = tokenize(own_text(tmp_path / "text.txt", characters), CharTokenizer(characters), folder)
-    assert made.ids.dtype == dtype
-    assert made.ids[-1] == vocab_size - 1
+    tokens = tokenize(own_text(tmp_path / "text.txt", characters), CharTokenizer(characters), folder)
+    assert tokens.ids.dtype == dtype
+    assert tokens.ids[-1] == vocab_size - 1
     assert sorted(path.suffix for path in folder.iterdir()) == [".json", f".{dtype}"]
 
 
@@ -77,7 +77,7 @@ def test_files_are_written_once_and_then_only_read(source, tmp_path):
     np.testing.assert_array_equal(again.ids, first.ids)
 
 
-def test_another_text_vocabulary_kind_or_part_has_files_of_its_own(source, tmp_path):
+def test_each_text_vocabulary_kind_and_part_has_its_own_files(source, tmp_path):
     folder, tokenizer = tmp_path / "data", CharTokenizer.train(TEXT)
     other = own_text(tmp_path / "other.txt", TEXT[:-1])
     cases = [
@@ -89,12 +89,12 @@ def test_another_text_vocabulary_kind_or_part_has_files_of_its_own(source, tmp_p
         (Text("", source.paths, start=9), tokenizer, TEXT[9:]),
     ]
     for _ in range(2):
-        for text, by, whole in cases:
-            np.testing.assert_array_equal(tokenize(text, by, folder).ids, by.encode(whole))
+        for text, tokenizer, content in cases:
+            np.testing.assert_array_equal(tokenize(text, tokenizer, folder).ids, tokenizer.encode(content))
     assert len(list(folder.iterdir())) == 2 * len(cases)
 
 
-def test_the_end_of_a_document_is_a_token_of_its_own_where_there_is_one(tmp_path):
+def test_documents_are_separated_by_end_of_text_or_a_line_break(tmp_path):
     for name, text in {"a": "one two", "b": "two <|endoftext|>", "c": "one\n"}.items():
         own_text(tmp_path / "texts" / f"{name}.txt", text)
     source, folder = find_text(str(tmp_path / "texts")), tmp_path / "data"
@@ -111,47 +111,47 @@ def test_the_end_of_a_document_is_a_token_of_its_own_where_there_is_one(tmp_path
 
 
 @pytest.mark.parametrize(
-    "damage",
+    "corrupt",
     [
-        lambda ids, about: ids.write_bytes(b"\1\0" + ids.read_bytes()[2:]),
-        lambda ids, about: ids.write_bytes(ids.read_bytes()[:-2]),
-        lambda ids, about: ids.write_bytes(ids.read_bytes() + b"\0\0"),
-        lambda ids, about: ids.write_bytes(b""),
-        lambda ids, about: about.unlink(),
-        lambda ids, about: about.write_text(""),
-        lambda ids, about: about.write_text("[]"),
-        lambda ids, about: about.write_text(about.read_text().replace("num_bytes", "num_bites")),
-        lambda ids, about: about.write_text(about.read_text().replace('"num_unknown": 0', '"num_unknown": 1')),
+        lambda ids, counts: ids.write_bytes(b"\1\0" + ids.read_bytes()[2:]),
+        lambda ids, counts: ids.write_bytes(ids.read_bytes()[:-2]),
+        lambda ids, counts: ids.write_bytes(ids.read_bytes() + b"\0\0"),
+        lambda ids, counts: ids.write_bytes(b""),
+        lambda ids, counts: counts.unlink(),
+        lambda ids, counts: counts.write_text(""),
+        lambda ids, counts: counts.write_text("[]"),
+        lambda ids, counts: counts.write_text(counts.read_text().replace("num_bytes", "num_bites")),
+        lambda ids, counts: counts.write_text(counts.read_text().replace('"num_unknown": 0', '"num_unknown": 1')),
     ],
 )
-def test_damaged_tokens_are_made_anew_and_that_is_said(source, tmp_path, caplog, damage):
+def test_corrupt_tokens_are_rebuilt_with_a_warning(source, tmp_path, caplog, corrupt):
     folder, tokenizer = tmp_path / "data", CharTokenizer.train(TEXT)
     tokenize(source, tokenizer, folder)
     assert not logged(caplog)
-    [ids], [about] = folder.glob("*.uint16"), folder.glob("*.json")
-    before = {path: path.read_bytes() for path in (ids, about)}
-    damage(ids, about)
-    made = tokenize(source, tokenizer, folder)
-    np.testing.assert_array_equal(made.ids, tokenizer.encode(TEXT))
+    [ids], [counts] = folder.glob("*.uint16"), folder.glob("*.json")
+    before = {path: path.read_bytes() for path in (ids, counts)}
+    corrupt(ids, counts)
+    tokens = tokenize(source, tokenizer, folder)
+    np.testing.assert_array_equal(tokens.ids, tokenizer.encode(TEXT))
     [warning] = logged(caplog, "WARNING")
     assert_says(warning, str(ids))
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
-@pytest.mark.parametrize("worth_telling", [len(TEXT.encode()), len(TEXT.encode()) + 1])
-def test_how_much_was_tokenized_is_said_where_it_takes_a_while(source, tmp_path, caplog, monkeypatch, worth_telling):
-    monkeypatch.setattr(token_file, "WORTH_TELLING", worth_telling)
+@pytest.mark.parametrize("min_bytes", [len(TEXT.encode()), len(TEXT.encode()) + 1])
+def test_tokenizing_a_large_text_is_logged(source, tmp_path, caplog, monkeypatch, min_bytes):
+    monkeypatch.setattr(token_file, "MIN_LOGGED_BYTES", min_bytes)
     with caplog.at_level(logging.INFO):
         tokenize(source, ByteTokenizer(), tmp_path / "data")
     lines = logged(caplog)
-    assert len(lines) == (worth_telling == len(TEXT.encode()))
+    assert len(lines) == (min_bytes == len(TEXT.encode()))
     for line in lines:
         assert_says(line, source.name, "0 MB", "MB/s")
 
 
 @pytest.mark.parametrize("failing", ["write_text", "replace"])
-def test_a_write_that_fails_leaves_nothing_behind(source, tmp_path, monkeypatch, failing):
-    """Neither half a file under the final name, which the next start would take for the tokens, nor one beside it."""
+def test_a_failed_write_leaves_no_files(source, tmp_path, monkeypatch, failing):
+    """Neither a partial file with the final name, which the next run would read, nor a temporary one."""
 
     def fill_the_disk(*arguments, **keywords):
         raise OSError(28, "No space left on device")
@@ -166,20 +166,20 @@ def test_a_write_that_fails_leaves_nothing_behind(source, tmp_path, monkeypatch,
     np.testing.assert_array_equal(tokenize(source, tokenizer, folder).ids, tokenizer.encode(TEXT))
 
 
-def test_a_text_that_cannot_be_encoded_leaves_nothing_behind(source, tmp_path):
+def test_a_text_that_cannot_be_encoded_leaves_no_files(source, tmp_path):
     error_message(DataError, tokenize, source, CharTokenizer.train("abc"), tmp_path / "data", says=("'T'", "'ï'"))
     assert list((tmp_path / "data").iterdir()) == []
 
 
-def test_a_text_that_changes_while_it_is_read_is_not_kept_under_the_sum_of_the_old_one(source, tmp_path):
+def test_tokens_of_a_text_that_changed_since_the_scan_are_not_kept(source, tmp_path):
     before = scan(source)
     source.paths[0].write_text(TEXT + "more")
     error_message(DataError, token_file.tokenize, source, before, ByteTokenizer(), tmp_path / "data", says=("text.txt",))
     assert list((tmp_path / "data").iterdir()) == []
 
 
-def test_folder_that_cannot_be_written_is_named(source, tmp_path):
-    (tmp_path / "file").write_text("in the folder's place")
+def test_an_unusable_folder_is_reported(source, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
     folder = tmp_path / "file"
     words = (str(folder), os.strerror(errno.EEXIST), "--data_dir")
     error_message(DataError, tokenize, source, CharTokenizer.train(TEXT), folder, says=words)

@@ -1,4 +1,4 @@
-"""Text, tokens, batches.
+"""From text to tokens to batches.
 
-Read in this order: text_files.py, download.py, shakespeare.py, corpora.py, tokenizers/, token_file.py, batches.py.
+Reading order: text_files.py, download.py, shakespeare.py, corpora.py, tokenizers/, token_file.py, splits.py, batches.py.
 """

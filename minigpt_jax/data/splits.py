@@ -1,4 +1,4 @@
-"""From the names of texts to tokens for training and for validation."""
+"""From dataset names to training and validation tokens."""
 
 import dataclasses
 import itertools
@@ -12,12 +12,12 @@ from minigpt_jax.data.tokenizers import Tokenizer, make_tokenizer
 from minigpt_jax.errors import DataError
 from minigpt_jax.files import cache_dir, sha256
 
-TRAIN_FRACTION = 0.9  # of the characters, where there is no text for validation
+TRAIN_FRACTION = 0.9  # of the characters, without a separate validation text
 
 
 @dataclasses.dataclass(frozen=True)
 class Texts:
-    """A config's texts for training and validation, each with what is known of the text of which it is a part."""
+    """A config's training and validation texts, each with the scan of the full text it is part of."""
 
     train: Text
     val: Text
@@ -27,16 +27,17 @@ class Texts:
 
     @property
     def sha256(self) -> str:
-        """Of the text, or of both where there are two."""
+        """Hash of the text; if there are two, the hash of both hashes."""
         if self.train_scan is self.val_scan:
             return self.train_scan.sha256
         return sha256(f"{self.train_scan.sha256} {self.val_scan.sha256}".encode())
 
 
 def read_texts(config: DataConfig) -> Texts:
-    """Where the config names no text for validation, the first 90 % of the characters are for training.
+    """Opens and scans the texts. Raises DataError.
 
-    Of the characters and not of the tokens, so that whatever the tokenizer the same text is predicted. Raises DataError.
+    Without a validation text, the first 90 % of the characters are for training. The split is by characters, not by tokens,
+    so that all tokenizers are validated on the same text.
     """
     data_dir = Path(config.data_dir or cache_dir())
 
@@ -44,25 +45,26 @@ def read_texts(config: DataConfig) -> Texts:
         text = corpora.open_text(dataset, data_dir, config.encoding)
         return text, scan(text)
 
-    text, seen = read(config.dataset)
+    text, text_scan = read(config.dataset)
     if config.val_dataset is not None:
-        val_text, val_seen = read(config.val_dataset)
-        return Texts(text, val_text, seen, val_seen, data_dir)
-    end = int(seen.num_characters * TRAIN_FRACTION)
-    return Texts(dataclasses.replace(text, end=end), dataclasses.replace(text, start=end), seen, seen, data_dir)
+        val_text, val_scan = read(config.val_dataset)
+        return Texts(text, val_text, text_scan, val_scan, data_dir)
+    end = int(text_scan.num_characters * TRAIN_FRACTION)
+    train, val = dataclasses.replace(text, end=end), dataclasses.replace(text, start=end)
+    return Texts(train, val, text_scan, text_scan, data_dir)
 
 
 def train_tokenizer(config: DataConfig, vocab_size: int | None, texts: Texts) -> Tokenizer:
-    """Words and merges are learnt from the training text alone; but every character of both texts gets its id."""
+    """Learns words and merges from the training text only. Characters come from both texts, so that each has an id."""
     parts = [texts.train, texts.val] if config.tokenizer == "char" else [texts.train]
     is_one_document = texts.train_scan.num_documents == texts.val_scan.num_documents == 1
-    breaks = [] if is_one_document else ["\n"]  # what may stand between documents
-    pieces = itertools.chain(breaks, (piece for part in parts for _, piece in part.pieces()))
+    separators = [] if is_one_document else ["\n"]  # needs an id, too
+    pieces = itertools.chain(separators, (piece for part in parts for _, piece in part.pieces()))
     return make_tokenizer(config.tokenizer, pieces, vocab_size)
 
 
 def tokenize_splits(texts: Texts, tokenizer: Tokenizer, context_length: int) -> dict[str, Tokens]:
-    """The splits `train` and `val`. Raises DataError where one is shorter than a window of context_length + 1 tokens."""
+    """The splits `train` and `val`. Raises DataError if one is shorter than a window of context_length + 1 tokens."""
     splits = {
         "train": tokenize(texts.train, texts.train_scan, tokenizer, texts.data_dir),
         "val": tokenize(texts.val, texts.val_scan, tokenizer, texts.data_dir),
@@ -71,7 +73,7 @@ def tokenize_splits(texts: Texts, tokenizer: Tokenizer, context_length: int) -> 
     for name, part in splits.items():
         if len(part.ids) <= context_length:
             raise DataError(
-                f"the {name} split has {len(part.ids)} tokens and context_length={context_length} needs at least "
+                f"the {name} split has {len(part.ids)} tokens, but context_length={context_length} needs at least "
                 f"{context_length + 1}: use a longer text"
                 + (f", or a context_length of at most {shortest - 1}" if shortest > 1 else "")
             )
