@@ -1,12 +1,13 @@
-"""A GPT on one page: the model, its loss, a training step and a sampling loop, as pure functions of arrays.
+"""A complete GPT on one page: model, loss, training step and sampling loop, as pure functions of arrays.
 
-Read it from top to bottom. `python -m minigpt_jax.reference` trains a small model for some seconds and prints a sample. The
-engine computes the same functions of the same parameters, only faster: tests compare the two for every choice of the config.
+Read it from top to bottom. `python -m minigpt_jax.reference` trains a small model in a few seconds and prints a sample.
+The rest of the package, the engine, computes the same functions of the same parameters, only faster. Tests compare the two
+for every config choice. This page leaves out the engine's safety checks and 16-bit types.
 Suffixes name dimensions: B batch, T query positions, S key positions, D model width, F feed-forward width, H query heads,
-G key/value heads, K head size, V vocabulary, N positions of a whole text. Without the engine's guards and 16-bit types.
+G key/value heads, K head size, V vocabulary, N text length. The parameters are a nested dict, initialised by the engine:
 
 params = {embedding: {tokens, positions}, transformer: {block_0: {attention: {query, key, value, output}, attention_norm,
-          feed_forward: {up, gate, down}, feed_forward_norm}, block_1, ..., final_norm}, head}, initialised by the engine
+          feed_forward: {up, gate, down}, feed_forward_norm}, block_1, ..., final_norm}, head}
 """
 
 import functools
@@ -27,10 +28,10 @@ def embed(params, tokens_BT, config):
     T, D = x_BTD.shape[1:]
     if config.positions == "learned":
         x_BTD = x_BTD + params["positions"]["embedding"][None, :T]
-    if config.positions == "sinusoidal":  # sections 3.4 and 3.5
+    if config.positions == "sinusoidal":  # "Attention Is All You Need", sections 3.4 and 3.5
         angles = jnp.arange(T)[:, None] / 10000 ** (jnp.arange(0, D, 2) / D)[None, :]
-        waves_TD = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(T, -1)[:, :D]
-        x_BTD = x_BTD * math.sqrt(D) + waves_TD[None]
+        encoding_TD = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(T, -1)[:, :D]
+        x_BTD = x_BTD * math.sqrt(D) + encoding_TD[None]
     return x_BTD
 
 
@@ -52,16 +53,16 @@ def norm(params, x_BTD, config):
 
 
 def rotate(x_BTHK):
-    """Rotary positions (Su et al. 2021): feature pair (i, i + K/2) at position t turns by the angle t / 10000^(2i/K)."""
+    """Rotary positions (Su et al. 2021): rotate feature pair (i, i + K/2) at position t by the angle t / 10000^(2i/K)."""
     T, half = x_BTHK.shape[1], x_BTHK.shape[3] // 2
     angles = jnp.arange(T)[None, :, None, None] / 10000 ** (jnp.arange(half) / half)[None, None, None, :]
     first, second = x_BTHK[..., :half], x_BTHK[..., half:]
-    turned = first * jnp.cos(angles) - second * jnp.sin(angles), second * jnp.cos(angles) + first * jnp.sin(angles)
-    return jnp.concatenate(turned, axis=-1)
+    rotated = first * jnp.cos(angles) - second * jnp.sin(angles), second * jnp.cos(angles) + first * jnp.sin(angles)
+    return jnp.concatenate(rotated, axis=-1)
 
 
 def attention(params, x_BTD, config):
-    """softmax(Q Kᵀ / √K) V in H subspaces ("Attention Is All You Need", equation 1 and section 3.2.2)."""
+    """softmax(Q Kᵀ / √K) V in each of H heads ("Attention Is All You Need", equation 1 and section 3.2.2)."""
     (B, T, _), H, G, K = x_BTD.shape, config.num_heads, config.kv_heads, config.head_size
     q_BTHK = dense(params["query"], x_BTD).reshape(B, T, H, K)
     k_BSGK = dense(params["key"], x_BTD).reshape(B, T, G, K)
@@ -71,8 +72,8 @@ def attention(params, x_BTD, config):
     if config.positions == "rotary":
         q_BTHK, k_BSGK = rotate(q_BTHK), rotate(k_BSGK)
     k_BSHK, v_BSHK = jnp.repeat(k_BSGK, H // G, axis=2), jnp.repeat(v_BSGK, H // G, axis=2)
-    age_TS = jnp.arange(T)[:, None] - jnp.arange(T)[None, :]
-    allowed_TS = (age_TS >= 0) & (age_TS < config.context_length)  # neither the future nor what is out of sight
+    age_TS = jnp.arange(T)[:, None] - jnp.arange(T)[None, :]  # how far the key is behind the query
+    allowed_TS = (age_TS >= 0) & (age_TS < config.context_length)  # neither in the future nor beyond the context
     scores_BHTS = jnp.einsum("BTHK,BSHK->BHTS", q_BTHK, k_BSHK) / math.sqrt(K)
     weights_BHTS = jax.nn.softmax(jnp.where(allowed_TS[None, None], scores_BHTS, -jnp.inf))
     o_BTHK = jnp.einsum("BHTS,BSHK->BTHK", weights_BHTS, v_BSHK)
@@ -83,19 +84,19 @@ ACTIVATIONS = {
     "relu2": lambda x: jnp.maximum(x, 0) ** 2,
     "relu": lambda x: jnp.maximum(x, 0),
     "gelu": lambda x: x * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
-    "swiglu": lambda x: x / (1 + jnp.exp(-x)),  # SiLU, of the gate
+    "swiglu": lambda x: x / (1 + jnp.exp(-x)),  # SiLU, applied to the gate
 }
 
 
 def feed_forward(params, x_BTD, config):
-    """f(x W₁) W₂ at every position (equation 2); in SwiGLU (Shazeer 2020) f is applied to a second layer, the gate."""
+    """f(x W₁) W₂ at every position (equation 2). In SwiGLU (Shazeer 2020) f applies to a gate, which multiplies x W₁."""
     f, h_BTF = ACTIVATIONS[config.activation], dense(params["up"], x_BTD)
     h_BTF = f(dense(params["gate"], x_BTD)) * h_BTF if config.activation == "swiglu" else f(h_BTF)
     return dense(params["down"], h_BTF)
 
 
 def block(params, x_BTD, config, dropout):
-    """Each sub-layer adds to the residual stream. The norm precedes it or, as in the original paper, follows the sum."""
+    """Add each sub-layer to the residual stream. "pre" normalises its input, "post" (the original paper) the sum."""
     for name, sublayer in (("attention", attention), ("feed_forward", feed_forward)):
         normalise = functools.partial(norm, params[f"{name}_norm"], config=config)
         if config.norm_placement == "pre":
@@ -106,12 +107,12 @@ def block(params, x_BTD, config, dropout):
 
 
 def gpt(params, tokens_BT, config: ModelConfig, key=None):
-    """logits_BTV: position t scores the token at t + 1, from the tokens up to t. A key turns dropout on."""
+    """logits_BTV: position t predicts the token at t + 1 from the tokens up to t. Passing a key turns dropout on."""
     keys = None if key is None else iter(jax.random.split(key, 2 * config.num_layers + 1))
 
     def dropout(x_BTD):
-        p = 1 - config.dropout
-        return x_BTD if keys is None else x_BTD * jax.random.bernoulli(next(keys), p, x_BTD.shape) / p
+        keep = 1 - config.dropout
+        return x_BTD if keys is None else x_BTD * jax.random.bernoulli(next(keys), keep, x_BTD.shape) / keep
 
     x_BTD = dropout(embed(params["embedding"], tokens_BT, config))
     for layer in range(config.num_layers):
@@ -122,18 +123,18 @@ def gpt(params, tokens_BT, config: ModelConfig, key=None):
 
 
 def loss(params, batch, config, key=None):
-    """Mean cross-entropy of the next token, in nats, over the targets that count."""
+    """Mean cross-entropy of the next token, in nats, over the targets where `mask_BT` is true."""
     log_probs_BTV = jax.nn.log_softmax(gpt(params, batch["inputs_BT"], config, key))
     nats_BT = -jnp.take_along_axis(log_probs_BTV, batch["targets_BT"][..., None], axis=-1)[..., 0]
     return (nats_BT * batch["mask_BT"]).sum() / batch["mask_BT"].sum()
 
 
 def learning_rate(step, training: TrainingConfig, num_steps):
-    """A linear warmup to the peak, then the decay to the minimum, which the last step has (or the peak for good)."""
-    peak, lowest, warmup = training.learning_rate, training.min_learning_rate, min(training.warmup_steps, num_steps)
+    """Linear warmup to the peak, then decay that reaches the minimum at the last step ("constant" stays at the peak)."""
+    peak, minimum, warmup = training.learning_rate, training.min_learning_rate, min(training.warmup_steps, num_steps)
     progress = jnp.clip((step - warmup) / max(1, num_steps - 1 - warmup), 0, 1)
-    left = {"cosine": (1 + jnp.cos(jnp.pi * progress)) / 2, "linear": 1 - progress, "constant": 1.0}[training.schedule]
-    return jnp.where(step < warmup, peak * (step + 1) / max(1, warmup), lowest + (peak - lowest) * left)
+    remaining = {"cosine": (1 + jnp.cos(jnp.pi * progress)) / 2, "linear": 1 - progress, "constant": 1.0}[training.schedule]
+    return jnp.where(step < warmup, peak * (step + 1) / max(1, warmup), minimum + (peak - minimum) * remaining)
 
 
 def init_state(params):
@@ -143,7 +144,7 @@ def init_state(params):
 
 @functools.partial(jax.jit, static_argnames=("config", "num_steps"))
 def train_step(state, batch, config: Config, num_steps, key=None):
-    """Clip the gradient by its global norm, then AdamW (Loshchilov & Hutter 2019). Returns the next state, and the loss."""
+    """Clip the gradient by its global norm, then apply AdamW (Loshchilov & Hutter 2019). Returns (next state, loss)."""
     c, step, tree_map = config.training, state["step"], jax.tree.map
     value, grads = jax.value_and_grad(loss)(state["params"], batch, config.model, key)
     grad_norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(grads)))
@@ -153,26 +154,26 @@ def train_step(state, batch, config: Config, num_steps, key=None):
 
     def update(p, m, s):
         adam = m / (1 - c.beta1 ** (step + 1)) / (jnp.sqrt(s / (1 - c.beta2 ** (step + 1))) + 1e-8)
-        decay = c.weight_decay * p if p.ndim >= 2 else 0.0  # of matrices alone
+        decay = c.weight_decay * p if p.ndim >= 2 else 0.0  # matrices only
         return p - learning_rate(step, c, num_steps) * (adam + decay)
 
     params = tree_map(update, state["params"], mean, square)
-    ema = jnp.minimum(c.ema, (1 + step) / (10 + step))  # less at first: initial values are soon forgotten
+    ema = jnp.minimum(c.ema, (1 + step) / (10 + step))  # smaller at first, so the initial values soon fade
     average = tree_map(lambda a, p: ema * a + (1 - ema) * p, state["average"], params)
     return {"step": step + 1, "params": params, "mean": mean, "square": square, "average": average}, value
 
 
 def sample(params, prompt_BN, num_tokens, key, config, process=lambda logits_BV, tokens_BN: logits_BV):
-    """Prompts and `num_tokens` more, each drawn from softmax(process(logits, tokens so far)); all is recomputed for each.
+    """Extend each prompt by `num_tokens` samples from softmax(process(logits, tokens so far)), without any caching.
 
-    When the context of a model with a table of positions is full, the last half of it moves to the beginning."""
+    Rotary models slide their window. The others, once the context is full, move its last half back to position 0."""
     S, half, (B, N) = config.context_length, config.context_length // 2, prompt_BN.shape
     run, row_key_B = jax.jit(gpt, static_argnames="config"), jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(B))
     tokens_BN = np.pad(prompt_BN, ((0, 0), (0, num_tokens)))
     for n in range(N, N + num_tokens):
-        begin = 0 if config.can_slide or n <= S else n - half - 1 - (n - S - 1) % (S - half)
-        seen_BT = np.roll(tokens_BN, -begin, axis=1)[:, : None if config.can_slide else S]
-        logits_BV = np.asarray(run(params, seen_BT, config))[:, n - 1 - begin]  # what is to the right cannot be seen
+        start = 0 if config.can_slide or n <= S else n - half - 1 - (n - S - 1) % (S - half)
+        inputs_BT = np.roll(tokens_BN, -start, axis=1)[:, : None if config.can_slide else S]
+        logits_BV = np.asarray(run(params, inputs_BT, config))[:, n - 1 - start]  # later tokens have no effect
         step_key_B = jax.vmap(jax.random.fold_in, (0, None))(row_key_B, n - N)
         tokens_BN[:, n] = jax.vmap(jax.random.categorical)(step_key_B, process(logits_BV, tokens_BN[:, :n]))
     return tokens_BN
@@ -183,7 +184,7 @@ def main(num_steps=400):
     vocabulary, ids = np.unique(np.array(list(text)), return_inverse=True)
     model = ModelConfig(num_layers=2, num_heads=2, embed_dim=64, ff_dim=256, context_length=64, vocab_size=len(vocabulary))
     config = Config(model, TrainingConfig(learning_rate=5e-3, min_learning_rate=5e-4, warmup_steps=40, ema=0.97))
-    state = init_state(init_params(jax.random.key(0), GPT(model)))  # what the engine starts from, too
+    state = init_state(init_params(jax.random.key(0), GPT(model)))  # the engine's initial values
     for step in range(num_steps):
         batch = batches.batch_at(ids, model.context_length, batch_size=16, seed=0, step=step)
         state, value = train_step(state, batch, config, num_steps)
