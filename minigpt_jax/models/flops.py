@@ -1,13 +1,13 @@
-"""How much there is to compute."""
+"""The number of floating-point operations."""
 
 from minigpt_jax.config import ModelConfig
 
 
 def flops_per_token(config: ModelConfig) -> float:
-    """Floating-point operations of training on a token that no implementation can do without.
+    """Floating-point operations that training on one token needs in any implementation.
 
-    Six for each weight that it is multiplied with, two forward and four backward (Kaplan et al. 2020, section 2.1), and as
-    many for each pair of features in the scores and sums of causal attention, which looks at half of the context on average.
+    Six for each weight: two forward and four backward (Kaplan et al. 2020, section 2.1). Likewise six for each product in
+    the scores and weighted sums of attention, which under a causal mask covers half of the context on average.
     """
     D, F, kv = config.embed_dim, config.ff_dim, config.kv_heads * config.head_size
     block = 2 * D * D + 2 * D * kv + (3 if config.activation == "swiglu" else 2) * D * F

@@ -1,4 +1,4 @@
-"""GPT: token embeddings in, the causal transformer, next-token logits out."""
+"""GPT: token embeddings, a causal transformer, next-token logits."""
 
 import jax
 import jax.numpy as jnp
@@ -12,18 +12,18 @@ from minigpt_jax.models.transformer import Transformer
 
 
 class GPT(nn.Module):
-    """A decoder-only language model: logits at position t score the token at t + 1, from tokens up to t alone."""
+    """A decoder-only language model: the logits at position t predict the token at t + 1 from the tokens up to t."""
 
     config: ModelConfig
     kernels: Kernels = PLAIN
 
     @nn.compact
     def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array | None = None, cache=None, dropout=None):
-        """(logits_BTV in float32, cache). Each position sees the last context_length ones.
+        """Returns (logits_BTV in float32, cache). Each position attends to the last context_length positions.
 
-        Without a cache the tokens are at positions 0 to T - 1, which exceed the context only where the config `can_slide`.
-        With a cache, of one entry a layer, they follow what it holds, at `positions_BT`, and are then part of it. Training
-        passes the config's rate of `dropout`, and an rng of that name.
+        Without a cache the tokens are at positions 0 to T - 1; T may exceed the context only if the config `can_slide`.
+        With a cache (one entry per layer) they are at `positions_BT`, attend to the cached ones and are appended to them.
+        Training passes the config's `dropout` probability and an rng of that name.
         """
         config, kernels, (B, T) = self.config, self.kernels, tokens_BT.shape
         if positions_BT is None:

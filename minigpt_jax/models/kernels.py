@@ -1,4 +1,4 @@
-"""The implementations that the modules call, as one value. Its defaults are the equations; `kernels/` has faster ones."""
+"""The implementations that the modules call, as one value. The defaults are the equations; `kernels/` has faster ones."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from minigpt_jax.models.cache import KVCache
 
 
 def recompute(block: nn.Module, x_BTD: jax.Array, *inputs: Any) -> jax.Array:
-    """block(x_BTD, *inputs), computed again in the backward pass, so that nothing inside is kept (Chen et al. 2016)."""
+    """block(x_BTD, *inputs), recomputed in the backward pass instead of storing its activations (Chen et al. 2016)."""
     return nn.remat(lambda block, x_BTD: block(x_BTD, *inputs)[0])(block, x_BTD)
 
 
@@ -25,9 +25,9 @@ def activate(x: jax.Array, activation: str) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Kernels:
-    """One implementation of each op. Hashable, so that a model that holds it can be a static argument of jit.
+    """One implementation per op. Hashable, so that a model that holds it can be a static argument of jit.
 
-    Each field has the signature and, up to rounding, the values and gradients of its default.
+    Every implementation has the signature of the default and, up to rounding, its values and gradients.
     """
 
     name: str = "plain"

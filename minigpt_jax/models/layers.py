@@ -13,7 +13,7 @@ from minigpt_jax.models.masks import Mask
 
 
 def Dense(features: int, config: ModelConfig, kernels: Kernels, name: str, init=None, bias=True) -> nn.Dense:  # noqa: N802
-    """x W + b over the last axis, in the config's type, with its choice of bias and, but for `init`, of initial weights."""
+    """x W + b over the last axis, in the config's dtype. The config sets the bias and, without `init`, the initialiser."""
     return nn.Dense(
         features, use_bias=bias and config.bias, dtype=config.dtype, kernel_init=init or kernel_init(config), name=name,
         dot_general=lambda x, kernel_DF, *_, **__: kernels.matmul(x, kernel_DF),
@@ -21,7 +21,7 @@ def Dense(features: int, config: ModelConfig, kernels: Kernels, name: str, init=
 
 
 class Dropout(nn.Module):
-    """Zero with probability `rate`, else x / (1 - rate) (Srivastava et al. 2014). Unlike Linen's, the rate may be traced."""
+    """Zero with probability `rate`, else x / (1 - rate) (Srivastava et al. 2014). Unlike in Linen, `rate` can be traced."""
 
     @nn.compact
     def __call__(self, x: jax.Array, rate: jax.Array | float | None) -> jax.Array:
@@ -32,8 +32,8 @@ class Dropout(nn.Module):
 
 
 class Norm(nn.Module):
-    """LayerNorm (Ba et al. 2016), or RMSNorm (Zhang & Sennrich 2019), which leaves the mean alone; each feature then scaled.
-    Epsilon is 1e-5 as in GPT-2, Llama and PyTorch. Linen's own norms have 1e-6 and the less accurate E[x²] - E[x]²."""
+    """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang & Sennrich 2019), which does not subtract the mean; then a learned scale.
+    Epsilon is 1e-5, as in GPT-2, Llama and PyTorch. Linen's norms use 1e-6 and the less accurate E[x²] - E[x]²."""
 
     config: ModelConfig
     kernels: Kernels = PLAIN
@@ -50,16 +50,16 @@ class Norm(nn.Module):
 
 
 class MultiHeadAttention(nn.Module):
-    """Attention in H subspaces of size K = D / H, concatenated and projected ("Attention Is All You Need", section 3.2.2).
-    G < H key/value heads, shared by H / G query heads each, make the cache smaller (Ainslie et al. 2023)."""
+    """Attention in H heads of size K = D / H, concatenated and projected ("Attention Is All You Need", section 3.2.2).
+    With G < H key/value heads, H / G query heads share each of them, for a smaller cache (Ainslie et al. 2023)."""
 
     config: ModelConfig
     kernels: Kernels = PLAIN
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, mask: Mask, positions_BT: jax.Array, cache=None):
-        """(y_BTD, cache): attention within x or, with a cache, from x to the cache with x appended to it. ValueError for a
-        mask that a cache cannot follow. Sows `heads_BTHK` and, without a cache, `weights_BHTS`."""
+        """Returns (y_BTD, cache). Attends within x or, with a cache, appends x to it and attends to all of it. Sows
+        `heads_BTHK` and, without a cache, `weights_BHTS`. Raises ValueError for a mask that a cache does not support."""
         config, kernels = self.config, self.kernels
         H, G, K = config.num_heads, config.kv_heads, config.head_size
         B, T, D = x_BTD.shape
@@ -75,21 +75,21 @@ class MultiHeadAttention(nn.Module):
         if cache is None:
             k_BTHK, v_BTHK = jnp.repeat(k_BTGK, H // G, axis=2), jnp.repeat(v_BTGK, H // G, axis=2)
             o_BTHK = kernels.attention(q_BTHK, k_BTHK, v_BTHK, mask)
-            if self.is_mutable_collection("intermediates"):  # kernels need not form the weights
+            if self.is_mutable_collection("intermediates"):  # some kernels never form the weights
                 self.sow("intermediates", "weights_BHTS", attention_weights(q_BTHK, k_BTHK, mask, ages(T, T)))
         elif mask.only_past:
             cache = cache.append(k_BTGK, v_BTGK)
             o_BTHK = cache.attend(q_BTHK, mask, positions_BT)
         else:
-            raise ValueError(f"a cache holds the past alone, and no padding, so it cannot follow {mask}")
+            raise ValueError(f"attention with a cache needs a causal mask without padding, not {mask}")
         self.sow("intermediates", "heads_BTHK", o_BTHK)
         y_BTD = Dense(D, config, kernels, "output", init=residual_init(config))(o_BTHK.reshape(B, T, H * K))
         return y_BTD, cache
 
 
 class FeedForward(nn.Module):
-    """f(x W₁ + b₁) W₂ + b₂ at every position ("Attention Is All You Need", equation 2), f being the config's choice.
-    SwiGLU (Shazeer 2020) has a third matrix: f applies to its output, which gates that of the first."""
+    """f(x W₁ + b₁) W₂ + b₂ at every position ("Attention Is All You Need", equation 2), where the config chooses f.
+    SwiGLU (Shazeer 2020) has a third matrix: f applies to its output, which multiplies that of the first."""
 
     config: ModelConfig
     kernels: Kernels = PLAIN
@@ -107,24 +107,24 @@ class FeedForward(nn.Module):
 
 
 class TokenAndPosition(nn.Module):
-    """The tokens' embeddings plus, where positions have a table, the positions'."""
+    """Token embeddings plus, for learned and sinusoidal positions, position embeddings."""
 
     config: ModelConfig
 
     def setup(self):
-        config, how = self.config, {"dtype": self.config.dtype, "embedding_init": embedding_init(self.config)}
-        self.tokens = nn.Embed(config.known_vocab_size, config.embed_dim, **how)
+        config, kwargs = self.config, {"dtype": self.config.dtype, "embedding_init": embedding_init(self.config)}
+        self.tokens = nn.Embed(config.known_vocab_size, config.embed_dim, **kwargs)
         if config.positions == "learned":
-            self.positions = nn.Embed(config.context_length, config.embed_dim, **how)
+            self.positions = nn.Embed(config.context_length, config.embed_dim, **kwargs)
 
     def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
-        """x_BTD from token ids in [0, V) and positions in [0, context_length). Ids out of range give NaN, not an error."""
+        """x_BTD from token ids in [0, V) and positions in [0, context_length). Out-of-range ids give NaN, not an error."""
         config, x_BTD = self.config, self.tokens(tokens_BT)
         if config.positions == "learned":
             x_BTD += self.positions(positions_BT)
         if config.positions == "sinusoidal":
-            # √D (section 3.4 of the paper) brings the embeddings nearer to the size of sines and cosines.
+            # √D brings the embeddings closer to the scale of the sinusoids (section 3.4 of the paper).
             table_TD = ops.sinusoidal_positions(config.context_length, config.embed_dim)
-            waves_BTD = table_TD.at[positions_BT].get(mode="fill", fill_value=jnp.nan)
-            x_BTD = x_BTD * config.embed_dim**0.5 + waves_BTD.astype(x_BTD.dtype)
+            encoding_BTD = table_TD.at[positions_BT].get(mode="fill", fill_value=jnp.nan)
+            x_BTD = x_BTD * config.embed_dim**0.5 + encoding_BTD.astype(x_BTD.dtype)
         return x_BTD

@@ -1,4 +1,4 @@
-"""Who may attend to whom, and how much: one rule, which the equation, the kernels and the cache all read."""
+"""Which keys a query may attend to, and with what bias: one rule for the equation, the kernels and the cache."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from flax import struct
 
 @struct.dataclass
 class Mask:
-    """A rule on the age of a key, which is the query's position less the key's: 0 for the query's own, negative ahead.
+    """A rule on the age of a key: query position minus key position. It is negative for future keys.
 
         Mask()                causal=True           causal=True, window=2     padding_BS=[[1, 1, 1, 0]]
 
@@ -17,9 +17,9 @@ class Mask:
           2  ■ ■ ■ ■            2  ■ ■ ■ ·            2  · ■ ■ ·                2  ■ ■ ■ ·
           3  ■ ■ ■ ■            3  ■ ■ ■ ■            3  · · ■ ■                3  ■ ■ ■ ·
 
-    `causal` hides the future. `window` hides keys whose age is `window` or more. `slopes`, one for each query head, lower a
-    score by slope · |age| (ALiBi, Press et al. 2022). `padding_BS` is True where a row has a token. Every query must be
-    allowed at least one key.
+    `causal` hides future keys. `window` hides keys of age `window` or more. `slopes`, one per query head, subtract
+    slope · |age| from the scores (ALiBi, Press et al. 2022). `padding_BS` is False at padding, True at tokens. Every query
+    must be allowed at least one key.
     """
 
     causal: bool = struct.field(pytree_node=False, default=False)
@@ -29,11 +29,11 @@ class Mask:
 
     @property
     def only_past(self) -> bool:
-        """Whether it hides the future and depends on age alone: what caches need, and kernels that skip the future."""
+        """Whether the mask is causal and depends on age alone, as required by caches and by kernels that skip the future."""
         return self.causal and not jax.tree.leaves(self)
 
     def __call__(self, scores_BHTS: jax.Array, age_BTS: jax.Array, exists_BTS: jax.Array | bool = True) -> jax.Array:
-        """The scores under this rule, in float32. B may be 1 in the ages. Keys that do not exist are hidden, too."""
+        """The masked scores in float32. B may be 1 in the ages. Keys where `exists_BTS` is False are hidden too."""
         scores_BHTS, allowed_BTS = scores_BHTS.astype(jnp.float32), jnp.ones(age_BTS.shape, bool) & exists_BTS
         if self.causal:
             allowed_BTS &= age_BTS >= 0
@@ -43,5 +43,5 @@ class Mask:
             allowed_BTS &= self.padding_BS[:, None, :]
         if self.slopes is not None:
             scores_BHTS -= jnp.array(self.slopes)[None, :, None, None] * jnp.abs(age_BTS)[:, None]
-        # The lowest finite number and not, say, -1e4: a model can learn scores that make up for that and see the future.
+        # The lowest finite number rather than, say, -1e4, which a model could outweigh with large scores to see the future.
         return jnp.where(allowed_BTS[:, None], scores_BHTS, jnp.finfo(jnp.float32).min)

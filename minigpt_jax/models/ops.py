@@ -1,4 +1,4 @@
-"""One function per equation: norms, activations, positions. Attention has a file of its own."""
+"""One function per equation: norms, activations, positions. Attention has its own file."""
 
 import math
 
@@ -12,7 +12,7 @@ def center(x: jax.Array) -> jax.Array:
 
 
 def unit_rms(x: jax.Array, epsilon: float) -> jax.Array:
-    """x / √(mean x² + ε) over the last axis, computed in float32, in the type of x."""
+    """x / √(mean x² + ε) over the last axis, computed in float32 and returned in the dtype of x."""
     x_float = x.astype(jnp.float32)
     return (x_float * jax.lax.rsqrt(jnp.mean(jnp.square(x_float), axis=-1, keepdims=True) + epsilon)).astype(x.dtype)
 
@@ -26,7 +26,7 @@ ACTIVATIONS = {
     "gelu": gelu,
     "relu": jax.nn.relu,
     "relu2": lambda x: jnp.square(jax.nn.relu(x)),  # So et al. 2021, "Primer"
-    "swiglu": jax.nn.silu,  # of the gate (Shazeer 2020)
+    "swiglu": jax.nn.silu,  # applied to the gate (Shazeer 2020)
 }
 
 
@@ -37,7 +37,7 @@ def sinusoidal_positions(num_positions: int, dim: int) -> jax.Array:
 
 
 def rotate(x_BTHK: jax.Array, positions_BT: jax.Array) -> jax.Array:
-    """Rotary positions (Su et al. 2021): turns each head's feature pair (i, i + K/2) by position / 10000^(2i/K)."""
+    """Rotary positions (Su et al. 2021): rotates each head's feature pair (i, i + K/2) by position / 10000^(2i/K)."""
     half = x_BTHK.shape[-1] // 2
     frequencies = 10000.0 ** (-jnp.arange(half) / half)
     angles_BT1h = (positions_BT[:, :, None] * frequencies[None, None, :])[:, :, None, :]

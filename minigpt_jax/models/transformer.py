@@ -1,4 +1,4 @@
-"""The block, and the stack of blocks; it does not know what its inputs stand for."""
+"""The block and the stack of blocks, independent of what the inputs represent."""
 
 import jax
 from flax import linen as nn
@@ -11,8 +11,8 @@ from minigpt_jax.models.masks import Mask
 
 class Block(nn.Module):
     """Attention, then feed-forward, each added to the residual stream.
-    `pre` normalises what goes into a sub-layer, x + f(norm(x)), as in GPT-2; `post` the sum, norm(x + f(x)), as in the
-    original paper. `pre` trains at higher learning rates and with less warmup (Xiong et al. 2020)."""
+    `pre` normalises the input of a sub-layer, x + f(norm(x)), as in GPT-2; `post` normalises the sum, norm(x + f(x)), as in
+    the original paper. `pre` trains at higher learning rates and with less warmup (Xiong et al. 2020)."""
 
     config: ModelConfig
     kernels: Kernels = PLAIN
@@ -36,23 +36,23 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """L blocks and, where the blocks leave the residual stream without one (`pre`), a last norm."""
+    """L blocks and, with `pre`, a final norm: those blocks leave the residual stream unnormalised."""
 
     config: ModelConfig
     kernels: Kernels = PLAIN
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, mask: Mask, positions_BT: jax.Array, cache=None, dropout=None):
-        """(x_BTD, cache), the cache with one entry a layer. Sows `residual_BTD`, before and after each block."""
+        """Returns (x_BTD, cache), with one cache entry per layer. Sows `residual_BTD` before and after each block."""
         config = self.config
         x_BTD = Dropout()(x_BTD, dropout)
         self.sow("intermediates", "residual_BTD", x_BTD)
-        keeps = cache is not None or self.is_initializing() or self.is_mutable_collection("intermediates")
+        has_side_outputs = cache is not None or self.is_initializing() or self.is_mutable_collection("intermediates")
         new_cache = []
         for layer in range(config.num_layers):
             layer_cache = None if cache is None else cache[layer]
             block = Block(config, self.kernels, name=f"block_{layer}")
-            if config.remat and not keeps:
+            if config.remat and not has_side_outputs:
                 x_BTD = self.kernels.recompute(block, x_BTD, mask, positions_BT, None, dropout)
             else:
                 x_BTD, layer_cache = block(x_BTD, mask, positions_BT, layer_cache, dropout)
