@@ -1,7 +1,7 @@
-"""The ops of `models/`, faster: which of them suit a device is chosen once, at the edge, and passed to the model.
+"""Faster implementations of the ops in `models/`. The set for a device is selected once, at the edge, and passed down.
 
-Each file says which op it computes, what it saves and which test proves it equal. The savings are of whole training or
-decoding steps: `python scripts/benchmark.py kernels` measures them on your machine.
+Each file says which op it computes, what it saves and which test proves it equal to the equation. Savings are per training
+or decoding step; `python scripts/benchmark.py kernels` measures them on your machine.
 """
 
 from dataclasses import replace
@@ -26,10 +26,10 @@ CUDNN = replace(TUNED, name="tuned, cuDNN attention", attention=cudnn_attention)
 
 
 def select(config: ModelConfig, device: Any, kernels: str = "tuned") -> Kernels:
-    """The kernels for a model on a device, which is one of `jax.devices()`; with "plain" the equations themselves.
+    """The kernels for a model on a device, one of `jax.devices()`. `kernels` is "tuned", or "plain" for the equations.
 
-    On a CPU attention is blocked where there are several blocks, else split; accelerators would wait for the host at each
-    turn of a loop whose length is not fixed. Raises UsageError for another choice.
+    On a CPU, attention is blocked if the context exceeds one block, else split. Accelerators do not use blocks, since
+    they would wait for the host at each iteration of a loop of dynamic length. Raises UsageError for another `kernels`.
     """
     require_choice("kernels", kernels, ("tuned", "plain"))
     if kernels == "plain":

@@ -1,7 +1,7 @@
-"""Computes `attention` by blocks of positions, of which no query meets those ahead of it: about half the work, and memory
+"""Computes `attention` in blocks of positions and skips key blocks ahead of the queries: about half the work, and memory
 that grows with T, not T² (Dao 2023, "FlashAttention-2", algorithms 1 and 2).
-Saves 12 % of a training step of mini_gpt, and 289
-MB of 1043 (AMD EPYC, AVX2, two cores, 2026-11-28, `benchmark.py kernels`).
+Saves 12 % of a training step of mini_gpt, and 289 of 1043 MB
+(AMD EPYC, AVX2, two cores, 2026-11-28, `benchmark.py kernels`).
 Proof: tests/test_kernels.py, test_attention_follows_every_mask.
 """
 
@@ -17,12 +17,12 @@ BLOCK = 64  # positions
 
 
 def blocked_attention(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, mask: Mask) -> jax.Array:
-    """softmax(Q Kᵀ / √K) V under masks that hide the future and no padding; the equation takes the others."""
+    """softmax(Q Kᵀ / √K) V under causal masks without padding. Falls back to the equation for the others."""
     if not mask.only_past or q_BTHK.shape != k_BSHK.shape:
         return attention(q_BTHK, k_BSHK, v_BSHK, mask)
     B, T, H, K = q_BTHK.shape
 
-    def to_blocks(x_BTHK):  # what fills up the last block is ahead of all queries
+    def to_blocks(x_BTHK):  # the mask hides the padding: it is ahead of all queries
         x_BTHK = jnp.pad(x_BTHK, ((0, 0), (0, -T % BLOCK), (0, 0), (0, 0)))
         return x_BTHK.reshape(B, -1, BLOCK, H, K).transpose(1, 0, 3, 2, 4)
 
@@ -32,10 +32,10 @@ def blocked_attention(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, m
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def attend(q, k, v, mask):
-    """Attention among blocks, each of shape BHTK or BHSK: q[i] is block i of the queries.
+    """Attention between blocks of shape BHTK or BHSK: q[i] is block i of the queries.
 
-    Streams over the key blocks with the sum of weighted values so far, the largest score, and the sum of weights relative to
-    that; they are rescaled when a larger score arrives.
+    Streams over the key blocks with a running maximum of the scores, the normaliser and the weighted sum of the values. The
+    two sums are rescaled when the maximum grows.
     """
     return attend_forward(q, k, v, mask)[0]
 
@@ -48,48 +48,48 @@ def block_scores(q_BHTK, k_BHSK, mask, i, j):
 
 
 def attend_forward(q, k, v, mask):
-    def attend_from(i):
-        def meet(j, carry):
+    def attend_query_block(i):
+        def add_key_block(j, carry):
             o_BHTK, largest_BHT1, sum_BHT1 = carry
             scores_BHTS = block_scores(q[i], k[j], mask, i, j)
             new_largest_BHT1 = jnp.maximum(largest_BHT1, scores_BHTS.max(axis=-1, keepdims=True))
             weights_BHTS = jnp.exp(scores_BHTS - new_largest_BHT1)
-            shrink_BHT1 = jnp.exp(largest_BHT1 - new_largest_BHT1)
-            sum_BHT1 = sum_BHT1 * shrink_BHT1 + weights_BHTS.sum(axis=-1, keepdims=True)
-            o_BHTK = o_BHTK * shrink_BHT1 + jnp.einsum("BHTS,BHSK->BHTK", weights_BHTS.astype(v.dtype), v[j])
+            rescale_BHT1 = jnp.exp(largest_BHT1 - new_largest_BHT1)
+            sum_BHT1 = sum_BHT1 * rescale_BHT1 + weights_BHTS.sum(axis=-1, keepdims=True)
+            o_BHTK = o_BHTK * rescale_BHT1 + jnp.einsum("BHTS,BHSK->BHTK", weights_BHTS.astype(v.dtype), v[j])
             return o_BHTK, new_largest_BHT1, sum_BHT1
 
         zeros_BHTK = jnp.zeros(q.shape[1:], jnp.float32)
         lowest_BHT1 = jnp.full_like(zeros_BHTK[..., :1], jnp.finfo(jnp.float32).min)
-        carry = jax.lax.fori_loop(0, i + 1, meet, (zeros_BHTK, lowest_BHT1, zeros_BHTK[..., :1]))
+        carry = jax.lax.fori_loop(0, i + 1, add_key_block, (zeros_BHTK, lowest_BHT1, zeros_BHTK[..., :1]))
         o_BHTK, largest_BHT1, sum_BHT1 = carry
         return (o_BHTK / sum_BHT1).astype(v.dtype), largest_BHT1 + jnp.log(sum_BHT1)
 
-    o, log_sum = jax.lax.map(attend_from, jnp.arange(len(q)))
+    o, log_sum = jax.lax.map(attend_query_block, jnp.arange(len(q)))
     return o, (q, k, v, o, log_sum)
 
 
 def attend_backward(mask, residuals, do):
-    """The weights are recomputed from the logarithms of their sums."""
+    """Recomputes the weights from the scores and the logarithm of the normaliser."""
     q, k, v, o, log_sum = residuals
     do_o = jnp.sum((do * o).astype(jnp.float32), axis=-1, keepdims=True)
 
-    def attended(dq, j):
-        def meet(i, carry):
+    def key_block_backward(dq, j):
+        def add_query_block(i, carry):
             dq, dk_BHSK, dv_BHSK = carry
             weights_BHTS = jnp.exp(block_scores(q[i], k[j], mask, i, j) - log_sum[i])
             dweights_BHTS = jnp.einsum("BHTK,BHSK->BHTS", do[i], v[j])
-            dscores_BHTS = weights_BHTS * (dweights_BHTS - do_o[i])  # of a softmax
+            dscores_BHTS = weights_BHTS * (dweights_BHTS - do_o[i])  # gradient of the softmax
             dscores_BHTS = (dscores_BHTS / q.shape[-1] ** 0.5).astype(q.dtype)
             dk_BHSK += jnp.einsum("BHTS,BHTK->BHSK", dscores_BHTS, q[i])
             dv_BHSK += jnp.einsum("BHTS,BHTK->BHSK", weights_BHTS.astype(v.dtype), do[i])
             return dq.at[i].add(jnp.einsum("BHTS,BHSK->BHTK", dscores_BHTS, k[j])), dk_BHSK, dv_BHSK
 
         zeros_BHSK = jnp.zeros(k.shape[1:], jnp.float32)
-        dq, dk_BHSK, dv_BHSK = jax.lax.fori_loop(j, len(q), meet, (dq, zeros_BHSK, zeros_BHSK))
+        dq, dk_BHSK, dv_BHSK = jax.lax.fori_loop(j, len(q), add_query_block, (dq, zeros_BHSK, zeros_BHSK))
         return dq, (dk_BHSK, dv_BHSK)
 
-    dq, (dk, dv) = jax.lax.scan(attended, jnp.zeros(q.shape, jnp.float32), jnp.arange(len(k)))
+    dq, (dk, dv) = jax.lax.scan(key_block_backward, jnp.zeros(q.shape, jnp.float32), jnp.arange(len(k)))
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
 
 
