@@ -1,4 +1,4 @@
-"""Kernels with gradients of their own: they are those of the equations, and keep as little as they say."""
+"""Kernels with custom gradients: they match those of the equations, and store as little as claimed."""
 
 import dataclasses
 import re
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
     ],
     ids=["unit_rms", "center"],
 )
-def test_norms_and_their_gradients_are_those_of_the_equations(ours, equation, size):
+def test_norms_and_their_gradients_match_the_equations(ours, equation, size):
     x_BTD, weights_BTD = size * normal(2, 3, 8) + size, normal(2, 3, 8, seed=1)
 
     def gradient(function):
@@ -42,19 +42,19 @@ def test_norms_and_their_gradients_are_those_of_the_equations(ours, equation, si
     np.testing.assert_allclose(gradient(ours), gradient(equation), rtol=1e-4, atol=1e-5 / size)
 
 
-def test_unit_rms_keeps_the_type_and_its_result_for_the_gradient():
+def test_unit_rms_keeps_the_dtype_and_stores_only_its_result_and_one_number_per_row():
     y_BTD, gradient = jax.vjp(lambda x: unit_rms(x, 1e-5), jnp.asarray(normal(2, 3, 8), jnp.bfloat16))
     assert y_BTD.dtype == gradient(y_BTD)[0].dtype == jnp.bfloat16
-    kept = sorted((leaf.size, leaf.dtype) for leaf in jax.tree.leaves(gradient))
-    assert kept == [(2 * 3, jnp.float32), (2 * 3 * 8, jnp.bfloat16)]
+    stored = sorted((leaf.size, leaf.dtype) for leaf in jax.tree.leaves(gradient))
+    assert stored == [(2 * 3, jnp.float32), (2 * 3 * 8, jnp.bfloat16)]
 
 
-# ---- Products -------------------------------------------------------------------------------------------------------------
+# ---- Matmul ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("num_features", [3, 4, 5])
 @pytest.mark.parametrize("leading", [(6,), (2, 3), (2, 3, 2)])
-def test_matmul_and_its_gradients_are_those_of_jax(leading, num_features):
+def test_matmul_and_its_gradients_match_jax(leading, num_features):
     x, kernel_DF, weight = normal(*leading, 4), normal(4, num_features, seed=1), normal(*leading, num_features, seed=2)
 
     @jax.jit
@@ -85,10 +85,10 @@ def configured(**changes):
 
 
 def test_gradient_of_the_residual_stream_is_summed_once():
-    """And not recomputed in each block from those of all later blocks, for which XLA would make ever larger programs."""
+    """Not recomputed in each block from those of all later blocks, which would make fusions grow with the depth."""
 
     def most_inputs(num_layers):
-        """Of an operation of the compiled gradient."""
+        """The largest number of inputs of a fusion in the compiled gradient."""
         model = Transformer(configured(num_layers=num_layers, norm="layernorm", activation="gelu"), SPLIT)
         gradient = jax.grad(lambda params: jnp.sum(model.apply({"params": params}, X_BTD, Mask(), POSITIONS_BT)[0] ** 2))
         compiled = jax.jit(gradient).lower(random_params(model)).compile()
@@ -101,7 +101,7 @@ def test_gradient_of_the_residual_stream_is_summed_once():
 
 
 def compiled_gradient(config, kernels, num_positions=64):
-    """The compiled gradient by parameters and input of a sum over what comes out, and parameters to try it with."""
+    """The compiled gradient of a sum over the output by parameters and input, and arguments to call it with."""
     x_BTD, positions_BT = normal(B, num_positions, D), np.broadcast_to(np.arange(num_positions), (B, num_positions))
     model = Transformer(config, kernels)
 
@@ -116,26 +116,26 @@ def compiled_gradient(config, kernels, num_positions=64):
 
 @with_both_kernels
 def test_recomputed_blocks_give_the_same_gradients(kernels):
-    (kept, inputs), (recomputed, _) = (compiled_gradient(configured(remat=remat), kernels) for remat in (False, True))
-    assert_close(recomputed(*inputs), kept(*inputs), rtol=1e-4, atol=1e-4)
+    (stored, inputs), (recomputed, _) = (compiled_gradient(configured(remat=remat), kernels) for remat in (False, True))
+    assert_close(recomputed(*inputs), stored(*inputs), rtol=1e-4, atol=1e-4)
 
 
-def test_recomputed_blocks_keep_little():
-    kept, recomputed = (
+def test_recomputed_blocks_need_little_memory():
+    stored, recomputed = (
         compiled_gradient(configured(remat=remat, num_layers=8), SPLIT)[0].memory_analysis().temp_size_in_bytes
         for remat in (False, True)
     )
-    assert 0 < recomputed < 0.6 * kept
+    assert 0 < recomputed < 0.6 * stored
 
 
 @with_both_kernels
-def test_recomputed_blocks_drop_the_same_out_again(kernels):
-    """Otherwise the gradient would be that of another function: it is compared with differences of the function's values."""
+def test_recomputed_blocks_use_the_same_dropout_mask_again(kernels):
+    """Compared with finite differences: with another mask it would be the gradient of a different function."""
     model = Transformer(configured(remat=True), kernels)
-    params, how = random_params(model), {"dropout": 0.5, "rngs": {"dropout": jax.random.key(0)}}
+    params, kwargs = random_params(model), {"dropout": 0.5, "rngs": {"dropout": jax.random.key(0)}}
 
     def value(x_BTD):
-        y_BTD, _ = model.apply({"params": params}, x_BTD, Mask(causal=True), POSITIONS_BT, **how)
+        y_BTD, _ = model.apply({"params": params}, x_BTD, Mask(causal=True), POSITIONS_BT, **kwargs)
         return jnp.sum(y_BTD * normal(B, T, D, seed=1))
 
     check_grads(jax.jit(value), (X_BTD,), order=1, modes=["rev"], rtol=1e-2, atol=1e-2)

@@ -1,4 +1,4 @@
-"""The fast implementations against the equations: every kernel, with every mask, at every size that matters."""
+"""The fast implementations against the equations: every kernel, every mask, every size that matters."""
 
 import ast
 import dataclasses
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import KERNELS, MASKS, assert_close, masks, normal, random_params
+from helpers import KERNELS, MASKS, assert_close, error_message, masks, normal, random_params
 
 from minigpt_jax import kernels
 from minigpt_jax.config import ModelConfig
@@ -32,13 +32,13 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def implementations(field):
-    """All that the kernels of this package have for an op, without the equation itself."""
-    found = {getattr(each, field) for each in KERNELS.values()} - {getattr(PLAIN, field)}
-    return sorted(found, key=lambda function: function.__name__)
+    """All implementations of an op in this package, without the equation itself."""
+    functions = {getattr(each, field) for each in KERNELS.values()} - {getattr(PLAIN, field)}
+    return sorted(functions, key=lambda function: function.__name__)
 
 
 def with_gradients(function, *inputs):
-    """Its value, and the gradients of a weighted sum of it by each input."""
+    """The function's value, and the gradients of a weighted sum of it by each input."""
     outputs, gradient = jax.vjp(function, *inputs)
     return outputs, gradient(jax.tree.map(lambda leaf: normal(*leaf.shape, seed=9), outputs))
 
@@ -56,7 +56,7 @@ def through_a_block(recompute):
     return with_gradients(lambda params, x_BTD: model.apply({"params": params}, x_BTD, *inputs[1:])[0], params, inputs[0])
 
 
-# What each op makes of some inputs, its gradients with them: for every implementation what it is for the equation.
+# Outputs and, where there are any, gradients of each op for some inputs. Every implementation must match the equation.
 EXAMPLES = {
     "matmul": lambda matmul: with_gradients(matmul, normal(2, 3, 4), normal(4, 5, seed=1)),
     "center": lambda center: with_gradients(center, 1 + normal(2, 3, 8)),
@@ -75,15 +75,15 @@ EXAMPLES = {
 
 @pytest.mark.parametrize("op", [field.name for field in dataclasses.fields(Kernels) if field.name != "name"])
 @pytest.mark.usefixtures("cudnn_on_a_cpu")
-def test_every_implementation_of_an_op_is_its_equation(op):
+def test_every_implementation_of_an_op_matches_its_equation(op):
     assert implementations(op)
     expected = EXAMPLES[op](getattr(PLAIN, op))
     for implementation in implementations(op):
         assert_close(EXAMPLES[op](implementation), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_no_set_of_kernels_forgets_one():
-    """What is an equation in a set is meant to be: accelerators keep a cache's rows and heads apart, as meshes need them."""
+def test_sets_of_kernels_fall_back_to_equations_only_on_purpose():
+    """Accelerators keep a cache's rows and heads on two axes, as meshes need them, and so use the plain cache."""
     equations = {
         name: {
             field.name for field in dataclasses.fields(Kernels) if getattr(each, field.name) == getattr(PLAIN, field.name)
@@ -98,22 +98,22 @@ def test_no_set_of_kernels_forgets_one():
 HEADER = re.compile(r'"""Computes .*`(\w+)`.*(?:[Ss]aves|not measured).*Proof: (tests/\w+\.py), (\w+)', re.DOTALL)
 
 
-def test_each_file_says_what_it_computes_what_it_saves_and_what_proves_it():
+def test_each_file_states_its_op_its_saving_and_its_proof():
     for path in Path(kernels.__file__).parent.glob("[a-z]*.py"):
         header = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
         op, proof, test = HEADER.match(f'"""{header}').groups()
         assert op in vars(PLAIN) or op in ("center", "KVCache"), path.name
         assert f"def {test}(" in (ROOT / proof).read_text(encoding="utf-8"), path.name
-        assert "20" in header or "not measured" in header  # the date of a figure
+        assert "20" in header or "not measured" in header  # the date of the measurement
 
 
-def test_kernels_are_values_that_jit_can_tell_apart():
+def test_kernels_are_distinct_static_arguments_of_jit():
     assert len(set(KERNELS.values())) == len(KERNELS) == len({each.name for each in KERNELS.values()})
     assert hash(dataclasses.replace(kernels.SPLIT)) == hash(kernels.SPLIT)
     assert Kernels() == PLAIN
 
 
-# ---- Which suit a device --------------------------------------------------------------------------------------------------
+# ---- Selection by device --------------------------------------------------------------------------------------------------
 
 CPU = types.SimpleNamespace(platform="cpu")
 TPU = types.SimpleNamespace(platform="tpu")
@@ -140,28 +140,27 @@ def gpu(capability):
         (TPU, {"dtype": "bfloat16", "embed_dim": 32}, kernels.TUNED),
     ],
 )
-def test_the_kernels_that_suit_a_device(device, changes, expected):
+def test_select_returns_the_kernels_for_a_device(device, changes, expected):
     config = dataclasses.replace(CONFIG, **changes)
     assert kernels.select(config, device) is expected
     assert kernels.select(config, device, "plain") is PLAIN
 
 
-def test_another_choice_is_refused():
-    with pytest.raises(UsageError, match=r"kernels='fast'.*tuned, plain"):
-        kernels.select(CONFIG, CPU, "fast")
+def test_unknown_kernels_are_rejected():
+    error_message(UsageError, kernels.select, CONFIG, CPU, "fast", says=("kernels", "fast", "tuned", "plain"))
 
 
 # ---- Attention ------------------------------------------------------------------------------------------------------------
 
 
-def test_masks_of_all_kinds_are_tried():
-    """A field that no mask here has would be one that a kernel may forget; one that changes nothing is not read."""
+def test_every_field_of_a_mask_is_covered_and_has_an_effect():
+    """If no mask here set a field, a kernel could ignore it unnoticed."""
     qkv_BTHK = [normal(3, 200, 2, 4, seed=seed) for seed in range(3)]
     for field in dataclasses.fields(Mask):
-        used = [mask for mask in masks(3, 200, 2).values() if getattr(mask, field.name) is not field.default]
-        assert used, field.name
-        without = used[0].replace(**{field.name: field.default})
-        assert np.abs(attention(*qkv_BTHK, used[0]) - attention(*qkv_BTHK, without)).max() > 1e-3, field.name
+        with_field = [mask for mask in masks(3, 200, 2).values() if getattr(mask, field.name) is not field.default]
+        assert with_field, field.name
+        without_field = with_field[0].replace(**{field.name: field.default})
+        assert np.abs(attention(*qkv_BTHK, with_field[0]) - attention(*qkv_BTHK, without_field)).max() > 1e-3, field.name
 
 
 def value_and_grads(attend, qkv_BTHK, mask, weights_BTHK):
@@ -175,25 +174,25 @@ def value_and_grads(attend, qkv_BTHK, mask, weights_BTHK):
 @pytest.mark.parametrize("kind", MASKS)
 @pytest.mark.usefixtures("cudnn_on_a_cpu")
 def test_attention_follows_every_mask(kind, num_positions):
-    """Values and gradients of each implementation, for three rows, which do not divide into halves."""
+    """Values and gradients of each implementation, for three rows, which do not split evenly in two."""
     mask, shape = masks(3, num_positions, 2)[kind], (3, num_positions, 2, 4)
     qkv_BTHK = 3 * normal(*shape), normal(*shape, seed=1), normal(*shape, seed=2)
     expected = value_and_grads(attention, qkv_BTHK, mask, normal(*shape, seed=3))
     for attend in implementations("attention"):
-        found = value_and_grads(attend, qkv_BTHK, mask, normal(*shape, seed=3))
-        assert_close(found, expected, rtol=1e-4, atol=3e-5)
+        actual = value_and_grads(attend, qkv_BTHK, mask, normal(*shape, seed=3))
+        assert_close(actual, expected, rtol=1e-4, atol=3e-5)
 
 
-def test_cudnn_is_asked_for_the_causal_mask_alone(monkeypatch):
-    asked = []
-    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda q, k, v, **how: asked.append(how) or v)
+def test_cudnn_is_called_for_the_causal_mask_only(monkeypatch):
+    calls = []
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda q, k, v, **kwargs: calls.append(kwargs) or v)
     qkv_BTHK = [normal(2, 6, 2, 4, seed=seed) for seed in range(3)]
     for mask in masks(2, 6, 2).values():
         kernels.CUDNN.attention(*qkv_BTHK, mask)
-    assert asked == [{"is_causal": True, "implementation": "cudnn"}]
+    assert calls == [{"is_causal": True, "implementation": "cudnn"}]
 
 
-def test_queries_may_be_fewer_than_keys():
+def test_there_may_be_fewer_queries_than_keys():
     q_BTHK, k_BSHK, v_BSHK = normal(2, 3, 2, 4), normal(2, 5, 2, 4, seed=1), normal(2, 5, 2, 4, seed=2)
     for attend in implementations("attention"):
         for mask in (Mask(), Mask(causal=True)):
@@ -201,7 +200,7 @@ def test_queries_may_be_fewer_than_keys():
             np.testing.assert_allclose(attend(q_BTHK, k_BSHK, v_BSHK, mask), expected_BTHK, rtol=1e-5, atol=1e-6)
 
 
-def test_blocked_attention_survives_large_scores_and_keeps_the_type():
+def test_blocked_attention_handles_large_scores_and_keeps_the_dtype():
     q_BTHK = k_BTHK = jnp.asarray(100 * normal(2, 100, 2, 4), jnp.bfloat16)
     v_BTHK = jnp.asarray(normal(2, 100, 2, 4), jnp.bfloat16)
     attend = functools.partial(kernels.BLOCKED.attention, mask=Mask(causal=True))
@@ -211,13 +210,13 @@ def test_blocked_attention_survives_large_scores_and_keeps_the_type():
         assert jnp.isfinite(array).all()
 
 
-def test_what_blocked_attention_keeps_for_the_gradient_does_not_grow_with_the_square_of_the_context():
+def test_blocked_attention_stores_residuals_that_grow_linearly_with_the_context():
     qkv_BTHK = [normal(2, 256, 2, 4, seed=seed) for seed in range(3)]
     _, gradient = jax.vjp(lambda *qkv: kernels.BLOCKED.attention(*qkv, Mask(causal=True)), *qkv_BTHK)
     assert 0 < max(leaf.size for leaf in jax.tree.leaves(gradient)) <= qkv_BTHK[0].size
 
 
-def test_what_blocked_attention_takes_for_a_moment_does_not_grow_with_the_square_of_the_context():
+def test_blocked_attention_needs_temporary_memory_that_grows_linearly_with_the_context():
     def temporary_bytes(num_positions):
         qkv = [jax.ShapeDtypeStruct((2, num_positions, 2, 4), jnp.float32)] * 3
         gradient = jax.grad(lambda *qkv: kernels.BLOCKED.attention(*qkv, Mask(causal=True)).sum(), (0, 1, 2))
@@ -230,7 +229,7 @@ def test_what_blocked_attention_takes_for_a_moment_does_not_grow_with_the_square
 
 
 def empty_caches(batch_size, config):
-    """The plain ring, what the kernels give, and the same in parts, which these are too small for."""
+    """The plain ring buffer, those of the kernels, and caches in parts, which `empty_cache` makes only at larger sizes."""
     yield KVCache.empty(batch_size, config)
     yield from (empty(batch_size, config) for empty in implementations("empty_cache"))
     yield from (partitioned_cache.partitioned(batch_size, config, num_parts) for num_parts in (2, 4))
@@ -243,27 +242,27 @@ CACHE_MASKS = [kind for kind, mask in masks(2, 8, 4).items() if mask.only_past]
     ("num_kv_heads", "T", "kind"),
     [*((2, T, kind) for T in (1, 2) for kind in CACHE_MASKS), (1, 1, "causal"), (4, 2, "causal")],
 )
-def test_caches_are_the_plain_ring(num_kv_heads, T, kind):
-    """Through every operation: filling, going round, rows in another order, rows of another cache. Parts that hold nothing
-    yet are made unreadable.
+def test_caches_match_the_plain_ring_buffer(num_kv_heads, T, kind):
+    """In every operation: filling, wrapping around, selecting rows, taking rows of another cache. Parts that are still empty
+    are set to NaN to prove that they are not read.
     """
     config = dataclasses.replace(CONFIG, num_kv_heads=num_kv_heads)
     H, G, S, K = config.num_heads, num_kv_heads, config.context_length, config.head_size
     mask = masks(2, S, H)[kind]
 
     @jax.jit
-    def step_of(cache, q_BTHK, k_BTGK, v_BTGK, positions_BT):
+    def append_and_attend(cache, q_BTHK, k_BTGK, v_BTGK, positions_BT):
         cache = cache.append(k_BTGK, v_BTGK)
         return cache, cache.attend(q_BTHK, mask, positions_BT)
 
     def all_outputs(cache):
         parts = getattr(cache, "k_parts", ())
         if len(parts) > 1:
-            unreadable = tuple(part if c == 0 else jnp.full_like(part, jnp.nan) for c, part in enumerate(parts))
-            begun = cache.replace(k_parts=unreadable, v_parts=unreadable)
+            nan_parts = tuple(part if c == 0 else jnp.full_like(part, jnp.nan) for c, part in enumerate(parts))
+            nan_cache = cache.replace(k_parts=nan_parts, v_parts=nan_parts)
             q_BTHK, new_BTGK = normal(2, T, H, K), normal(2, T, G, K)
             positions_BT = np.broadcast_to(np.arange(T), (2, T))
-            assert jnp.isfinite(step_of(begun, q_BTHK, new_BTGK, new_BTGK, positions_BT)[1]).all()
+            assert jnp.isfinite(append_and_attend(nan_cache, q_BTHK, new_BTGK, new_BTGK, positions_BT)[1]).all()
         other, append = cache, jax.jit(type(cache).append)
         for step in range(3):
             other = append(other, normal(2, T, G, K, seed=90 + step), normal(2, T, G, K, seed=80 + step))
@@ -271,7 +270,7 @@ def test_caches_are_the_plain_ring(num_kv_heads, T, kind):
         for step in range(num_steps):
             q_BTHK, k_BTGK = normal(2, T, H, K, seed=70 + step), normal(2, T, G, K, seed=step)
             positions_BT = np.maximum(step * T + np.arange(T)[None, :] - np.array([[0], [2]]), 0)
-            cache, o_BTHK = step_of(cache, q_BTHK, k_BTGK, normal(2, T, G, K, seed=50 + step), positions_BT)
+            cache, o_BTHK = append_and_attend(cache, q_BTHK, k_BTGK, normal(2, T, G, K, seed=50 + step), positions_BT)
             yield o_BTHK
             if step == 2:
                 cache = cache.rows(jnp.array([1, 0]))
@@ -280,13 +279,13 @@ def test_caches_are_the_plain_ring(num_kv_heads, T, kind):
 
     expected, *others = (list(all_outputs(cache)) for cache in empty_caches(2, config))
     assert len(others) == len(implementations("empty_cache")) + 2
-    for found in others:
-        assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    for outputs in others:
+        assert_close(outputs, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("num_parts", [1, 2, 4])
-def test_parts_hold_what_the_ring_holds(num_parts):
-    """Around a ring of eight slots, one position after another and two at once, whatever part they go to."""
+def test_parts_together_hold_the_ring_buffer(num_parts):
+    """Two positions per append, around a ring of eight slots in any number of parts."""
     ring, cache = KVCache.empty(2, CONFIG), partitioned_cache.partitioned(2, CONFIG, num_parts)
     assert cache.append_unit == 8 // num_parts
     for step in range(6):
@@ -303,10 +302,10 @@ def test_parts_hold_what_the_ring_holds(num_parts):
         (63, {"context_length": 256}, 1),
         (64, {"context_length": 254}, 1),
         (128, {"context_length": 384}, 4),
-        (128, {"context_length": 260}, 1),  # whose quarters have no piece of a prompt but 1, 5, 13, 65
+        (128, {"context_length": 260}, 1),  # parts of 65 would take only chunks of 1, 5, 13 or 65 positions
         (64, {"context_length": 256, "num_kv_heads": 2}, 1),
     ],
 )
-def test_a_large_cache_has_parts(batch_size, changes, num_parts):
+def test_only_a_large_cache_is_split_into_parts(batch_size, changes, num_parts):
     cache = partitioned_cache.empty_cache(batch_size, dataclasses.replace(CONFIG, **changes))
     assert len(cache.k_parts) == len(cache.v_parts) == num_parts

@@ -2,7 +2,7 @@
 cotangent element by element.
 Saves 27 % of a training step of nanogpt_cpu and 15 % of one of mini_gpt
 (AMD EPYC, AVX2, two cores, 2026-11-28, `benchmark.py kernels`).
-Proof: tests/test_kernel_gradients.py, test_matmul_and_its_gradients_are_those_of_jax.
+Proof: tests/test_kernel_gradients.py, test_matmul_and_its_gradients_match_jax.
 """
 
 import jax

@@ -1,7 +1,7 @@
 """Computes `unit_rms` and `center`, with custom gradients.
 `center` saves 7 % of a training step of nanogpt_cpu and 5 % of one of mini_gpt.
 `unit_rms` saves 21 of 775 MB, but no time beyond the noise (AMD EPYC, AVX2, two cores, 2026-11-28, `benchmark.py kernels`).
-Proof: tests/test_kernel_gradients.py, test_norms_and_their_gradients_are_those_of_the_equations.
+Proof: tests/test_kernel_gradients.py, test_norms_and_their_gradients_match_the_equations.
 """
 
 import functools

@@ -2,7 +2,7 @@
 matmuls are laid out for few queries.
 Saves half of a decoding step with 16 rows, 6 layers and width 256
 (AMD EPYC, AVX2, two cores, 2026-11-28, `benchmark.py kernels`).
-Proof: tests/test_kernels.py, test_caches_are_the_plain_ring.
+Proof: tests/test_kernels.py, test_caches_match_the_plain_ring_buffer.
 """
 
 import functools
