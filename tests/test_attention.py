@@ -1,4 +1,4 @@
-"""Attention: the equation against a plain loop, and the layer around it."""
+"""Attention: the equation against a plain loop, and the layer that wraps it."""
 
 import dataclasses
 
@@ -24,7 +24,7 @@ attend = jax.jit(attention)
 
 
 @pytest.mark.parametrize("kind", MASKS)
-def test_attention_is_the_equation(kind):
+def test_attention_matches_the_equation(kind):
     B, T, S, H, K = 2, 5, 7, 3, 4
     q_BTHK, k_BSHK, v_BSHK = 3 * normal(B, T, H, K), normal(B, S, H, K, seed=1), normal(B, S, H, K, seed=2)
     mask = masks(B, S, H)[kind]
@@ -39,7 +39,7 @@ def test_weights_sum_to_one():
 
 
 def test_scores_are_scaled_by_the_size_of_a_head():
-    """Queries and keys of ones have the score K / √K; the one key that differs has 0."""
+    """Queries and keys of ones have the score K / √K; the one other key has the score 0."""
     H, K = 4, 9
     q_BTHK, k_BSHK, v_BSHK = np.ones((2, 1, H, K)), np.ones((2, 2, H, K)), np.zeros((2, 2, H, K))
     k_BSHK[:, 1], v_BSHK[:, 0] = 0, 1
@@ -48,28 +48,28 @@ def test_scores_are_scaled_by_the_size_of_a_head():
 
 
 @pytest.mark.parametrize("size", [1e2, 1e4, 1e15])
-def test_no_score_is_extreme_enough_to_see_the_future(size):
-    """All scores are far below zero, so that a mask that is not low enough would make the future the better choice."""
+def test_extreme_scores_do_not_reveal_the_future(size):
+    """All scores are far below zero, so a masked score that is not low enough would win over them."""
     q_BTHK = np.full((2, 4, 1, 2), size, np.float32)
     k_BSHK = size * np.arange(-4, 0, dtype=np.float32)[None, :, None, None] * np.ones((2, 1, 1, 2), np.float32)
     v_BSHK = normal(2, 4, 1, 2)
-    # Without jit: XLA on a CPU rounds the scores of such sizes in two ways, before and after their maximum is taken.
+    # Without jit: XLA on a CPU rounds such large scores differently before and after taking their maximum.
     o_BTHK = attention(q_BTHK, k_BSHK, v_BSHK, Mask(causal=True))
-    np.testing.assert_array_equal(o_BTHK, v_BSHK)  # of the keys that may be seen the latest has by far the largest score
+    np.testing.assert_array_equal(o_BTHK, v_BSHK)  # the latest visible key has by far the largest score
 
 
 def test_softmax_is_in_float32_when_the_inputs_are_not():
-    """All scores here are exact in bfloat16, so that what is left to go wrong is the softmax."""
+    """All scores here are exact in bfloat16, so only the softmax can lose precision."""
     q_BTHK = np.random.default_rng(0).integers(-2, 3, (2, 3, 2, 4))
     k_BSHK = np.random.default_rng(1).integers(-2, 3, (2, 5, 2, 4))
     v_BSHK = normal(2, 5, 2, 4)
-    # The values stay in float32, and so do then the weights.
+    # The values stay in float32, so the weights do too.
     o_BTHK = attend(q_BTHK.astype(jnp.bfloat16), k_BSHK.astype(jnp.bfloat16), v_BSHK, Mask())
     expected_BTHK = attention_by_loop(q_BTHK, k_BSHK, v_BSHK, np.ones((2, 3, 5), bool))
     np.testing.assert_allclose(o_BTHK, expected_BTHK, rtol=1e-5, atol=1e-6)
 
 
-def test_output_has_the_type_of_the_values():
+def test_output_has_the_dtype_of_the_values():
     shape = jax.ShapeDtypeStruct((2, 3, 2, 4), jnp.bfloat16)
     assert jax.eval_shape(attention, shape, shape, shape, Mask()).dtype == jnp.bfloat16
 
@@ -107,8 +107,8 @@ def test_grouped_query_attention_is_full_attention_with_repeated_heads(num_kv_he
     assert KVCache.empty(3, layer.config).v_BSGK.shape == (3, CONFIG.context_length, G, K)
 
 
-def test_the_layer_is_its_projections_around_the_equation():
-    """Without rotation and normalisation there is nothing else in it."""
+def test_layer_is_projections_around_the_equation():
+    """There is nothing else in it without rotary positions and QK norm."""
     layer, params, inputs = layer_and_inputs(positions="learned", qk_norm=False, bias=True)
     x_BTD, _, _ = inputs
     B, T, H, K = 2, 6, CONFIG.num_heads, CONFIG.head_size
@@ -123,7 +123,7 @@ def test_the_layer_is_its_projections_around_the_equation():
 
 
 @pytest.mark.parametrize("qk_norm", [False, True])
-def test_qk_norm_makes_the_size_of_queries_and_keys_irrelevant(qk_norm):
+def test_qk_norm_makes_the_scale_of_queries_and_keys_irrelevant(qk_norm):
     layer, params, inputs = layer_and_inputs(qk_norm=qk_norm, bias=False)
     larger = params | {name: jax.tree.map(lambda leaf: 10 * leaf, params[name]) for name in ("query", "key")}
     run = jax.jit(layer.apply)
@@ -134,7 +134,7 @@ def test_qk_norm_makes_the_size_of_queries_and_keys_irrelevant(qk_norm):
 
 
 @pytest.mark.parametrize("mask", [Mask(), Mask(causal=True, padding_BS=np.ones((2, 6), bool))])
-def test_a_mask_that_a_cache_cannot_follow_is_refused(mask):
+def test_masks_that_a_cache_does_not_support_are_rejected(mask):
     layer, params, (x_BTD, _, positions_BT) = layer_and_inputs()
     with pytest.raises(ValueError, match="cache"):
         layer.apply({"params": params}, x_BTD, mask, positions_BT, KVCache.empty(2, CONFIG))
@@ -143,19 +143,19 @@ def test_a_mask_that_a_cache_cannot_follow_is_refused(mask):
 # ---- Intermediate values --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("used", [PLAIN, kernels.SPLIT], ids=["plain", "tuned"])
-def test_intermediate_values_are_to_be_had_and_are_those_of_the_pass(used):
-    """The weights and the heads' outputs give what is added to the residual stream, whose last state gives the logits."""
+@pytest.mark.parametrize("model_kernels", [PLAIN, kernels.SPLIT], ids=["plain", "tuned"])
+def test_sown_intermediates_match_the_forward_pass(model_kernels):
+    """The weights give the heads' outputs, the embeddings the first residual state, and the last one the logits."""
     config = dataclasses.replace(CONFIG, num_layers=2, num_kv_heads=2, positions="learned", qk_norm=False)
-    model, tokens_BT = GPT(config, used), np.random.default_rng(0).integers(5, size=(2, 6))
+    model, tokens_BT = GPT(config, model_kernels), np.random.default_rng(0).integers(5, size=(2, 6))
     params = random_params(model, tokens_BT)
     run = jax.jit(lambda: model.apply({"params": params}, tokens_BT, mutable=["intermediates"]))
     (logits_BTV, _), variables = run()
-    found = variables["intermediates"]["transformer"]
-    [weights_BHTS], [heads_BTHK] = (found["block_1"]["attention"][name] for name in ("weights_BHTS", "heads_BTHK"))
+    intermediates = variables["intermediates"]["transformer"]
+    [weights_BHTS], [heads_BTHK] = (intermediates["block_1"]["attention"][name] for name in ("weights_BHTS", "heads_BTHK"))
     np.testing.assert_allclose(weights_BHTS.sum(axis=-1), 1, rtol=1e-5)
     assert (np.asarray(weights_BHTS)[..., ~np.tri(6, dtype=bool)] == 0).all()
-    first_BTD, middle_BTD, last_BTD = found["residual_BTD"]
+    first_BTD, middle_BTD, last_BTD = intermediates["residual_BTD"]
 
     def norm(x_BTD, scale_D):
         return x_BTD / np.sqrt(np.mean(np.square(x_BTD), axis=-1, keepdims=True) + 1e-5) * scale_D[None, None]
@@ -171,12 +171,12 @@ def test_intermediate_values_are_to_be_had_and_are_those_of_the_pass(used):
     np.testing.assert_allclose(first_BTD, expected_BTD, rtol=1e-6)
 
 
-def test_intermediate_values_cost_nothing_unless_they_are_asked_for():
-    """The traced program has no trace of them, nor of the weights that blocked attention does not form."""
+def test_intermediates_are_not_computed_unless_requested():
+    """Blocked attention never forms the weights, so the traced program has them only when they are sown."""
     config = dataclasses.replace(CONFIG, context_length=128)
     model, tokens_BT = GPT(config, kernels.BLOCKED), np.zeros((2, 128), np.int32)
     params = random_params(model, tokens_BT)
-    shapes = str(jax.make_jaxpr(lambda: model.apply({"params": params}, tokens_BT))())
-    asked = str(jax.make_jaxpr(lambda: model.apply({"params": params}, tokens_BT, mutable=["intermediates"]))())
-    assert "[2,4,128,128]" not in shapes
-    assert "[2,4,128,128]" in asked
+    default_program = str(jax.make_jaxpr(lambda: model.apply({"params": params}, tokens_BT))())
+    sowing_program = str(jax.make_jaxpr(lambda: model.apply({"params": params}, tokens_BT, mutable=["intermediates"]))())
+    assert "[2,4,128,128]" not in default_program
+    assert "[2,4,128,128]" in sowing_program

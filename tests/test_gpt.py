@@ -1,4 +1,4 @@
-"""The model as a whole: shapes of every combination, no look at the future, and a cache that changes nothing."""
+"""The complete model: shapes for all combinations of settings, causality, and a cache that changes nothing."""
 
 import dataclasses
 import functools
@@ -39,7 +39,7 @@ def random_params(model):
 
 # ---- Shapes and types -----------------------------------------------------------------------------------------------------
 
-# All values of every setting that is no size, no rate, and not about training.
+# All values of every setting except sizes, probabilities and what matters only in training.
 CHOICES = {
     field.name: [getattr(BASE, field.name), *other_values(BASE, field)]
     for field in dataclasses.fields(ModelConfig)
@@ -48,24 +48,24 @@ CHOICES = {
 
 
 def combinations(choices, strength):
-    """Few combinations, among which every `strength` of the choices meet in each of their values."""
+    """A few combinations in which all values of any `strength` settings occur together at least once."""
     candidates = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
     random = np.random.default_rng(0)
 
-    def meetings(combination):
+    def interactions(combination):
         return set(itertools.combinations(combination.items(), strength))
 
-    missing = set().union(*map(meetings, candidates))
+    missing = set().union(*map(interactions, candidates))
     while missing:
-        tried = [candidates[i] for i in random.integers(len(candidates), size=50)]
-        best = max(tried, key=lambda combination: len(meetings(combination) & missing))
-        missing -= meetings(best)
+        sampled = [candidates[i] for i in random.integers(len(candidates), size=50)]
+        best = max(sampled, key=lambda combination: len(interactions(combination) & missing))
+        missing -= interactions(best)
         yield best
 
 
 @pytest.mark.parametrize("kernels", [PLAIN, SPLIT], ids=lambda kernels: kernels.name)
-def test_all_combinations_of_choices_have_the_right_shapes_and_types(kernels):
-    """Forward, and one step with the cache; every three of the choices meet."""
+def test_all_combinations_of_settings_have_the_right_shapes_and_dtypes(kernels):
+    """The forward pass and one step with the cache, for all values of any three settings."""
     B, T, V = 2, 5, TINY.vocab_size
     tokens_BT = jax.ShapeDtypeStruct((B, T), jnp.int32)
     key = jax.eval_shape(jax.random.key, 0)
@@ -108,21 +108,21 @@ def test_presets_have_the_right_shapes(name):
 
 # ---- Initial values -------------------------------------------------------------------------------------------------------
 
-FRESH = ModelConfig(
+INIT_CONFIG = ModelConfig(
     num_layers=2, num_heads=4, embed_dim=64, ff_dim=96, context_length=64, vocab_size=64,
     positions="learned", norm="layernorm", activation="swiglu", bias=True,
 )  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=["gpt2", "fan_in"])
-def fresh(request):
-    config = dataclasses.replace(FRESH, init=request.param)
+def initial(request):
+    config = dataclasses.replace(INIT_CONFIG, init=request.param)
     return config, jax.jit(GPT(config).init)(jax.random.key(0), np.zeros((2, 1), np.int32))["params"]
 
 
-def test_initial_weights_have_their_standard_deviations(fresh):
-    """Normal; smaller in the two layers of a block that write into the residual stream; biases 0, scales 1."""
-    config, params = fresh
+def test_initial_weights_have_the_right_standard_deviations(initial):
+    """Smaller in the two layers of each block that write to the residual stream. Biases are 0, scales 1."""
+    config, params = initial
     for path, leaf in jax.tree.leaves_with_path(params):
         *_, parent, name = (part.key for part in path)
         if name in ("bias", "scale"):
@@ -136,9 +136,9 @@ def test_initial_weights_have_their_standard_deviations(fresh):
 
 
 @pytest.mark.parametrize("positions", ["sinusoidal", "learned", "rotary"])
-def test_initial_loss_is_that_of_guessing(fresh, positions):
-    """ln V for V tokens where logits are small, ln V + 1/2 where they are normally distributed with variance 1."""
-    config, params = fresh
+def test_initial_loss_is_near_uniform_guessing(initial, positions):
+    """ln V for V tokens with small logits, ln V + 1/2 with normally distributed logits of variance 1."""
+    config, params = initial
 
     def loss(params, tokens_BT, targets_BT, tied):
         model = GPT(dataclasses.replace(config, positions=positions, tie_embeddings=tied))
@@ -146,20 +146,20 @@ def test_initial_loss_is_that_of_guessing(fresh, positions):
         total, count = next_token_loss(logits_BTV, targets_BT, jnp.ones_like(targets_BT))
         return total / count
 
-    tokens_BT, targets_BT = random_tokens(32, 64, config=FRESH), random_tokens(32, 64, config=FRESH, seed=1)
-    expected = math.log(FRESH.vocab_size) + (0.5 if config.init == "fan_in" else 0.0)
-    for tied in (False, True) if config.init == "gpt2" else (False,):  # a token's own row makes more of it than 1
+    tokens_BT, targets_BT = random_tokens(32, 64, config=INIT_CONFIG), random_tokens(32, 64, config=INIT_CONFIG, seed=1)
+    expected = math.log(INIT_CONFIG.vocab_size) + (0.5 if config.init == "fan_in" else 0.0)
+    for tied in (False, True) if config.init == "gpt2" else (False,):  # with fan_in, a token's own tied logit is larger
         run = jax.jit(loss, static_argnames="tied")
         assert run(params, tokens_BT, targets_BT, tied=tied) == pytest.approx(expected, abs=0.1)
 
 
-# ---- The future -----------------------------------------------------------------------------------------------------------
+# ---- Causality ------------------------------------------------------------------------------------------------------------
 
 
 @with_all_kernels
 @pytest.mark.parametrize("positions", ["sinusoidal", "learned", "rotary"])
 def test_gradient_with_respect_to_the_future_is_exactly_zero(positions, kernels):
-    """All tokens differ, so the gradient with respect to a token's embedding is that with respect to its place."""
+    """All tokens differ, so the gradient with respect to a token's embedding is that with respect to its position."""
     model = GPT(dataclasses.replace(TINY, positions=positions), kernels)
     params = random_params(model)
     tokens_BT = np.random.default_rng(1).permutation(16).reshape(2, 8).astype(np.int32)
@@ -178,7 +178,7 @@ def test_gradient_with_respect_to_the_future_is_exactly_zero(positions, kernels)
 
 @with_all_kernels
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_later_tokens_do_not_change_a_bit_of_earlier_logits(dtype, kernels):
+def test_later_tokens_leave_earlier_logits_bit_identical(dtype, kernels):
     model = GPT(dataclasses.replace(TINY, dtype=dtype), kernels)
     params, tokens_BT = random_params(model), random_tokens(2, 8)
     run = jax.jit(lambda tokens_BT: model.apply({"params": params}, tokens_BT)[0])
@@ -189,8 +189,8 @@ def test_later_tokens_do_not_change_a_bit_of_earlier_logits(dtype, kernels):
         assert same_BT.tolist() == [[s < t for s in range(8)]] * 2
 
 
-def test_positions_count():
-    """A model that did not know them would see no difference between two rows with the same tokens in another order."""
+def test_token_order_changes_the_logits():
+    """A model that ignored positions could not distinguish two rows with the same tokens in a different order."""
 
     @jax.jit
     def run(tokens_BT):
@@ -202,17 +202,17 @@ def test_positions_count():
 
 
 @with_all_kernels
-def test_rotary_positions_do_not_know_where_a_text_begins(kernels):
+def test_shifting_all_rotary_positions_does_not_change_the_logits(kernels):
     model, positions_BT = GPT(TINY, kernels), np.tile(np.arange(8), (2, 1))
     params, tokens_BT, run = random_params(model), random_tokens(2, 8), jax.jit(model.apply)
     logits_BTV, shifted_BTV = (run({"params": params}, tokens_BT, positions_BT + shift)[0] for shift in (0, 13))
     np.testing.assert_allclose(shifted_BTV, logits_BTV, atol=1e-3)
 
 
-# ---- Reading out ----------------------------------------------------------------------------------------------------------
+# ---- The output layer -----------------------------------------------------------------------------------------------------
 
 
-def test_tied_logits_are_products_with_the_table_of_tokens():
+def test_tied_logits_are_products_with_the_token_embeddings():
     model, tokens_BT = GPT(dataclasses.replace(TINY, tie_embeddings=True)), random_tokens(2, 5)
     params = random_params(model)
 
@@ -241,7 +241,7 @@ def two_parts(batch_size, config):
     return partitioned(batch_size, config, 2)
 
 
-IN_PARTS = dataclasses.replace(SPLIT, name="two parts", empty_cache=two_parts)
+TWO_PARTS = dataclasses.replace(SPLIT, name="two parts", empty_cache=two_parts)
 
 
 def empty_cache(B, model):
@@ -250,21 +250,20 @@ def empty_cache(B, model):
 
 @pytest.mark.parametrize(
     ("changes", "kernels"),
-    [*itertools.product(CACHED, (PLAIN, SPLIT)), (CACHED[0], IN_PARTS), (CACHED[2], IN_PARTS)],
+    [*itertools.product(CACHED, (PLAIN, SPLIT)), (CACHED[0], TWO_PARTS), (CACHED[2], TWO_PARTS)],
     ids=lambda value: getattr(value, "name", str(value)),
 )
 def test_cached_and_uncached_logits_agree_at_every_position(changes, kernels):
-    """Rows that begin one after another; a piece of several columns, then one at a time, past the context where it can.
-
-    The reference is the plain model on the whole sequences at once, whose mask is as wide as the context.
+    """Rows start in different columns. Four columns are processed at once, the rest one at a time: beyond the context if the
+    model can slide. The reference is the plain model on the full sequences.
     """
     config = dataclasses.replace(TINY, **changes)
     model, plain, S, T = GPT(config, kernels), GPT(config), config.context_length, 4
-    params, begin_B = random_params(model), np.array([0, 1, 6])
+    params, start_B = random_params(model), np.array([0, 1, 6])
     N = 3 * S if config.positions == "rotary" else S
     tokens_BN = random_tokens(3, N, config=config)
-    # What stands in column n of row b is the token of position n - begin_B[b]; before position 0 it is padding.
-    positions_BN = np.arange(N)[None] - begin_B[:, None]
+    # Column n of row b holds the token at position n - start_B[b]. Columns before position 0 are padding.
+    positions_BN = np.arange(N)[None] - start_B[:, None]
     columns_BN = np.where(positions_BN < 0, 0, np.take_along_axis(tokens_BN, np.maximum(positions_BN, 0), axis=1))
 
     @jax.jit
@@ -286,5 +285,5 @@ def test_cached_and_uncached_logits_agree_at_every_position(changes, kernels):
 
     expected_BNV = np.asarray(uncached(tokens_BN))
     logits_BNV = np.asarray(cached(columns_BN, np.maximum(positions_BN, 0)))
-    for row, begin in enumerate(begin_B):
-        np.testing.assert_allclose(logits_BNV[row, begin:], expected_BNV[row, : N - begin], atol=1e-4)
+    for row, start in enumerate(start_B):
+        np.testing.assert_allclose(logits_BNV[row, start:], expected_BNV[row, : N - start], atol=1e-4)

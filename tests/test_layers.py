@@ -1,4 +1,4 @@
-"""The parts of a block, each against a few lines of NumPy."""
+"""The layers, each compared with a few lines of NumPy."""
 
 import dataclasses
 
@@ -24,32 +24,32 @@ with_plain_and_tuned_kernels = pytest.mark.parametrize("kernels", [PLAIN, SPLIT]
 rotate_jitted = jax.jit(rotate)
 
 
-def test_rotation_multiplies_complex_numbers_whose_parts_are_halves_apart():
+def test_rotation_multiplies_complex_numbers_made_of_features_half_a_head_apart():
     K, positions_BT = 6, np.array([[0, 1, 2, 3], [7, 60, 600, 5]])
     x_BTHK = normal(2, 4, 3, K)
     complex_BTHh = x_BTHK[..., : K // 2] + 1j * x_BTHK[..., K // 2 :]
     angles_BTh = positions_BT[..., None] * 10000.0 ** (-2 * np.arange(K // 2) / K)
-    turned_BTHh = complex_BTHh * np.exp(1j * angles_BTh)[:, :, None]
-    expected_BTHK = np.concatenate([turned_BTHh.real, turned_BTHh.imag], axis=-1)
+    rotated_BTHh = complex_BTHh * np.exp(1j * angles_BTh)[:, :, None]
+    expected_BTHK = np.concatenate([rotated_BTHh.real, rotated_BTHh.imag], axis=-1)
     np.testing.assert_allclose(rotate_jitted(x_BTHK, positions_BT), expected_BTHK, atol=2e-4)
 
 
-def test_rotation_leaves_position_zero_as_it_is():
+def test_rotation_leaves_position_zero_unchanged():
     x_BTHK = normal(2, 4, 3, 8)
     np.testing.assert_array_equal(rotate_jitted(x_BTHK, np.zeros((2, 4), int)), x_BTHK)
 
 
-def test_rotation_keeps_lengths():
+def test_rotation_preserves_norms():
     x_BTHK = normal(2, 4, 3, 8)
     rotated_BTHK = rotate_jitted(x_BTHK, np.array([[0, 1, 50, 999], [3, 2, 1, 0]]))
     np.testing.assert_allclose(np.linalg.norm(rotated_BTHK, axis=-1), np.linalg.norm(x_BTHK, axis=-1), rtol=1e-5)
 
 
-def test_product_of_rotated_vectors_depends_on_their_distance_alone():
+def test_dot_product_of_rotated_vectors_depends_only_on_their_distance():
     q, k = normal(8), normal(8, seed=1)
 
     def products(distance):
-        """Of q at `distance` + n and k at n, for several n."""
+        """Dot products of q at position `distance` + n and k at position n, for several n."""
         positions_BT = np.array([[0, 1, 7, 40], [3, 100, 200, 2]])
         q_BTHK, k_BTHK = (np.broadcast_to(x, (2, 4, 1, 8)) for x in (q, k))
         q_BTHK, k_BTHK = rotate_jitted(q_BTHK, positions_BT + distance), rotate_jitted(k_BTHK, positions_BT)
@@ -66,7 +66,7 @@ def test_product_of_rotated_vectors_depends_on_their_distance_alone():
 
 
 @pytest.mark.parametrize("dim", [1, 2, 6, 7])
-def test_sinusoidal_positions_are_the_formula(dim):
+def test_sinusoidal_positions_match_the_formula(dim):
     table_TD = np.asarray(jax.jit(sinusoidal_positions, static_argnums=(0, 1))(9, dim))
     assert table_TD.shape == (9, dim)
     for t, feature in np.ndindex(9, dim):
@@ -76,7 +76,7 @@ def test_sinusoidal_positions_are_the_formula(dim):
 
 
 @pytest.mark.parametrize("positions", ["learned", "sinusoidal", "rotary"])
-def test_embedding_is_the_token_and_what_its_position_adds(positions):
+def test_embedding_combines_token_and_position(positions):
     module = TokenAndPosition(dataclasses.replace(CONFIG, positions=positions))
     tokens_BT, positions_BT = np.array([[3, 3, 9], [0, 1, 2]]), np.array([[0, 5, 2], [1, 1, 4]])
     params = random_params(module, tokens_BT, positions_BT)
@@ -91,7 +91,7 @@ def test_embedding_is_the_token_and_what_its_position_adds(positions):
 
 
 @pytest.mark.parametrize("positions", ["learned", "rotary"])
-def test_an_unknown_token_shows_and_is_not_taken_for_another(positions):
+def test_out_of_range_tokens_give_nan(positions):
     module = TokenAndPosition(dataclasses.replace(CONFIG, positions=positions))
     tokens_BT, positions_BT = np.array([[0, 10], [9, 99]]), np.array([[0, 1], [0, 1]])
     params = random_params(module, tokens_BT, positions_BT)
@@ -110,7 +110,7 @@ NUMPY_ACTIVATIONS = {
 
 @with_plain_and_tuned_kernels
 @pytest.mark.parametrize("activation", ["gelu", "relu", "relu2", "swiglu"])
-def test_feed_forward_is_the_equation(activation, kernels):
+def test_feed_forward_matches_the_equation(activation, kernels):
     module, x_BTD = FeedForward(dataclasses.replace(CONFIG, activation=activation), kernels), normal(2, 3, 8)
     params = random_params(module, x_BTD)
 
@@ -139,7 +139,7 @@ def run_norm(norm, x_BTD, kernels):
 
 @with_plain_and_tuned_kernels
 @pytest.mark.parametrize("size", [1.0, 3e-3])  # with the smaller one, epsilon is as large as the variance
-def test_layernorm_is_the_equation(size, kernels):
+def test_layernorm_matches_the_equation(size, kernels):
     x_BTD = size * normal(2, 3, 8) + size
     params, y_BTD = run_norm("layernorm", x_BTD, kernels)
     centred_BTD = x_BTD - x_BTD.mean(axis=-1, keepdims=True)
@@ -149,7 +149,7 @@ def test_layernorm_is_the_equation(size, kernels):
 
 @with_plain_and_tuned_kernels
 @pytest.mark.parametrize("size", [1.0, 3e-3])
-def test_rmsnorm_is_the_equation(size, kernels):
+def test_rmsnorm_matches_the_equation(size, kernels):
     x_BTD = size * normal(2, 3, 8) + size
     params, y_BTD = run_norm("rmsnorm", x_BTD, kernels)
     unit_BTD = x_BTD / np.sqrt(np.square(x_BTD).mean(axis=-1, keepdims=True) + 1e-5)
@@ -178,7 +178,7 @@ def test_layernorm_is_accurate_far_from_zero(kernels):
     ],
     ids=["dense", "layernorm", "rmsnorm"],
 )
-def test_bias_is_there_when_it_is_asked_for(make, with_bias, without):
+def test_bias_follows_the_config(make, with_bias, without):
     for bias, expected in ((True, with_bias), (False, without)):
         module = make(dataclasses.replace(CONFIG, bias=bias))
         shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((2, 3, 8)))
@@ -187,20 +187,20 @@ def test_bias_is_there_when_it_is_asked_for(make, with_bias, without):
 
 @pytest.mark.parametrize("inputs", [50, 200])
 @pytest.mark.parametrize("init", ["gpt2", "fan_in"])
-def test_initial_weights_are_as_wide_as_the_config_says(init, inputs):
-    """And narrower by √(2 L) in layers that write into the residual stream."""
+def test_initial_weights_have_the_standard_deviation_of_the_config(init, inputs):
+    """Smaller by √(2 L) in layers that write to the residual stream."""
     config, key = dataclasses.replace(CONFIG, init=init), jax.random.key(0)
-    drawn = np.asarray(kernel_init(config)(key, (inputs, 100)))
-    assert np.std(drawn) == pytest.approx({"gpt2": 0.02, "fan_in": 1 / np.sqrt(inputs)}[init], rel=0.05)
+    weights = np.asarray(kernel_init(config)(key, (inputs, 100)))
+    assert np.std(weights) == pytest.approx({"gpt2": 0.02, "fan_in": 1 / np.sqrt(inputs)}[init], rel=0.05)
     residual = residual_init(config)(jax.random.clone(key), (inputs, 100))
-    np.testing.assert_allclose(residual, drawn / np.sqrt(2 * CONFIG.num_layers), rtol=1e-5)
+    np.testing.assert_allclose(residual, weights / np.sqrt(2 * CONFIG.num_layers), rtol=1e-5)
 
 
 @pytest.mark.parametrize("positions", ["sinusoidal", "learned", "rotary"])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("init", ["gpt2", "fan_in"])
-def test_embeddings_begin_with_the_size_1_unless_they_are_to_be_small(init, tied, positions):
-    """Small as in GPT-2, before a factor of √D, or where the same table reads logits out, which then have the size 1."""
+def test_initial_embeddings_have_the_right_standard_deviation(init, tied, positions):
+    """1, or smaller: as in GPT-2, before a factor of √D, or if tied, so that the logits have unit variance."""
     D = 64
     config = dataclasses.replace(
         CONFIG, embed_dim=D, vocab_size=500, context_length=250, init=init, tie_embeddings=tied, positions=positions

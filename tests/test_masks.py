@@ -1,4 +1,4 @@
-"""Masks against drawings, and the one rule that turns scores into scores."""
+"""Masks, compared with drawings, and their effect on scores."""
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +13,13 @@ LOWEST = np.finfo(np.float32).min
 
 
 def allowed(mask, T, S=None):
-    """allowed_BTS, as what becomes of scores of zero."""
+    """allowed_BTS, derived from what the mask does to scores of zero."""
     age_BTS = ages(T, S or T)
     rows = 1 if mask.padding_BS is None else len(mask.padding_BS)
     return np.asarray(mask(jnp.zeros((rows, 1, T, S or T)), age_BTS))[:, 0] > LOWEST
 
 
-def drawn(drawing):
+def parse(drawing):
     return [[[cell == "■" for cell in line.split()] for line in drawing.strip().splitlines()]]
 
 
@@ -35,16 +35,16 @@ def drawn(drawing):
         (Mask(causal=True, padding_BS=jnp.array([[1, 0, 1, 1]], bool)), "■ · · · \n ■ · · · \n ■ · ■ · \n ■ · ■ ■"),
     ],
 )
-def test_masks_are_as_drawn(mask, drawing):
-    assert allowed(mask, 4).tolist() == drawn(drawing)
+def test_masks_match_their_drawings(mask, drawing):
+    assert allowed(mask, 4).tolist() == parse(drawing)
 
 
-def test_rows_may_differ_in_their_padding():
+def test_padding_may_differ_between_rows():
     mask = Mask(padding_BS=jnp.array([[1, 1, 0], [1, 0, 0]], bool))
     assert allowed(mask, 2, 3).tolist() == [[[True, True, False]] * 2, [[True, False, False]] * 2]
 
 
-def test_slopes_lower_a_score_by_the_distance_whatever_its_direction():
+def test_slopes_subtract_the_distance_in_both_directions():
     scores_BHTS = normal(2, 2, 3, 3)
     biased_BHTS = Mask(slopes=(0.5, 2.0))(scores_BHTS, ages(3, 3))
     distance_TS = np.abs(np.arange(3)[:, None] - np.arange(3)[None, :])
@@ -52,7 +52,7 @@ def test_slopes_lower_a_score_by_the_distance_whatever_its_direction():
         np.testing.assert_allclose(biased_BHTS[:, head], scores_BHTS[:, head] - slope * distance_TS[None], rtol=1e-6)
 
 
-def test_keys_that_do_not_exist_are_hidden_as_well():
+def test_keys_that_do_not_exist_are_hidden():
     exists_BTS = jnp.array([[[1, 0, 1]] * 3, [[0, 1, 1]] * 3], bool)
     scores_BHTS = Mask(causal=True)(jnp.zeros((2, 1, 3, 3)), ages(3, 3), exists_BTS)
     expected_BTS = np.tri(3, dtype=bool)[None] & np.asarray(exists_BTS)
@@ -60,7 +60,7 @@ def test_keys_that_do_not_exist_are_hidden_as_well():
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_scores_under_a_mask_are_in_float32(dtype):
+def test_masked_scores_are_in_float32(dtype):
     for mask in (Mask(), Mask(causal=True, window=2, slopes=(1.0,))):
         assert jax.eval_shape(mask, jnp.zeros((2, 1, 3, 3), dtype), ages(3, 3)).dtype == jnp.float32
 
@@ -75,5 +75,5 @@ def test_scores_under_a_mask_are_in_float32(dtype):
         (Mask(causal=True, padding_BS=jnp.ones((1, 3), bool)), False),
     ],
 )
-def test_caches_are_for_masks_that_hide_the_future_by_age_alone(mask, only_past):
+def test_only_past_requires_a_causal_mask_without_padding(mask, only_past):
     assert mask.only_past == only_past

@@ -1,4 +1,4 @@
-"""The block and the stack: where norms stand, what dropout drops, and who can see whom."""
+"""The block and the stack of blocks: norm placement, causality, dropout and recomputation."""
 
 import dataclasses
 
@@ -39,7 +39,7 @@ def configured(**changes):
 
 
 @pytest.mark.parametrize("placement", ["pre", "post"])
-def test_block_is_attention_then_feed_forward_with_norms_where_the_config_puts_them(placement):
+def test_block_is_attention_then_feed_forward_with_norms_as_configured(placement):
     config = configured(norm_placement=placement, norm="layernorm")
     params = random_params(Block(config))
     mask = Mask(causal=True)
@@ -66,7 +66,7 @@ def test_block_is_attention_then_feed_forward_with_norms_where_the_config_puts_t
 
 
 @pytest.mark.parametrize("placement", ["pre", "post"])
-def test_stack_is_its_blocks_and_a_last_norm_where_they_leave_none(placement):
+def test_stack_is_its_blocks_and_with_pre_norms_a_final_norm(placement):
     config = configured(norm_placement=placement)
     params = random_params(Transformer(config))
     assert set(params) == {"block_0", "block_1"} | ({"final_norm"} if placement == "pre" else set())
@@ -84,7 +84,7 @@ def test_stack_is_its_blocks_and_a_last_norm_where_they_leave_none(placement):
     assert no_cache is None
 
 
-# ---- Who sees whom --------------------------------------------------------------------------------------------------------
+# ---- Causality ------------------------------------------------------------------------------------------------------------
 
 
 with_all_kernels = pytest.mark.parametrize("kernels", [PLAIN, SPLIT, BLOCKED], ids=lambda kernels: kernels.name)
@@ -94,8 +94,8 @@ with_all_kernels = pytest.mark.parametrize("kernels", [PLAIN, SPLIT, BLOCKED], i
 @pytest.mark.parametrize(
     "changes", [{}, {"norm_placement": "post", "num_kv_heads": 1}, {"norm": "layernorm", "positions": "learned"}], ids=str
 )
-def test_output_depends_on_what_the_mask_allows_and_on_nothing_else(changes, kernels):
-    """The whole Jacobian of the stack, under a causal mask: exactly zero for the future and for other rows."""
+def test_output_depends_only_on_what_the_mask_allows(changes, kernels):
+    """The full Jacobian of the stack under a causal mask is exactly zero for the future and for other rows."""
     model = Transformer(configured(**changes), kernels)
     params = random_params(model)
 
@@ -111,7 +111,7 @@ def test_output_depends_on_what_the_mask_allows_and_on_nothing_else(changes, ker
 
 
 @with_all_kernels
-def test_a_mask_that_allows_all_lets_every_position_see_every_other(kernels):
+def test_without_a_mask_every_position_sees_every_other(kernels):
     model = Transformer(CONFIG, kernels)
     params = random_params(model)
     run = jax.jit(lambda x_BTD: model.apply({"params": params}, x_BTD, Mask(), POSITIONS_BT)[0])
@@ -125,43 +125,43 @@ def test_a_mask_that_allows_all_lets_every_position_see_every_other(kernels):
 
 
 def zeroed(params, *path):
-    """The parameters with everything below a path set to zero."""
+    """The parameters, with everything under a path set to zero."""
     name, *rest = path
     return params | {name: zeroed(params[name], *rest) if rest else jax.tree.map(jnp.zeros_like, params[name])}
 
 
-@pytest.mark.parametrize("placed", ["embeddings", "attention", "feed_forward"])
-def test_dropout_drops_its_share_and_makes_up_for_it(placed):
-    """With the other parts silent, what a part adds is either gone or scaled by 1 / (1 - p)."""
+@pytest.mark.parametrize("part", ["embeddings", "attention", "feed_forward"])
+def test_dropout_zeroes_the_right_share_and_rescales_the_rest(part):
+    """With the other parts set to zero, each output of a part is either zero or scaled by 1 / (1 - p)."""
     p = 0.25
     config = configured(num_layers=1)
-    model = Transformer(config) if placed == "embeddings" else Block(config)
+    model = Transformer(config) if part == "embeddings" else Block(config)
     x_BTD = np.tile(X_BTD, (64, 1, 1))
     positions_BT = np.tile(POSITIONS_BT, (64, 1))
 
     params = random_params(model)
-    if placed == "embeddings":
+    if part == "embeddings":
         params = zeroed(zeroed(params, "block_0", "attention", "output"), "block_0", "feed_forward", "down")
     else:
-        silent = {"attention": ("feed_forward", "down"), "feed_forward": ("attention", "output")}[placed]
-        params = zeroed(params, *silent)
+        other_part = {"attention": ("feed_forward", "down"), "feed_forward": ("attention", "output")}[part]
+        params = zeroed(params, *other_part)
 
     @jax.jit
-    def added(key):
-        def run(**how):
-            y_BTD, _ = model.apply({"params": params}, x_BTD, Mask(), positions_BT, **how)
-            return y_BTD if placed == "embeddings" else y_BTD - x_BTD
+    def outputs(key):
+        def run(**kwargs):
+            y_BTD, _ = model.apply({"params": params}, x_BTD, Mask(), positions_BT, **kwargs)
+            return y_BTD if part == "embeddings" else y_BTD - x_BTD
 
         return run(dropout=p, rngs={"dropout": key}), run()
 
-    dropped_BTD, full_BTD = map(np.asarray, added(jax.random.key(0)))
-    gone_BTD = np.abs(dropped_BTD) < 1e-6
-    assert gone_BTD.mean() == pytest.approx(p, abs=0.03)
-    if placed != "embeddings":  # those go through the last norm
-        np.testing.assert_allclose(dropped_BTD[~gone_BTD], full_BTD[~gone_BTD] / (1 - p), rtol=1e-3, atol=1e-5)
+    dropped_BTD, full_BTD = map(np.asarray, outputs(jax.random.key(0)))
+    is_zero_BTD = np.abs(dropped_BTD) < 1e-6
+    assert is_zero_BTD.mean() == pytest.approx(p, abs=0.03)
+    if part != "embeddings":  # which pass through the final norm
+        np.testing.assert_allclose(dropped_BTD[~is_zero_BTD], full_BTD[~is_zero_BTD] / (1 - p), rtol=1e-3, atol=1e-5)
 
 
-def test_dropout_follows_its_key_and_is_off_without_a_rate_whatever_the_config():
+def test_dropout_follows_its_key_and_is_off_by_default_for_any_config():
     plain = configured(num_layers=1)
     model = Transformer(dataclasses.replace(plain, dropout=0.5))
     params = random_params(model)
@@ -185,7 +185,7 @@ def test_dropout_follows_its_key_and_is_off_without_a_rate_whatever_the_config()
 
 
 def test_recomputed_blocks_give_the_same_gradients():
-    """By parameters and by the input, of a sum over what comes out."""
+    """By parameters and by input, of a sum over the output."""
 
     def gradients(config):
         def loss(params, x_BTD):
@@ -197,13 +197,13 @@ def test_recomputed_blocks_give_the_same_gradients():
     assert_close(gradients(configured(remat=True)), gradients(CONFIG), rtol=1e-4, atol=1e-4)
 
 
-def test_recomputed_blocks_drop_the_same_out_again():
-    """Otherwise the gradient would be that of another function: it is compared with differences of the function's values."""
+def test_recomputed_blocks_use_the_same_dropout_mask_again():
+    """Compared with finite differences: with another mask it would be the gradient of a different function."""
     model = Transformer(configured(remat=True))
-    params, how = random_params(model), {"dropout": 0.5, "rngs": {"dropout": jax.random.key(0)}}
+    params, kwargs = random_params(model), {"dropout": 0.5, "rngs": {"dropout": jax.random.key(0)}}
 
     def value(x_BTD):
-        y_BTD, _ = model.apply({"params": params}, x_BTD, Mask(causal=True), POSITIONS_BT, **how)
+        y_BTD, _ = model.apply({"params": params}, x_BTD, Mask(causal=True), POSITIONS_BT, **kwargs)
         return jnp.sum(y_BTD * normal(B, T, D, seed=1))
 
     check_grads(jax.jit(value), (X_BTD,), order=1, modes=["rev"], rtol=1e-2, atol=1e-2)
