@@ -1,4 +1,4 @@
-"""The engine against the page: the same logits, gradients, training steps and texts, for every preset and every choice."""
+"""The engine against the page: equal logits, gradients, training steps and texts for every preset and setting."""
 
 import dataclasses
 import functools
@@ -31,30 +31,30 @@ pytestmark = pytest.mark.slow
 CPU = jax.devices("cpu")[0]
 
 
-def test_each_setting_of_the_model_is_tried():
-    tried = {name for change in MODEL_CHANGES for name in change}
-    assert tried == {field.name for field in dataclasses.fields(ModelConfig)} - {"context_length"}
+def test_each_setting_of_the_model_is_covered():
+    covered = {name for change in MODEL_CHANGES for name in change}
+    assert covered == {field.name for field in dataclasses.fields(ModelConfig)} - {"context_length"}
     assert {field.name for field in dataclasses.fields(TrainingConfig)} > OF_THE_LOOP
 
 
 def tuned(config):
-    """What a CPU is given, with a cache in parts, which these models are too small for."""
-    return dataclasses.replace(kernels.select(config, CPU), name="tuned", empty_cache=in_two_parts)
+    """The kernels for a CPU, but with a cache in parts, which these models are too small for otherwise."""
+    return dataclasses.replace(kernels.select(config, CPU), name="tuned", empty_cache=two_part_cache)
 
 
-def in_two_parts(batch_size, config):
+def two_part_cache(batch_size, config):
     return partitioned(batch_size, config, 2)
 
 
 @functools.cache
 def some_params(config):
-    """Of which all count, biases and scales, too."""
+    """Random parameters, with biases and scales that all affect the result."""
     config = dataclasses.replace(config, remat=False)
     return random_params(GPT(config), np.zeros((2, 1), np.int32), scale=config.embed_dim**-0.5)
 
 
 def some_batch(config, seed=0):
-    """Rows of which some end early."""
+    """Some rows end early."""
     tokens_BN = random_tokens(4, config.context_length + 1, vocab_size=config.vocab_size, seed=seed)
     ends_B = np.array([config.context_length, config.context_length // 2, config.context_length, 3])
     mask_BT = np.arange(config.context_length)[None, :] < ends_B[:, None]
@@ -63,7 +63,7 @@ def some_batch(config, seed=0):
 
 @pytest.fixture(autouse=True)
 def same_dropout(monkeypatch):
-    """Page and engine draw from different keys, so that what is dropped follows from the shape alone here."""
+    """Page and engine use different dropout keys, so here the dropout mask depends on the shape alone."""
 
     def bernoulli(key, p, shape):
         return (np.arange(np.prod(shape)) * 2654435761 % 1009 < 1009 * p).reshape(shape)
@@ -75,21 +75,21 @@ def tolerance(config):
     return 1e-5 if config.dtype == "float32" else 3e-2  # the page has no 16-bit types
 
 
-def assert_near(ours, theirs, limit):
-    """Leaf by leaf, within `limit` of the leaf's largest value; of the smallest leaves, of 3e-2."""
+def assert_near(actual, expected, limit):
+    """Each leaf agrees within `limit` times its largest value, or times 3e-2 if that is larger."""
 
     def check(path, a, b):
         a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
         scale = max(3e-2, np.abs(b).max())
         np.testing.assert_allclose(a / scale, b / scale, rtol=0, atol=limit, err_msg=jax.tree_util.keystr(path))
 
-    jax.tree_util.tree_map_with_path(check, ours, theirs)
+    jax.tree_util.tree_map_with_path(check, actual, expected)
 
 
 # ---- Logits and gradients -------------------------------------------------------------------------------------------------
 
 
-def of_page(config):
+def page_function(config):
     def run(params, batch, key):
         logits_BTV = reference.gpt(params, batch["inputs_BT"], config)
         return logits_BTV, jax.value_and_grad(reference.loss)(params, batch, config, key)
@@ -97,7 +97,7 @@ def of_page(config):
     return run
 
 
-def of_engine(config, kernels):
+def engine_function(config, kernels):
     model, objective = GPT(config, kernels), NextToken.of(Config(config), kernels)
 
     def loss(params, batch, key):
@@ -117,41 +117,41 @@ def some_key(config):
 
 @pytest.mark.parametrize("context_length", CONTEXTS)
 @pytest.mark.parametrize("change", MODEL_CHANGES, ids=str)
-def test_engine_computes_the_logits_and_gradients_of_the_page(change, context_length):
+def test_engine_matches_the_logits_and_gradients_of_the_page(change, context_length):
     config = dataclasses.replace(BASE, context_length=context_length, **change)
     inputs = some_params(config), some_batch(config), some_key(config)
-    page = jax.jit(of_page(config))(*inputs)
-    for used in (PLAIN, tuned(config)):
-        engine = jax.jit(of_engine(config, used))(*inputs)
+    page = jax.jit(page_function(config))(*inputs)
+    for kernel_set in (PLAIN, tuned(config)):
+        engine = jax.jit(engine_function(config, kernel_set))(*inputs)
         assert_near(engine, page, tolerance(config))
     _, (_, grads) = page
-    assert all(np.abs(leaf).max() > 1e-4 for leaf in jax.tree.leaves(grads))  # else it would prove nothing
+    assert all(np.abs(leaf).max() > 1e-4 for leaf in jax.tree.leaves(grads))  # otherwise the test would prove nothing
 
 
 @pytest.mark.parametrize("context_length", CONTEXTS)
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.usefixtures("cudnn_on_a_cpu")
-def test_every_set_of_kernels_computes_the_logits_and_gradients_of_the_page(name, context_length):
-    """Those for accelerators, too, and compiled as they are there."""
+def test_every_set_of_kernels_matches_the_logits_and_gradients_of_the_page(name, context_length):
+    """Including those for accelerators, under jit."""
     config = dataclasses.replace(BASE, context_length=context_length)
     inputs = some_params(config), some_batch(config), None
-    page, engine = (jax.jit(run)(*inputs) for run in (of_page(config), of_engine(config, KERNELS[name])))
+    page, engine = (jax.jit(run)(*inputs) for run in (page_function(config), engine_function(config, KERNELS[name])))
     assert_near(engine, page, 1e-5)
 
 
-def test_sequences_longer_than_the_context_agree_too():
-    """Each position sees as many as the context has."""
+def test_sequences_longer_than_the_context_agree():
+    """Each position attends to the last `context_length` positions."""
     config = dataclasses.replace(BASE, context_length=24)
     tokens_BT, params = random_tokens(2, 100, vocab_size=17), some_params(config)
     expected_BTV = jax.jit(reference.gpt, static_argnums=2)(params, tokens_BT, config)
-    for used in (PLAIN, kernels.BLOCKED, kernels.SPLIT):
-        logits_BTV, _ = jax.jit(GPT(config, used).apply)({"params": params}, tokens_BT)
+    for kernel_set in (PLAIN, kernels.BLOCKED, kernels.SPLIT):
+        logits_BTV, _ = jax.jit(GPT(config, kernel_set).apply)({"params": params}, tokens_BT)
         assert_near(logits_BTV, expected_BTV, 1e-5)
 
 
 @functools.cache
 def losses(config, is_init):
-    """Of engine and page, with some parameters or those with which training begins."""
+    """The losses of engine and page, with random or with initial parameters."""
     params = init_params(jax.random.key(0), GPT(config)) if is_init else some_params(config)
     batch = some_batch(dataclasses.replace(config, vocab_size=BASE.vocab_size))
     total, count, _ = jax.jit(NextToken.of(Config(config)).loss)(params, batch, some_key(config))
@@ -159,8 +159,8 @@ def losses(config, is_init):
 
 
 @pytest.mark.parametrize("change", [change for change in MODEL_CHANGES if not set(change) & {"remat"}][1:], ids=str)
-def test_each_setting_computes_something_else(change):
-    """One that nothing reads would change neither the parameters nor the loss, on the page or in the engine."""
+def test_each_setting_changes_the_loss(change):
+    """A setting that page or engine ignored would leave its loss unchanged."""
 
     is_init = "init" in change
     engine, page = np.abs(np.subtract(losses(BASE, is_init), losses(dataclasses.replace(BASE, **change), is_init)))
@@ -172,8 +172,8 @@ FIELDS_WITH_CHOICES = [field.name for field in dataclasses.fields(ModelConfig) i
 
 
 @pytest.mark.parametrize("name", FIELDS_WITH_CHOICES)
-def test_each_choice_computes_something_else(name):
-    """A name that nothing reads would compute what one of the others does."""
+def test_each_choice_gives_different_logits(name):
+    """A choice that page or engine ignored would give the same logits as another one."""
     values = next(field.metadata["choices"] for field in dataclasses.fields(ModelConfig) if field.name == name)
     batch = some_batch(BASE)
     configs = [dataclasses.replace(BASE, **{name: value}) for value in values]
@@ -181,13 +181,13 @@ def test_each_choice_computes_something_else(name):
     pairs = list(zip(configs, params, strict=True))
     engine = [jax.jit(GPT(config).apply)({"params": params}, batch["inputs_BT"])[0] for config, params in pairs]
     page = [jax.jit(reference.gpt, static_argnums=2)(params, batch["inputs_BT"], config) for config, params in pairs]
-    for found in (engine,) if name == "dtype" else (engine, page):
-        for one, other in itertools.combinations(found, 2):
+    for logits_of_choices in (engine,) if name == "dtype" else (engine, page):
+        for one, other in itertools.combinations(logits_of_choices, 2):
             assert np.abs(np.asarray(one) - np.asarray(other)).max() > 1e-4
 
 
 @pytest.mark.parametrize("positions", ModelConfig.__dataclass_fields__["positions"].metadata["choices"])
-def test_whatever_the_positions_the_order_of_the_tokens_counts(positions):
+def test_token_order_changes_the_logits(positions):
     config = dataclasses.replace(BASE, positions=positions)
     tokens_BT = np.array([[1, 2, 3, 4], [2, 1, 3, 4]], np.int32)
     for logits_BTV in (
@@ -209,19 +209,19 @@ def page_after(config, num_steps=3):
 
 
 def comparable(state, initial):
-    """With roots of the mean squares, which are as large as gradients, and how far the parameters have come."""
-    moved = {name: jax.tree.map(jnp.subtract, state[name], initial) for name in ("params", "average")}
-    return state | {"square": jax.tree.map(jnp.sqrt, state["square"])}, moved
+    """The state, with root mean squares, which have the scale of gradients; and the changes of the parameters."""
+    changes = {name: jax.tree.map(jnp.subtract, state[name], initial) for name in ("params", "average")}
+    return state | {"square": jax.tree.map(jnp.sqrt, state["square"])}, changes
 
 
-def assert_same_states(found, expected, limit):
-    """Adam makes a large step of the rounding error of a tiny gradient, so the way is compared by its norm."""
-    (state, moved), loss = found
-    (expected_state, expected_moved), expected_loss = expected
+def assert_same_states(actual, expected, limit):
+    """Adam turns the rounding error of a tiny gradient into a large step, so changes are compared by their norm."""
+    (state, changes), loss = actual
+    (expected_state, expected_changes), expected_loss = expected
     assert_near((state, loss), (expected_state, expected_loss), limit)
-    for name in moved:
-        difference = jax.tree.map(jnp.subtract, moved[name], expected_moved[name])
-        assert optax.tree.norm(difference) < 100 * limit * optax.tree.norm(expected_moved[name])
+    for name in changes:
+        difference = jax.tree.map(jnp.subtract, changes[name], expected_changes[name])
+        assert optax.tree.norm(difference) < 100 * limit * optax.tree.norm(expected_changes[name])
 
 
 def engine_after(config, kernels, num_steps=3):
@@ -229,21 +229,21 @@ def engine_after(config, kernels, num_steps=3):
     optimizer, params = make_optimizer(config.training, 10), jax.tree.map(jnp.array, some_params(config.model))
     average = jax.tree.map(jnp.array, params) if config.training.ema else None
     state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.chain.init(params), average)
-    how = {"objective": NextToken.of(config, kernels), "optimizer": optimizer, "ema": config.training.ema}
-    how |= {"grad_accumulation": config.training.grad_accumulation}
+    kwargs = {"objective": NextToken.of(config, kernels), "optimizer": optimizer, "ema": config.training.ema}
+    kwargs |= {"grad_accumulation": config.training.grad_accumulation}
     for step in range(num_steps):
-        state, metrics = train_step(state, some_batch(config.model, seed=step), jax.random.key(0), **how)
+        state, metrics = train_step(state, some_batch(config.model, seed=step), jax.random.key(0), **kwargs)
     mean, square = (optax.tree_utils.tree_get(state.opt_state, name) for name in ("mu", "nu"))
-    found = {"step": state.step, "params": state.params, "mean": mean, "square": square, "average": state.eval_params}
-    return comparable(found, some_params(config.model)), metrics["loss"]
+    final = {"step": state.step, "params": state.params, "mean": mean, "square": square, "average": state.eval_params}
+    return comparable(final, some_params(config.model)), metrics["loss"]
 
 
 @pytest.mark.parametrize("change", MODEL_CHANGES, ids=str)
-def test_three_training_steps_of_the_engine_are_those_of_the_page(change):
+def test_three_training_steps_of_the_engine_match_the_page(change):
     config = Config(dataclasses.replace(BASE, **change), TRAINING)
     expected = page_after(config)
-    for used in (PLAIN, tuned(config.model)):
-        assert_same_states(engine_after(config, used), expected, tolerance(config.model))
+    for kernel_set in (PLAIN, tuned(config.model)):
+        assert_same_states(engine_after(config, kernel_set), expected, tolerance(config.model))
 
 
 @functools.cache
@@ -252,13 +252,13 @@ def unchanged_engine():
 
 
 @pytest.mark.parametrize("change", TRAINING_CHANGES, ids=str)
-def test_each_number_of_the_training_section_means_the_same_on_the_page(change):
+def test_each_training_setting_has_the_same_effect_on_the_page(change):
     config = Config(BASE, dataclasses.replace(TRAINING, **change))
-    found = engine_after(config, PLAIN)
-    assert_same_states(found, page_after(config), 1e-5)
+    actual = engine_after(config, PLAIN)
+    assert_same_states(actual, page_after(config), 1e-5)
     if "grad_accumulation" not in change:
-        before = unchanged_engine()
-        differences = jax.tree.map(lambda a, b: np.abs(a - b).max(), found[0][0]["average"], before["average"])
+        unchanged = unchanged_engine()
+        differences = jax.tree.map(lambda a, b: np.abs(a - b).max(), actual[0][0]["average"], unchanged["average"])
         assert max(jax.tree.leaves(differences)) > 1e-6
 
 
@@ -270,35 +270,35 @@ def text_of_page(config, prompt_BN, num_tokens, process):
     return tokens_BN[:, prompt_BN.shape[1] :].tolist()
 
 
-def text_of_engine(config, used, prompt_BN, num_tokens, processors):
+def text_of_engine(config, kernel_set, prompt_BN, num_tokens, processors):
     keys = row_keys(jax.random.key(3), range(len(prompt_BN)))
-    chunks = stream(some_params(config), list(prompt_BN), num_tokens, keys, processors, model=GPT(config, used))
+    chunks = stream(some_params(config), list(prompt_BN), num_tokens, keys, processors, model=GPT(config, kernel_set))
     return np.concatenate([chunk.token for chunk in chunks], axis=1).tolist()
 
 
-def most_probable(logits_BV, tokens_BN):
+def keep_most_probable(logits_BV, tokens_BN):
     return np.where(logits_BV == logits_BV.max(axis=-1, keepdims=True), 0.0, -np.inf)
 
 
-def assert_texts_agree(config, num_tokens, prompt_length, used):
+def assert_texts_agree(config, num_tokens, prompt_length, kernel_sets):
     prompt_BN = random_tokens(2, prompt_length, vocab_size=config.vocab_size)
-    expected = text_of_page(config, prompt_BN, num_tokens, most_probable)
-    for each in used:
-        assert text_of_engine(config, each, prompt_BN, num_tokens, (Processor(logits.greedy),)) == expected
+    expected = text_of_page(config, prompt_BN, num_tokens, keep_most_probable)
+    for kernel_set in kernel_sets:
+        assert text_of_engine(config, kernel_set, prompt_BN, num_tokens, (Processor(logits.greedy),)) == expected
     assert expected[0] != expected[1]
 
 
 @pytest.mark.parametrize("context_length", CONTEXTS)
 @pytest.mark.parametrize("change", [change for change in MODEL_CHANGES if "dtype" not in change], ids=str)
-def test_greedy_text_of_the_cache_is_that_of_recomputing_everything(change, context_length):
-    """And past the context, where models with a table of positions re-anchor and the others slide."""
+def test_greedy_text_with_a_cache_matches_recomputing_everything(change, context_length):
+    """Also beyond the context, where models with learned or sinusoidal positions re-anchor and rotary ones slide."""
     config = dataclasses.replace(BASE, context_length=context_length, **change)
     assert_texts_agree(config, 10, context_length - 5, (PLAIN, tuned(config)))
 
 
 @pytest.mark.parametrize("positions", ModelConfig.__dataclass_fields__["positions"].metadata["choices"])
-def test_sampled_text_is_that_of_the_page_too(positions):
-    """Row i draws from fold_in(key, i), and token n of it from fold_in of that and n."""
+def test_sampled_text_matches_the_page(positions):
+    """Row i samples with row_key = fold_in(key, i), and its token n with fold_in(row_key, n)."""
     config = dataclasses.replace(BASE, positions=positions, num_heads=2)
     prompt_BN = random_tokens(3, 4, vocab_size=17)
     sampled = text_of_engine(config, PLAIN, prompt_BN, 30, (Processor(logits.temperature, 0.7),))
@@ -309,26 +309,27 @@ def test_sampled_text_is_that_of_the_page_too(positions):
 
 
 def presets():
-    """Each with two layers and the same vocabulary, by which those that differ in the tokenizer alone are one."""
-    found = {}
+    """Each preset with two layers and the same vocabulary. Those that differ only in the tokenizer are merged."""
+    names_of = {}
     for name in preset_names():
         preset = load_preset(name)
         model = dataclasses.replace(preset.model, num_layers=2, vocab_size=65)
-        found.setdefault(Config(model, dataclasses.replace(preset.training, steps=None)), []).append(name)
-    return [pytest.param(config, id=", ".join(names)) for config, names in found.items()]
+        names_of.setdefault(Config(model, dataclasses.replace(preset.training, steps=None)), []).append(name)
+    return [pytest.param(config, id=", ".join(names)) for config, names in names_of.items()]
 
 
 @pytest.mark.parametrize("config", presets())
-def test_presets_are_the_same_on_page_and_engine(config):
-    used = kernels.select(config.model, CPU)
+def test_presets_agree_between_page_and_engine(config):
+    kernel_set = kernels.select(config.model, CPU)
     inputs = some_params(config.model), some_batch(config.model), some_key(config.model)
-    page, engine = (jax.jit(run)(*inputs) for run in (of_page(config.model), of_engine(config.model, used)))
+    functions = page_function(config.model), engine_function(config.model, kernel_set)
+    page, engine = (jax.jit(function)(*inputs) for function in functions)
     assert_near(engine, page, 1e-5)
-    assert_same_states(engine_after(config, used), page_after(config), 1e-5)
-    assert_texts_agree(config.model, 6, config.model.context_length - 4, (used,))
+    assert_same_states(engine_after(config, kernel_set), page_after(config), 1e-5)
+    assert_texts_agree(config.model, 6, config.model.context_length - 4, (kernel_set,))
 
 
-def test_the_page_is_a_program(capsys, monkeypatch, tmp_path):
+def test_the_page_runs_as_a_program(capsys, monkeypatch, tmp_path):
     text = tmp_path / "plays.txt"
     text.write_text("KING: To be, or not to be, that is the question.\n" * 40, encoding="utf-8")
     open_text = reference.corpora.open_text
@@ -336,6 +337,6 @@ def test_the_page_is_a_program(capsys, monkeypatch, tmp_path):
     reference.main(num_steps=100)
     step, sample = capsys.readouterr().out.split("nats per character\n")
     assert step.startswith("step 100/100  loss ")
-    assert float(step.split()[-1]) < 1.0  # where guessing is above 3
+    assert float(step.split()[-1]) < 1.0  # uniform guessing would be above 3
     assert sample.startswith("KING")
     assert len(sample) == len("KING") + 200 + 1
