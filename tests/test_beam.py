@@ -1,4 +1,4 @@
-"""Beam search, against all texts that there are, against greedy decoding, and against a search in plain Python."""
+"""Beam search, compared with exhaustive search, with greedy decoding, and with a search in plain Python."""
 
 import dataclasses
 import functools
@@ -27,7 +27,7 @@ ROTARY_PLAIN, LEARNED_PLAIN = (GPT(model.config, PLAIN) for model in (ROTARY, LE
 PROMPTS = [np.array(row, np.int32) for row in ([3], [1, 2, 0])]
 
 
-def described(model):
+def describe(model):
     return f"{model.config.positions}, {model.kernels.name}"
 
 
@@ -38,8 +38,8 @@ def some_params(model):
     return jax.tree.map(lambda leaf: 0.6 * random.standard_normal(leaf.shape, np.float32), shapes)
 
 
-def search(model=ROTARY, num_tokens=2, width=V, **how):
-    return beam_search(some_params(model), PROMPTS, num_tokens, model=model, width=width, **how)
+def search(model=ROTARY, num_tokens=2, width=V, **options):
+    return beam_search(some_params(model), PROMPTS, num_tokens, model=model, width=width, **options)
 
 
 @functools.cache
@@ -49,14 +49,14 @@ def forward(model):
 
 
 def log_probs_after(model, rows):
-    """log p of the next token after each row (all of one length), by the plain model, with everything recomputed."""
+    """log p of the next token after each row (all of one length), from the plain model without a cache."""
     tokens_BT = np.zeros((len(rows), CONFIG.context_length), np.int32)
     tokens_BT[:, : len(rows[0])] = rows
     return np.asarray(forward(model)(tokens_BT))[:, len(rows[0]) - 1]
 
 
 def search_in_python(model, prompt, num_tokens, width, length_penalty=1.0, early_stopping=False, ends=()):
-    """The search as a textbook has it, one list of texts after another."""
+    """Textbook beam search on lists of texts."""
     beams, finished = [((), 0.0)], []
     for length in range(1, num_tokens + 1):
         log_probs_BV = log_probs_after(model, [[*prompt, *tokens] for tokens, _ in beams])
@@ -78,57 +78,57 @@ def search_in_python(model, prompt, num_tokens, width, length_penalty=1.0, early
     return sorted(finished, key=lambda text: -text[2])[:width]
 
 
-def assert_same(found, expected):
-    assert [text.tokens for text in found] == [tokens for tokens, *_ in expected]
-    np.testing.assert_allclose([text.score for text in found], [score for _, score, *_ in expected], atol=1e-4)
+def assert_same(texts, expected):
+    assert [text.tokens for text in texts] == [tokens for tokens, *_ in expected]
+    np.testing.assert_allclose([text.score for text in texts], [score for _, score, *_ in expected], atol=1e-4)
 
 
-def test_with_a_width_of_the_vocabulary_two_tokens_are_searched_exhaustively():
-    for prompt, found in zip(PROMPTS, search(), strict=True):
-        texts = list(itertools.product(range(V), repeat=2))
+def test_two_tokens_with_one_beam_per_vocabulary_entry_are_searched_exhaustively():
+    for prompt, texts in zip(PROMPTS, search(), strict=True):
+        possible = list(itertools.product(range(V), repeat=2))
         first_V = log_probs_after(ROTARY, [prompt])[0]
         second_VV = log_probs_after(ROTARY, [[*prompt, v] for v in range(V)])
-        expected = sorted(((text, first_V[text[0]] + second_VV[text]) for text in texts), key=lambda text: -text[1])
-        assert_same(found, expected[:V])
+        expected = sorted(((text, first_V[text[0]] + second_VV[text]) for text in possible), key=lambda text: -text[1])
+        assert_same(texts, expected[:V])
 
 
-@pytest.mark.parametrize("model", [ROTARY, LEARNED, ROTARY_PLAIN, LEARNED_PLAIN], ids=described)
-def test_width_one_is_greedy_also_past_the_context(model):
+@pytest.mark.parametrize("model", [ROTARY, LEARNED, ROTARY_PLAIN, LEARNED_PLAIN], ids=describe)
+def test_width_one_is_greedy_even_past_the_context(model):
     keys = row_keys(jax.random.key(0), range(2))
     pieces = list(stream(some_params(model), PROMPTS, 20, keys, (Processor(greedy),), model=model))
     tokens_BC = np.concatenate([piece.token for piece in pieces], axis=1)
     log_probs_BC = np.concatenate([piece.log_prob for piece in pieces], axis=1)
-    for [found], tokens, log_probs in zip(search(model, 20, width=1), tokens_BC, log_probs_BC, strict=True):
-        assert found.tokens == tuple(tokens)
-        assert found.score == pytest.approx(log_probs.sum(), abs=1e-4)
-        np.testing.assert_allclose(found.log_probs, log_probs, atol=1e-4)
-        assert not found.ended
+    for [text], tokens, log_probs in zip(search(model, 20, width=1), tokens_BC, log_probs_BC, strict=True):
+        assert text.tokens == tuple(tokens)
+        assert text.score == pytest.approx(log_probs.sum(), abs=1e-4)
+        np.testing.assert_allclose(text.log_probs, log_probs, atol=1e-4)
+        assert not text.ended
 
 
 @pytest.mark.parametrize("early_stopping", [False, True])
 @pytest.mark.parametrize("length_penalty", [-0.5, 0.0, 1.0, 2.0])
 @pytest.mark.parametrize("ends", [(), (1,), (0, 4)])
-def test_search_is_that_of_the_textbook(ends, length_penalty, early_stopping):
-    found = search(num_tokens=9, width=3, length_penalty=length_penalty, early_stopping=early_stopping, end_tokens=ends)
-    for prompt, texts in zip(PROMPTS, found, strict=True):
+def test_search_matches_the_textbook(ends, length_penalty, early_stopping):
+    results = search(num_tokens=9, width=3, length_penalty=length_penalty, early_stopping=early_stopping, end_tokens=ends)
+    for prompt, texts in zip(PROMPTS, results, strict=True):
         assert_same(texts, search_in_python(ROTARY, prompt, 9, 3, length_penalty, early_stopping, ends))
         assert [text.ended for text in texts] == [text.tokens[-1] in ends for text in texts]
         assert all(text.rank == text.score / len(text.tokens) ** length_penalty for text in texts)
 
 
-def test_a_prompt_finds_the_same_whatever_stands_beside_it():
+def test_results_do_not_depend_on_the_other_prompts():
     together = search(num_tokens=12, width=3, end_tokens=(1,))
     other = [np.array([2, 2, 4, 0, 1], np.int32), PROMPTS[1]]
-    beside = beam_search(some_params(ROTARY), other, 12, model=ROTARY, width=3, end_tokens=(1,))
-    assert [text.tokens for text in beside[1]] == [text.tokens for text in together[1]]
+    mixed = beam_search(some_params(ROTARY), other, 12, model=ROTARY, width=3, end_tokens=(1,))
+    assert [text.tokens for text in mixed[1]] == [text.tokens for text in together[1]]
 
 
 def parts_for_several_rows(batch_size, config):
     return partitioned(batch_size, config, 1 if batch_size == 1 else 4)
 
 
-def test_caches_in_parts_change_nothing_also_past_the_context():
-    """Two prompts begin with a cache in parts. One begins with a whole one, and its three beams re-anchor from parts."""
+def test_partitioned_caches_change_nothing_even_past_the_context():
+    """Two prompts start with partitioned caches. A single one starts with one part; its three beams re-anchor with four."""
     in_parts = dataclasses.replace(SPLIT, name="parts", empty_cache=parts_for_several_rows)
     tokens = {}
     for kernels in (in_parts, SPLIT, PLAIN):
@@ -141,14 +141,14 @@ def test_caches_in_parts_change_nothing_also_past_the_context():
     assert tokens[in_parts.name] == tokens[SPLIT.name] == tokens[PLAIN.name]
 
 
-def test_nothing_compiles_again_for_other_prompts_lengths_or_ends():
+def test_new_prompts_lengths_or_end_tokens_do_not_recompile():
     search(num_tokens=4, width=3)
     before = beam.prefill_and_extend._cache_size(), beam.extend_chunk._cache_size()
     beam_search(some_params(ROTARY), PROMPTS[::-1], 9, model=ROTARY, width=3, end_tokens=(0, 2), length_penalty=0.3)
     assert (beam.prefill_and_extend._cache_size(), beam.extend_chunk._cache_size()) == before
 
 
-def test_logits_that_are_not_finite_are_an_error():
+def test_non_finite_logits_are_an_error():
     params = jax.tree.map(np.copy, some_params(ROTARY))
     params["head"]["kernel"][:, 3] = np.nan
     with pytest.raises(FloatingPointError):
@@ -156,17 +156,17 @@ def test_logits_that_are_not_finite_are_an_error():
 
 
 @pytest.mark.parametrize("length_penalty, can_improve", [(1.0, True), (0.0, False), (-1.0, False)])
-def test_a_beam_may_still_win_if_length_is_rewarded_and_there_is_room_for_it(length_penalty, can_improve):
-    """With -3 nats after 2 of 10 tokens: -0.3 a token at best, where a text of -1 is to be beaten."""
+def test_a_beam_can_still_win_if_length_is_rewarded_and_tokens_remain(length_penalty, can_improve):
+    """At -3 nats after 2 of 10 tokens a beam can reach -0.3 per token, and the text to beat has -1."""
     worst = beam.Hypothesis(tokens=(1,), log_probs=(-1.0,), score=-1.0, rank=-1.0, ended=True)
     search = beam.Search(1, 10, length_penalty, False, [None], finished=[worst], length=2)
     assert search.can_improve(-3.0) == can_improve
 
 
-def test_where_length_costs_a_beam_ends_no_later_than_the_last_step():
-    """After the last of 1 token the text of -1 is the best, though it would not be if it had 2."""
+def test_if_length_is_penalised_a_beam_still_ends_no_later_than_the_last_step():
+    """After its only token the text of -1 is the best, which it would not be with a second token."""
     first = beam.Choice(parent_BW=np.array([0]), token_BW=np.array([5]), score_BW=np.array([-1.0]))
     ended = beam.Choice(parent_BW=np.array([0]), token_BW=np.array([9]), score_BW=np.array([-1.5]))
     search = beam.Search(1, 1, -1.0, False, [None])
     search.step(first, ended)
-    assert [found.score for found in search.finished] == [-1.0]
+    assert [text.score for text in search.finished] == [-1.0]

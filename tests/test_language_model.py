@@ -1,4 +1,4 @@
-"""Text in, text out: prompts of all kinds, and how many texts of which length come back."""
+"""Text in, text out: prompts of all kinds, and the number and length of the texts returned."""
 
 import dataclasses
 import logging
@@ -33,18 +33,18 @@ def samples(lm, prompt, length, **settings):
 
 @pytest.mark.parametrize("prompt", ["a", "ab 漢🙂\n", "abcdabcd" * 3, ""])
 @pytest.mark.parametrize("length", [1, 7, 30])
-def test_text_is_the_prompt_and_as_many_characters_as_asked_for(lm, prompt, length):
+def test_text_is_the_prompt_plus_the_requested_number_of_characters(lm, prompt, length):
     text = lm.generate(prompt, length)
     assert text.startswith(prompt)
     assert len(text) == len(prompt) + length
     assert set(text) <= set(CHARACTERS)
 
 
-def test_an_empty_prompt_stands_for_a_new_line_that_is_not_printed(lm):
+def test_an_empty_prompt_acts_as_a_newline_that_is_not_printed(lm):
     assert "\n" + lm.generate("", 20) == lm.generate("\n", 20)
 
 
-def test_of_a_long_prompt_the_model_sees_the_end_and_a_line_says_so(lm, caplog):
+def test_the_model_sees_the_end_of_a_long_prompt_and_a_warning_is_logged(lm, caplog):
     with caplog.at_level(logging.WARNING):
         long = lm.generate("dcba" + "abcdabcd", 20)
         [line] = logged(caplog)
@@ -65,11 +65,11 @@ def test_length_and_number_of_samples_must_be_at_least_one(lm, length):
     error_message(UsageError, samples, lm, "a", 5, num_samples=length, says=(f"num_samples={length}", "1"))
 
 
-def test_bad_strategies_are_refused(lm):
+def test_invalid_settings_are_rejected(lm):
     error_message(UsageError, lm.generate, "a", 5, top_p=2, says=("top_p=2", "1.0"))
 
 
-def test_samples_differ_and_the_first_ones_are_the_same_however_many_there_are(lm):
+def test_samples_differ_and_do_not_depend_on_how_many_there_are(lm):
     three = samples(lm, "ab", 20, num_samples=3)
     assert len(set(three)) == 3
     assert samples(lm, "ab", 20, num_samples=2) == three[:2]
@@ -77,8 +77,8 @@ def test_samples_differ_and_the_first_ones_are_the_same_however_many_there_are(l
 
 
 @pytest.mark.slow
-def test_rows_that_fill_up_the_last_batch_keep_nobody_waiting(lm, monkeypatch):
-    """With everything a stop, one piece is enough for each batch, the one that is not full too."""
+def test_rows_that_pad_the_last_batch_do_not_delay_it(lm, monkeypatch):
+    """With every character as a stop string, one piece per batch is enough, including the padded batch."""
     pieces, original = [], sampling.stream
 
     def stream(*args, **keywords):
@@ -93,7 +93,7 @@ def test_rows_that_fill_up_the_last_batch_keep_nobody_waiting(lm, monkeypatch):
 
 
 @pytest.mark.slow
-def test_past_the_places_of_a_table_a_line_says_what_happens(lm, caplog):
+def test_running_past_a_position_table_is_logged(lm, caplog):
     learned = dataclasses.replace(lm, config=dataclasses.replace(CONFIG, positions="sinusoidal"))
     with caplog.at_level(logging.INFO):
         lm.generate("ab", 30)  # rotary
@@ -104,7 +104,7 @@ def test_past_the_places_of_a_table_a_line_says_what_happens(lm, caplog):
         assert_says(line, "8")
 
 
-def test_text_follows_its_seed_unless_it_is_greedy(lm):
+def test_text_depends_on_the_seed_unless_it_is_greedy(lm):
     assert lm.generate("ab", 20, seed=3) == lm.generate("ab", 20, seed=3)
     assert lm.generate("ab", 20, seed=3) != lm.generate("ab", 20, seed=4)
     greedy = {lm.generate("ab", 20, seed=seed, temperature=temperature) for seed in (3, 4) for temperature in (0, 0.0)}
@@ -113,22 +113,22 @@ def test_text_follows_its_seed_unless_it_is_greedy(lm):
 
 @pytest.fixture(scope="module")
 def words(lm):
-    """The same model with a vocabulary of words: "\\n" becomes the end of the text, " " what is unknown."""
+    """The same model with a word vocabulary: "\\n" becomes the end-of-text token, " " the unknown token."""
     return dataclasses.replace(lm, tokenizer=WordTokenizer.train(["to be or"]))
 
 
 @pytest.mark.slow
-def test_the_end_of_text_token_always_ends_a_text_and_is_no_part_of_it(words):
+def test_the_end_of_text_token_always_ends_a_text_and_is_not_part_of_it(words):
     assert words.tokenizer.vocab_size == words.config.vocab_size
-    found = list(words.complete(["to", "be"], 60, num_samples=4))
-    ended = [completion for completion in found if completion.reason == "stop"]
+    completions = list(words.complete(["to", "be"], 60, num_samples=4))
+    ended = [completion for completion in completions if completion.reason == "stop"]
     assert ended
-    for completion in found:
+    for completion in completions:
         tokens = [step.token for step in completion.steps]
         assert (completion.reason == "stop") == (tokens[-1] == 0)
         assert 0 not in tokens[:-1]
         assert "<|endoftext|>" not in completion.text
-    assert any(hypotheses.hypothesis.ended for hypotheses in next(words.beam_search(["to"], 60, beam_width=4)))
+    assert any(text.hypothesis.ended for text in next(words.beam_search(["to"], 60, beam_width=4)))
 
 
 def test_settings_of_beam_search_are_those_of_its_section(words):
@@ -142,7 +142,7 @@ def test_settings_of_beam_search_are_those_of_its_section(words):
     error_message(UsageError, search, beam_width=2, length_penalty=11.0, says=("length_penalty=11.0", "10.0"))
 
 
-def test_unknown_words_of_a_prompt_are_told(words, caplog):
+def test_unknown_words_in_a_prompt_are_logged(words, caplog):
     with caplog.at_level(logging.WARNING):
         assert words.generate("to be", 3, greedy=True).startswith("to be")
         assert not caplog.records

@@ -1,4 +1,4 @@
-"""Text as it comes: whatever the portions, they add up to the whole, with no half characters and nothing after a stop."""
+"""Incremental text: the portions add up to the whole text, with no half characters and nothing after a stop string."""
 
 import dataclasses
 
@@ -12,14 +12,14 @@ from minigpt_jax.generation.text import TextStream, held_back
 
 @dataclasses.dataclass(frozen=True)
 class Bytes:
-    """A tokenizer whose tokens are bytes, so that a character can take several of them."""
+    """A tokenizer whose tokens are bytes, so that a character can span several of them."""
 
     def to_bytes(self, ids):
         return bytes(ids)
 
 
 def run(text, stop=(), stop_tokens=(), tokenizer=None):
-    """The portions that a text's bytes come out in, and the stream."""
+    """Feeds a text token by token. Returns the portions taken and the stream."""
     stream = TextStream(tokenizer or Bytes(), tuple(stop), tuple(stop_tokens))
     portions = []
     for token in text.encode() if tokenizer is None else tokenizer.encode(text):
@@ -32,10 +32,10 @@ def run(text, stop=(), stop_tokens=(), tokenizer=None):
 
 
 def up_to_stop(text, stop):
-    """The text before the stop string that is complete first."""
+    """The text before the stop string that is completed first."""
     for end in range(len(text) + 1):
-        if found := [text.find(string) for string in stop if string in text[:end]]:
-            return text[: min(found)]
+        if starts := [text.find(string) for string in stop if string in text[:end]]:
+            return text[: min(starts)]
     return text
 
 
@@ -49,28 +49,28 @@ def test_portions_add_up_to_the_text_and_no_character_is_cut(text):
 @example("\naa", ["a", "\naa"])
 @example("nab", ["b", "ab"])
 @given(st.text("abn\n🙂", max_size=30), st.lists(st.text("ab\n🙂", min_size=1, max_size=4), max_size=3))
-def test_text_ends_before_the_stop_string_that_is_complete_first_and_no_portion_has_to_be_taken_back(text, stop):
+def test_text_ends_before_the_first_completed_stop_string_and_portions_are_final(text, stop):
     portions, stream = run(text, stop)
     expected = up_to_stop(text, stop)
     assert stream.text == expected
     assert "".join(portions) == expected
 
 
-class Whole(Bytes):
-    """A tokenizer with one token, which is a whole text."""
+class OneToken(Bytes):
+    """A tokenizer with one token, which decodes to several characters."""
 
     def to_bytes(self, ids):
         return b"xabcd"
 
 
-def test_a_stop_string_that_ends_first_wins_though_another_begins_first():
-    stream = TextStream(Whole(), ("abcd", "bc"), ())
+def test_the_stop_string_that_ends_first_wins_even_if_another_starts_first():
+    stream = TextStream(OneToken(), ("abcd", "bc"), ())
     stream.feed(0)
     assert stream.stopped
     assert stream.take() == "xa" == up_to_stop("xabcd", ("abcd", "bc"))
 
 
-def test_what_is_certain_is_not_held_back():
+def test_final_text_is_not_held_back():
     portions, _ = run("hello\nwo", ["\n\n"])
     assert portions == ["h", "e", "l", "l", "o", "", "\nw", "o", ""]
 
@@ -90,7 +90,7 @@ def test_half_a_character_at_the_end_becomes_one_replacement_character():
     assert stream.take() == "\N{REPLACEMENT CHARACTER}"
 
 
-def test_characters_of_a_vocabulary_come_one_by_one():
+def test_a_character_vocabulary_yields_one_character_per_token():
     tokenizer = CharTokenizer.train("añ🙂")
     portions, _ = run("ñ🙂a", tokenizer=tokenizer)
     assert portions == ["ñ", "🙂", "a", ""]
@@ -98,7 +98,7 @@ def test_characters_of_a_vocabulary_come_one_by_one():
 
 
 @given(st.text("ab", max_size=8), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))
-def test_what_is_held_back_is_the_longest_end_that_begins_a_stop_string(text, stop):
-    beginnings = {string[:n] for string in stop for n in range(1, len(string))}
-    ends = [n for n in range(1, len(text) + 1) if text[-n:] in beginnings]
-    assert held_back(text, stop) == max(ends, default=0)
+def test_the_longest_suffix_that_may_start_a_stop_string_is_held_back(text, stop):
+    prefixes = {string[:n] for string in stop for n in range(1, len(string))}
+    lengths = [n for n in range(1, len(text) + 1) if text[-n:] in prefixes]
+    assert held_back(text, stop) == max(lengths, default=0)

@@ -1,1 +1,1 @@
-"""Text from a model. Read in this order: logits.py, decode.py, context.py, sampling.py, language_model.py."""
+"""Text generation. Read in this order: logits.py, decode.py, context.py, sampling.py, language_model.py."""

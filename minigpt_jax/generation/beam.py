@@ -1,7 +1,7 @@
-"""Beam search: the W most probable continuations found so far go on side by side; the most probable whole text wins.
+"""Beam search: extends the W most probable continuations of a prompt token by token and returns the best complete texts.
 
-The jitted loop extends the beams and records what it chose; which texts end, and when the search is over, is read off those
-records in Python, between two pieces of the loop.
+The jitted loop extends the beams and records its choices. Between two chunks of the loop, Python reads these records to see
+which texts have ended and whether the search is done.
 """
 
 import dataclasses
@@ -22,15 +22,15 @@ from minigpt_jax.generation.decode import CHUNK, DecodeState, append_token, deco
 
 @struct.dataclass
 class BeamState:
-    """B prompts with W beams each; the rows of `decode` are all beams of the first prompt, then those of the second, …"""
+    """B prompts with W beams each. The rows of `decode` are all beams of the first prompt, then those of the second, …"""
 
     decode: DecodeState
-    score_BW: jax.Array  # log-probability of each beam's text so far, in nats
+    score_BW: jax.Array  # log-probability of each beam so far, in nats
 
 
 @struct.dataclass
 class Choice:
-    """One step of the search: for each prompt W beams, best first, as the beam that is extended, the token and the score."""
+    """One step of the search: the W new beams of each prompt, best first, as parent beam, appended token and score."""
 
     parent_BW: jax.Array
     token_BW: jax.Array
@@ -38,27 +38,27 @@ class Choice:
 
 
 def extend(state: BeamState, logits_RV: jax.Array, ends_V: jax.Array) -> tuple[BeamState, tuple[Choice, Choice]]:
-    """The W best extensions that go on, as the new state and its record, and the W best that end in a token of `ends_V`."""
+    """The new state, and a record: the W best extensions that stay live and the W best that end in a token of `ends_V`."""
     B, W = state.score_BW.shape
     V = logits_RV.shape[-1]
     score_BWV = state.score_BW[:, :, None] + jax.nn.log_softmax(logits_RV).reshape(B, W, V)
 
     def best(allowed_V: jax.Array) -> Choice:
         allowed_BWV = jnp.where(allowed_V[None, None, :], score_BWV, -jnp.inf)
-        score_BW, place_BW = jax.lax.top_k(allowed_BWV.reshape(B, W * V), W)
-        return Choice(place_BW // V, place_BW % V, score_BW)
+        score_BW, index_BW = jax.lax.top_k(allowed_BWV.reshape(B, W * V), W)
+        return Choice(index_BW // V, index_BW % V, score_BW)
 
-    going_on = best(~ends_V)
-    rows_R = (jnp.arange(B)[:, None] * W + going_on.parent_BW).reshape(-1)
+    live = best(~ends_V)
+    rows_R = (jnp.arange(B)[:, None] * W + live.parent_BW).reshape(-1)
     decode = state.decode.rows(rows_R)
-    return BeamState(append_token(decode, going_on.token_BW.reshape(-1)), going_on.score_BW), (going_on, best(ends_V))
+    return BeamState(append_token(decode, live.token_BW.reshape(-1)), live.score_BW), (live, best(ends_V))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "width"))
 def prefill_and_extend(
     params: Any, prompts_BS: jax.Array, lengths_B: jax.Array, ends_V: jax.Array, *, model: nn.Module, width: int
 ):
-    """The beams after the first token: all of them extend the prompt, so that all but one count as impossible before it."""
+    """The beams after the first token. All of them start as the same prompt, so all but one start with a score of -inf."""
     decode, logits_BV = prefill(params, prompts_BS, lengths_B, model=model)
     rows_R = jnp.repeat(jnp.arange(len(lengths_B)), width)
     score_BW = jnp.where(jnp.arange(width)[None, :] == 0, jnp.zeros((len(lengths_B), 1)), -jnp.inf)
@@ -67,7 +67,7 @@ def prefill_and_extend(
 
 @functools.partial(jax.jit, static_argnames="model", donate_argnames="state")
 def extend_chunk(params: Any, state: BeamState, ends_V: jax.Array, num_steps: jax.Array, *, model: nn.Module):
-    """`num_steps` more steps, at most CHUNK: the state and the records, of which the first `num_steps` count."""
+    """Runs `num_steps` ≤ CHUNK more steps. Returns the state and the records, of which the first `num_steps` are filled."""
 
     def body(i, carry):
         state, records = carry
@@ -76,24 +76,24 @@ def extend_chunk(params: Any, state: BeamState, ends_V: jax.Array, num_steps: ja
         return state, jax.tree.map(lambda all_records, leaf: all_records.at[i].set(leaf), records, record)
 
     B, W = state.score_BW.shape
-    none = Choice(jnp.zeros((CHUNK, B, W), jnp.int32), jnp.zeros((CHUNK, B, W), jnp.int32), jnp.zeros((CHUNK, B, W)))
-    return jax.lax.fori_loop(0, num_steps, body, (state, (none, none)))
+    empty = Choice(jnp.zeros((CHUNK, B, W), jnp.int32), jnp.zeros((CHUNK, B, W), jnp.int32), jnp.zeros((CHUNK, B, W)))
+    return jax.lax.fori_loop(0, num_steps, body, (state, (empty, empty)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Hypothesis:
-    """A text that beam search found. `score` is its log-probability in nats; `rank` is score / length^length_penalty."""
+    """A text from beam search. `score` is its log-probability in nats; `rank` is score / length^length_penalty."""
 
     tokens: tuple[int, ...]
     log_probs: tuple[float, ...]  # of each token, in nats
     score: float
     rank: float
-    ended: bool  # in an end token, not because it reached the length
+    ended: bool  # with an end token, not by reaching the maximum length
 
 
 @dataclasses.dataclass
 class Search:
-    """The texts of one prompt: W beams that go on, chains of (chain before, token, score), and the best W that ended."""
+    """The search for one prompt: W live beams, each a linked list (parent, token, score), and the W best finished texts."""
 
     width: int
     num_tokens: int
@@ -102,48 +102,48 @@ class Search:
     beams: list
     finished: list[Hypothesis] = dataclasses.field(default_factory=list)
     length: int = 0
-    over: bool = False
+    done: bool = False
 
-    def step(self, going_on: Choice, ending: Choice) -> None:
-        """Takes note of one step, given its records for this prompt alone."""
-        if self.over:
+    def step(self, live: Choice, ending: Choice) -> None:
+        """Applies the records of one step for this prompt."""
+        if self.done:
             return
         self.length += 1
         for parent, token, score in rows(ending):
             self.finish((self.beams[parent], int(token), float(score)), ended=True)
-        self.beams = [(self.beams[parent], int(token), float(score)) for parent, token, score in rows(going_on)]
-        self.over = len(self.finished) == self.width and (self.early_stopping or not self.can_improve(going_on.score_BW[0]))
-        if self.length == self.num_tokens and not self.over:
+        self.beams = [(self.beams[parent], int(token), float(score)) for parent, token, score in rows(live)]
+        self.done = len(self.finished) == self.width and (self.early_stopping or not self.can_improve(live.score_BW[0]))
+        if self.length == self.num_tokens and not self.done:
             for beam in self.beams:
                 self.finish(beam, ended=False)
-            self.over = True
+            self.done = True
 
     def finish(self, beam, ended: bool) -> None:
         if math.isfinite(beam[-1]):
-            tokens, scores = zip(*links(beam, self.length), strict=True)
+            tokens, scores = zip(*backtrack(beam, self.length), strict=True)
             log_probs = tuple(np.diff(scores, prepend=0.0).tolist())
-            found = Hypothesis(tokens, log_probs, scores[-1], scores[-1] / self.length**self.length_penalty, ended)
-            self.finished = sorted([*self.finished, found], key=lambda text: -text.rank)[: self.width]
+            text = Hypothesis(tokens, log_probs, scores[-1], scores[-1] / self.length**self.length_penalty, ended)
+            self.finished = sorted([*self.finished, text], key=lambda text: -text.rank)[: self.width]
 
     def can_improve(self, best_score: Any) -> bool:
-        """Whether a beam may still end better than the worst text kept. Scores only fall, and so a beam ranks best if it
-        loses nothing more and ends at once or, where length is rewarded, as late as it can."""
+        """Whether a live beam can still outrank the worst finished text. Scores only fall, so a beam ranks best if it keeps
+        its score and ends immediately or, if length is rewarded, as late as possible."""
         length = self.num_tokens if self.length_penalty > 0 else min(self.length + 1, self.num_tokens)
         return best_score / length**self.length_penalty > self.finished[-1].rank
 
 
 def rows(choice: Choice) -> Iterator[tuple]:
-    """(parent, token, score) of each beam of one prompt's choice."""
+    """(parent, token, score) of each beam of one prompt."""
     return zip(choice.parent_BW, choice.token_BW, choice.score_BW, strict=True)
 
 
-def links(beam, count: int) -> list[tuple[int, float]]:
-    """The last `count` tokens of a chain, or as many as there are, each with the score up to it."""
-    found = []
-    while beam is not None and len(found) < count:
-        beam, *link = beam
-        found.append(tuple(link))
-    return found[::-1]
+def backtrack(beam, count: int) -> list[tuple[int, float]]:
+    """The last `count` (token, score so far) pairs of a beam, or all of them if there are fewer."""
+    pairs = []
+    while beam is not None and len(pairs) < count:
+        beam, *pair = beam
+        pairs.append(tuple(pair))
+    return pairs[::-1]
 
 
 def beam_search(
@@ -157,12 +157,12 @@ def beam_search(
     early_stopping: bool = False,
     end_tokens: tuple[int, ...] = (),
 ) -> list[list[Hypothesis]]:
-    """The best texts found for each prompt, at most `width` of them, best first.
+    """Returns the best texts for each prompt, best first, at most `width` of them.
 
-    Texts are compared by log-probability / length^length_penalty: 0 prefers short texts, 1 compares the mean per token (Wu
-    et al. 2016 have a similar form). A text ends with one of `end_tokens`, or at `num_tokens` tokens. The search for a
-    prompt is over when `width` texts have ended and, without `early_stopping`, no beam can still beat the worst of them.
-    `width` is at most the size of the vocabulary. Raises FloatingPointError where the model's logits are not finite.
+    Texts are ranked by log-probability / length^length_penalty: 0 prefers short texts, 1 ranks by the mean per token (Wu et
+    al. 2016 use a similar form). A text ends with one of `end_tokens` or after `num_tokens` tokens. The search for a prompt
+    is done when `width` texts have ended and, unless `early_stopping`, no live beam can still outrank the worst of them.
+    `width` is at most the vocabulary size. Raises FloatingPointError if the model's logits are not finite.
     """
     context = Context(prompts, model)
     ends_V = np.isin(np.arange(model.config.vocab_size), end_tokens)
@@ -174,18 +174,18 @@ def beam_search(
     context.position_B, num_steps = np.repeat(context.position_B, width), 1
     while True:
         if np.isnan(records[0].score_BW[:num_steps]).any():
-            raise FloatingPointError("the model's logits are not finite, so no text is more probable than another")
+            raise FloatingPointError("the model's logits are not finite, so beam search cannot rank texts")
         for i in range(num_steps):
             for b, search in enumerate(searches):
                 search.step(*jax.tree.map(lambda leaf, i=i, b=b: leaf[i, b], records))
-        if all(search.over for search in searches):
+        if all(search.done for search in searches):
             return [search.finished for search in searches]
-        S, left = context.size, num_tokens - max(search.length for search in searches)
+        S, remaining = context.size, num_tokens - max(search.length for search in searches)
         context.rows = [
-            np.array([*prompt, *(token for token, _ in links(beam, S))], np.int32)[-S:]
+            np.array([*prompt, *(token for token, _ in backtrack(beam, S))], np.int32)[-S:]
             for prompt, search in zip(prompts, searches, strict=True)
             for beam in search.beams
         ]
-        decode, num_steps = context.make_room(params, state.decode, min(CHUNK, left))
+        decode, num_steps = context.make_room(params, state.decode, min(CHUNK, remaining))
         state, records = extend_chunk(params, state.replace(decode=decode), ends_V, num_steps, model=model)
         records = jax.tree.map(np.asarray, records)

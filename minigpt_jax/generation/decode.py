@@ -1,5 +1,5 @@
-"""Decoding: prefill the prompts, then one jitted loop of decode steps with a cache, compiled once for a model, a number of
-rows and a choice of processors. A row draws from its own key, so the rows beside it change nothing."""
+"""Decoding: prefill the prompts, then run a jitted loop of cached decode steps. It is compiled once per model, number of
+rows and choice of processors. Each row samples with its own key, so its text does not depend on the other rows."""
 
 import functools
 
@@ -10,12 +10,12 @@ from flax import struct
 from minigpt_jax.generation.logits import process
 from minigpt_jax.generation.seen import Seen
 
-CHUNK, PREFILL_CHUNK = 64, 32  # tokens of a decoding loop, and columns of the prompts that run at once, at most
+CHUNK, PREFILL_CHUNK = 64, 32  # maximum number of tokens per decode chunk, and of prompt columns per prefill chunk
 
 
 @struct.dataclass
 class DecodeState:
-    """`token_B`, chosen last, belongs at `position_B`; the model has not seen it yet."""
+    """`token_B` is the latest token of each row, at `position_B`. The model has not processed it yet."""
 
     cache: tuple
     token_B: jax.Array
@@ -27,8 +27,8 @@ class DecodeState:
 
 @functools.partial(jax.jit, static_argnames="model")
 def prefill(params, prompts_BS, lengths_B, *, model) -> tuple[DecodeState, jax.Array]:
-    """Runs prompts through the model, in chunks of columns. Returns the state, without a token yet, and the next logits_BV.
-    The last `lengths_B` of S = context_length columns hold a row's tokens. Padding is too old to be seen in the cache."""
+    """Runs prompts through the model in chunks of columns. Returns the state, without a token yet, and the next logits_BV.
+    The last `lengths_B` of S = context_length columns hold a row's tokens. The cache masks the padding before them."""
     (B, S), V = prompts_BS.shape, model.config.vocab_size
     cache = (model.kernels.empty_cache(B, model.config),) * model.config.num_layers
     T = max(size for size in range(1, min(S, PREFILL_CHUNK) + 1) if cache[0].append_unit % size == 0)
@@ -44,7 +44,7 @@ def prefill(params, prompts_BS, lengths_B, *, model) -> tuple[DecodeState, jax.A
 
 
 def decode_step(params, state: DecodeState, model) -> tuple[DecodeState, jax.Array]:
-    """Runs the token chosen last through the model. Returns logits_BV of the token after it."""
+    """Runs the latest tokens through the model. Returns the state and the next logits_BV."""
     logits_B1V, cache = model.apply({"params": params}, state.token_B[:, None], state.position_B[:, None], state.cache)
     return DecodeState(cache, state.token_B, state.position_B), logits_B1V[:, 0]
 
@@ -63,18 +63,18 @@ class SamplerState:
 
 @struct.dataclass
 class Sampled:
-    """What is known of a sampled token. Each array has the shape (B,), or (B, C) for the tokens of a chunk."""
+    """Statistics of a sampled token. Each array has shape (B,), or (B, C) for a chunk of C tokens."""
 
     token: jax.Array
     log_prob: jax.Array  # in nats, under the model
-    prob: jax.Array  # after the processors, which is what it was drawn with
-    num_kept: jax.Array  # candidates that the processors left
-    mass_kept: jax.Array  # their probability under the model
+    prob: jax.Array  # after the processors: the probability it was sampled with
+    num_kept: jax.Array  # candidates left by the processors
+    mass_kept: jax.Array  # their total probability under the model
     entropy: jax.Array  # in nats, of the model's distribution
 
 
 def sample(state: SamplerState, logits_BV: jax.Array, processors: tuple) -> tuple[SamplerState, Sampled]:
-    """The next token of each row, drawn from softmax(logits) after the processors."""
+    """Samples the next token of each row from softmax(logits) after the processors."""
     processed_BV = process(processors, logits_BV, state.seen)
     draw = jax.vmap(lambda key, logits_V: jax.random.categorical(jax.random.fold_in(key, state.num_sampled), logits_V))
     token_B = draw(state.key_B, processed_BV)
@@ -100,7 +100,7 @@ def prefill_and_sample(params, prompts_BS, lengths_B, key_B, processors, *, mode
 
 @functools.partial(jax.jit, static_argnames="model", donate_argnames="state")
 def decode_chunk(params, state: SamplerState, processors, num_steps, *, model) -> tuple[SamplerState, Sampled]:
-    """`num_steps` more tokens, at most CHUNK: the state and (B, CHUNK) arrays, whose first `num_steps` columns count."""
+    """Samples `num_steps` ≤ CHUNK tokens. Returns the state and (B, CHUNK) arrays with `num_steps` columns filled."""
 
     def body(i, carry):
         state, chunk = carry

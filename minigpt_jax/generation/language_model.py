@@ -1,4 +1,4 @@
-"""A model that takes and gives text: parameters, tokenizer and config together."""
+"""Text in, text out: a model's parameters, tokenizer and config together."""
 
 import dataclasses
 import logging
@@ -21,46 +21,46 @@ from minigpt_jax.models.kernels import PLAIN, Kernels
 
 log = logging.getLogger(__name__)
 
-MAX_ROWS = 16  # texts that are sampled side by side
-STREAM_CHUNK = 4  # tokens between two portions of a stream
+MAX_ROWS = 16  # texts sampled in one batch
+STREAM_CHUNK = 4  # tokens per portion of a stream
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenStep:
-    """What is known of one generated token."""
+    """Statistics of one generated token."""
 
     token: int
     log_prob: float  # in nats, under the model
-    prob: float  # after temperature, top-k and the like: what it was drawn with
-    num_kept: int  # candidates that these left
-    mass_kept: float  # the candidates' probability under the model
+    prob: float  # after temperature, top-k etc.: the probability it was sampled with
+    num_kept: int  # candidates left by these
+    mass_kept: float  # their total probability under the model
     entropy: float  # in nats, of the model's distribution
 
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """A text that was generated."""
+    """A generated text."""
 
     prompt: str
-    text: str  # with the prompt; a stop string is left out
-    steps: list[TokenStep]  # up to the token that ended the text
+    text: str  # with the prompt, without the stop string
+    steps: list[TokenStep]  # up to and including the token that ended the text
     reason: str  # "length" or "stop"
     seed: int
-    index: int  # its number among the texts of the call; with the seed it determines the randomness
+    index: int  # position among the texts of the call; with the seed it determines the random key
 
 
 @dataclasses.dataclass(frozen=True)
 class BeamText:
-    """A text that beam search found."""
+    """A text from beam search."""
 
     prompt: str
-    text: str  # with the prompt; the stop string is left out
+    text: str  # with the prompt, without the stop string
     hypothesis: beam.Hypothesis
 
 
 @dataclasses.dataclass
 class Row:
-    """A text in the making."""
+    """A text that is being generated."""
 
     index: int
     prompt: str
@@ -83,9 +83,9 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModel:
-    """Made by `minigpt_jax.load(workdir)`, or from parts: then with plain kernels, unless others are given.
+    """Usually created by `minigpt_jax.load(workdir)`. Built from its parts, it uses plain kernels by default.
 
-    `devices` are those of a split CPU that rows are sharded over.
+    `devices` are the devices of a split CPU, over which rows are sharded.
     """
 
     config: ModelConfig
@@ -99,38 +99,38 @@ class LanguageModel:
         return GPT(self.config, self.kernels)
 
     def generate(self, prompt: str, length: int = 200, **settings) -> str:
-        """The prompt and up to `length` more tokens. `complete` says what the settings are."""
+        """Returns the prompt and up to `length` more tokens. See `complete` for the settings."""
         return next(self.complete([prompt], length, **settings)).text
 
     def stream(self, prompt: str, length: int = 200, **settings) -> Iterator[str]:
-        """The text of `generate` in portions, as it is made."""
+        """Yields the text of `generate` in portions as it is generated."""
         rows, seed, strategy = self.prepare([prompt], length, **settings)
         yield prompt
         for _ in self.decode(rows, length, seed, strategy, chunk=STREAM_CHUNK):
             yield rows[0].text.take()
 
     def complete(self, prompts: Sequence[str], length: int = 200, **settings) -> Iterator[Completion]:
-        """Completions of each prompt, in order, each with up to `length` tokens after the prompt. The settings:
+        """Yields completions of each prompt in order, each with up to `length` tokens after the prompt. Settings:
 
-          num_samples=1           texts for each prompt
-          seed=0                  root of the randomness; text number i of a call is the same whatever the others are
-          stop=()                 strings, any of which ends a text and is left out of it
-          stop_tokens=()          token ids, any of which ends a text
-          temperature, top_k, top_p, greedy and so on: the settings of `generation.strategy.DecodingConfig`
+          num_samples=1           texts per prompt
+          seed=0                  random seed; text number i of a call does not depend on the other texts
+          stop=()                 strings, each of which ends a text and is left out of it
+          stop_tokens=()          token ids, each of which ends a text
+          temperature, top_k, top_p, greedy etc.: the settings of `generation.strategy.DecodingConfig`
 
-        The tokenizer's end-of-text token always ends a text. An empty prompt stands for a new line. Of a prompt longer than
-        the context the model sees the end, and a line is logged. Raises UsageError for bad values, DataError for a prompt
-        with characters that the vocabulary lacks.
+        The tokenizer's end-of-text token always ends a text. An empty prompt is treated as a newline. If a prompt is longer
+        than the context, the model sees only its end and a warning is logged. Raises UsageError for invalid values, and
+        DataError for a prompt with characters that are not in the vocabulary.
         """
         rows, seed, strategy = self.prepare(prompts, length, **settings)
         for first in range(0, len(rows), MAX_ROWS):
             batch = rows[first : first + MAX_ROWS]
-            filled = list(batch)
-            if first:  # the last batch gets the size of the others, so that nothing is compiled again
+            padded = list(batch)
+            if first:  # the last batch is padded to the size of the others to avoid recompilation
                 unused = dataclasses.replace(batch[0], text=TextStream(self.tokenizer))
-                unused.text.end()  # takes no token, and keeps nobody waiting
-                filled += [unused] * (MAX_ROWS - len(batch))
-            for _ in self.decode(filled, length, seed, strategy):
+                unused.text.end()  # already stopped, so that the batch does not wait for it
+                padded += [unused] * (MAX_ROWS - len(batch))
+            for _ in self.decode(padded, length, seed, strategy):
                 pass
             for row in batch:
                 yield Completion(row.prompt, row.prompt + row.text.text, row.steps, row.reason, seed, row.index)
@@ -146,7 +146,7 @@ class LanguageModel:
         stop_tokens: Sequence[int] = (),
         **strategy,
     ) -> tuple[list[Row], int, tuple[Processor, ...]]:
-        """Checks what `complete` was given, and makes a row for each text."""
+        """Checks the arguments of `complete` and creates a row for each text."""
         require_at_least_one(length=length, num_samples=num_samples)
         if not 0 <= seed < 2**32:
             raise UsageError(f"seed={seed} must be at least 0 and below 2**32")
@@ -168,12 +168,12 @@ class LanguageModel:
     def decode(
         self, rows: list[Row], length: int, seed: int, strategy: tuple[Processor, ...], chunk: int = CHUNK
     ) -> Iterator[None]:
-        """Feeds the rows piece by piece, until each has stopped or has `length` tokens."""
+        """Feeds the rows chunk by chunk until each has stopped or has `length` tokens. Yields after each chunk."""
         key_B = sampling.row_keys(jax.random.key(seed), [row.index for row in rows])
         prompts = [row.prompt_tokens for row in rows]
-        how = {"model": self.model, "chunk": chunk, "devices": self.devices}
-        for piece in sampling.stream(self.params, prompts, length, key_B, strategy, **how):
-            columns = [leaf_BC.tolist() for leaf_BC in jax.tree.leaves(piece)]
+        options = {"model": self.model, "chunk": chunk, "devices": self.devices}
+        for sampled in sampling.stream(self.params, prompts, length, key_B, strategy, **options):
+            columns = [leaf_BC.tolist() for leaf_BC in jax.tree.leaves(sampled)]
             for row, *values in zip(rows, *columns, strict=True):
                 row.feed([TokenStep(*step) for step in zip(*values, strict=True)])
             yield
@@ -193,20 +193,20 @@ class LanguageModel:
         stop_tokens: Sequence[int] = (),
         **settings,
     ) -> Iterator[list[BeamText]]:
-        """The most probable texts that a search with `beam_width` beams finds for each prompt, best first.
+        """Yields, for each prompt, the most probable texts from a search with `beam_width` beams, best first.
 
-        `generation.strategy.BeamConfig` has the other settings; `generation.beam` says how texts are compared. Each of
-        `stop` must be a single token. Raises UsageError and DataError as `complete` does.
+        See `generation.strategy.BeamConfig` for the other settings and `generation.beam.beam_search` for how texts are
+        ranked. Each of `stop` must be a single token. Raises UsageError and DataError as `complete` does.
         """
         require_at_least_one(length=length)
         how, V = checked(BeamConfig, {"beam_width": beam_width} | settings), self.tokenizer.vocab_size
         if beam_width > V:
-            raise UsageError(f"beam_width={beam_width} must be at most {V}, the size of the vocabulary")
+            raise UsageError(f"beam_width={beam_width} must be at most {V}, the vocabulary size")
         stop_tokens = self.all_stop_tokens(stop_tokens)
         end_tokens = [self.tokenizer.encode(string).tolist() for string in stop]
         for string, tokens in zip(stop, end_tokens, strict=True):
             if len(tokens) != 1:
-                raise UsageError(f"stop={string!r} must be a single token in beam search; it is {len(tokens)} of them")
+                raise UsageError(f"stop={string!r} must be a single token in beam search, but has {len(tokens)} tokens")
 
         def text(prompt: str, hypothesis: beam.Hypothesis) -> BeamText:
             tokens = hypothesis.tokens[:-1] if hypothesis.ended else hypothesis.tokens
@@ -229,7 +229,7 @@ class LanguageModel:
                 yield [text(prompt, hypothesis) for hypothesis in hypotheses]
 
     def all_stop_tokens(self, stop_tokens: Sequence[int]) -> tuple[int, ...]:
-        """Those given, once they are checked, and the end of the text."""
+        """Checks `stop_tokens` and adds the end-of-text token, if there is one."""
         V, end_of_text = self.tokenizer.vocab_size, self.tokenizer.end_of_text
         for token in stop_tokens:
             if not 0 <= token < V:
@@ -237,15 +237,13 @@ class LanguageModel:
         return (*stop_tokens, *(() if end_of_text is None else (end_of_text,)))
 
     def encode_prompt(self, prompt: str) -> np.ndarray:
-        """The prompt's tokens, at least one and at most context_length of them."""
+        """The prompt's tokens: at least one, at most context_length."""
         try:
             tokens = self.tokenizer.encode(prompt or "\n")
         except DataError as error:
             raise DataError(f"prompt: {error}") from error
         if num_unknown := np.count_nonzero(tokens == self.tokenizer.unknown):
-            log.warning(
-                "The prompt has words that the vocabulary lacks: the model sees them as <unk>, %d times.", num_unknown
-            )
+            log.warning("The prompt has words outside the vocabulary: the model sees them as <unk> (%d times).", num_unknown)
         context_length = self.config.context_length
         if len(tokens) > context_length:
             log.warning("The prompt has %d tokens; the model sees the last %d, its context.", len(tokens), context_length)

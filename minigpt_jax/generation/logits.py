@@ -1,5 +1,5 @@
-"""Decoding strategies: functions from the logits of the next token to others, in which removed tokens have -inf and at least
-one is kept. `seen` is what the row holds so far."""
+"""Decoding strategies: functions that transform the logits of the next token. Removed tokens get -inf; at least one token is
+kept. `seen` holds the tokens of the row so far."""
 
 import functools
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from minigpt_jax.generation.seen import Seen
 
 @struct.dataclass
 class Processor:
-    """A strategy and its number, which is a leaf under jit: another temperature compiles nothing again."""
+    """A strategy with its number, which is a leaf under jit: changing the temperature does not recompile."""
 
     function: Callable = struct.field(pytree_node=False)
     number: float | None = None
@@ -27,60 +27,60 @@ def process(processors: tuple[Processor, ...], logits_BV: jax.Array, seen: Seen 
 
 
 def repetition_penalty(logits_BV, seen, penalty):
-    """Divides positive logits of tokens seen before by the penalty, multiplies negative ones by it (Keskar et al. 2019)."""
+    """Divides positive logits of seen tokens by the penalty and multiplies negative ones by it (Keskar et al. 2019)."""
     return jnp.where(seen.counts_BV > 0, jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty), logits_BV)
 
 
 def frequency_penalty(logits_BV, seen, penalty):
-    """Subtracts the penalty from a token's logit for each time that it has been seen."""
+    """Subtracts the penalty from a token's logit once per occurrence in the row."""
     return logits_BV - penalty * seen.counts_BV
 
 
 def presence_penalty(logits_BV, seen, penalty):
-    """Subtracts the penalty from the logit of each token that has been seen at all."""
+    """Subtracts the penalty once from the logit of each token that occurs in the row."""
     return logits_BV - penalty * (seen.counts_BV > 0)
 
 
 def temperature(logits_BV, seen, temperature):
-    """Divides logits by the temperature: below 1 the distribution gets sharper, above 1 flatter."""
-    # Below their largest first: of a large quotient XLA's softmax would take its rounding error for a difference.
+    """Divides the logits by the temperature: below 1 sharpens the distribution, above 1 flattens it."""
+    # Subtract the maximum first: in XLA's softmax the rounding errors of huge quotients would count as differences.
     return (logits_BV - logits_BV.max(axis=-1, keepdims=True)) / temperature
 
 
 def top_k(logits_BV, seen, k):
-    """Keeps the k tokens with the highest logits, and those that tie with the last of them (Fan et al. 2018)."""
+    """Keeps the k tokens with the highest logits, including ties with the last of them (Fan et al. 2018)."""
     lowest_B1 = jax.lax.dynamic_slice_in_dim(jnp.sort(logits_BV), -jnp.clip(k, 1, logits_BV.shape[-1]), 1, axis=-1)
     return jnp.where(logits_BV >= lowest_B1, logits_BV, -jnp.inf)
 
 
 def top_p(logits_BV, seen, p):
-    """Keeps the most probable tokens until their mass reaches p, the one that reaches it included (Holtzman et al. 2020)."""
+    """Keeps the most probable tokens up to and including the one whose cumulative mass reaches p (Holtzman et al. 2020)."""
     return keep_until_mass(logits_BV, -jax.nn.log_softmax(logits_BV), p)
 
 
 def min_p(logits_BV, seen, p):
-    """Keeps the tokens that are at least p times as probable as the most probable one (Nguyen et al. 2024)."""
+    """Keeps the tokens at least p times as probable as the most probable one (Nguyen et al. 2024)."""
     return jnp.where(logits_BV >= logits_BV.max(axis=-1, keepdims=True) + jnp.log(p), logits_BV, -jnp.inf)
 
 
 def typical_p(logits_BV, seen, p):
-    """Keeps the tokens whose surprise is nearest to the entropy, until their mass reaches p (Meister et al. 2023)."""
-    surprise_BV = -jax.nn.log_softmax(logits_BV)
-    mean_B1 = jnp.where(jnp.isfinite(surprise_BV), jnp.exp(-surprise_BV) * surprise_BV, 0.0).sum(axis=-1, keepdims=True)
-    return keep_until_mass(logits_BV, jnp.abs(surprise_BV - mean_B1), p)
+    """Keeps the tokens whose surprisal is closest to the entropy, until their mass reaches p (Meister et al. 2023)."""
+    surprisal_BV = -jax.nn.log_softmax(logits_BV)
+    terms_BV = jnp.where(jnp.isfinite(surprisal_BV), jnp.exp(-surprisal_BV) * surprisal_BV, 0.0)  # their sum is the entropy
+    return keep_until_mass(logits_BV, jnp.abs(surprisal_BV - terms_BV.sum(axis=-1, keepdims=True)), p)
 
 
 def greedy(logits_BV, seen, number):
-    """Keeps the most probable token alone; of several, the one with the lowest id."""
+    """Keeps only the most probable token. Ties go to the lowest id."""
     best_B1 = jnp.argmax(logits_BV, axis=-1, keepdims=True)
     return jnp.where(jnp.arange(logits_BV.shape[-1])[None, :] == best_B1, logits_BV, -jnp.inf)
 
 
 def keep_until_mass(logits_BV, cost_BV, mass):
-    """Keeps tokens from the lowest cost upwards until their probability adds up to `mass`, with what ties with the last."""
+    """Keeps tokens in order of increasing cost until their probability sums to `mass`, including ties with the last."""
     order_BV = jnp.argsort(cost_BV, axis=-1)
     probs_BV = jnp.take_along_axis(jax.nn.softmax(logits_BV), order_BV, axis=-1)
     before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV
-    below_BV = (before_BV < mass) | (mass >= 1)  # rounding may reach 1 before the last token
+    below_BV = (before_BV < mass) | (mass >= 1)  # the sum may round to 1 before the last token
     last_kept_B1 = jnp.take_along_axis(order_BV, jnp.maximum(below_BV.sum(axis=-1, keepdims=True), 1) - 1, axis=-1)
     return jnp.where(cost_BV <= jnp.take_along_axis(cost_BV, last_kept_B1, axis=-1), logits_BV, -jnp.inf)

@@ -1,4 +1,4 @@
-"""Sampling from prompts to tokens, chunk by chunk, for as long as one likes."""
+"""Samples tokens after prompts, chunk by chunk, for any length."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from minigpt_jax.generation.logits import Processor
 
 
 def row_keys(key: jax.Array, rows: Sequence[int]) -> jax.Array:
-    """The keys of rows with these numbers."""
+    """The random keys of the rows with these indices."""
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, np.array(rows))
 
 
@@ -31,24 +31,24 @@ def stream(
 ) -> Iterator[Sampled]:
     """Samples `num_tokens` tokens after each prompt, in chunks: NumPy arrays of shape (B, up to `chunk`).
 
-    `prompts` are B ≥ 1 arrays of token ids, each with at least one and at most context_length of them. Where the chunks are
-    cut does not change what they hold, and memory does not grow with `num_tokens`; see Context for what happens past the
-    context, and `shard_rows` for `devices`. Raises FloatingPointError where the model's logits are not finite.
+    `prompts` are B ≥ 1 arrays of token ids, each with 1 to context_length tokens. The tokens do not depend on the chunk
+    size, and memory does not grow with `num_tokens`. See `Context` for texts longer than the context, and `shard_rows` for
+    `devices`. Raises FloatingPointError if the model's logits are not finite.
     """
     context = Context(prompts, model)
     params, rows = shard_rows(params, (padded(prompts, context.size), context.position_B, key_B), devices)
     state, sampled = prefill_and_sample(params, *rows, processors, model=model)
-    found = jax.tree.map(lambda value_B: np.asarray(value_B)[:, None], sampled)
+    result = jax.tree.map(lambda value_B: np.asarray(value_B)[:, None], sampled)
     while True:
-        # Without this the draw returns token 0 without a word. NaN in the model's logits makes the entropy NaN, logits
-        # that are all -inf after the processors make the probability so.
-        if not (np.isfinite(found.entropy).all() and np.isfinite(found.prob).all()):
-            raise FloatingPointError("the model's logits are not finite, so there is nothing to sample from")
-        yield found
-        num_tokens -= found.token.shape[1]
+        # Without this check, sampling would silently return token 0. NaN in the model's logits makes the entropy NaN. If
+        # the processors leave only -inf, the probability is NaN.
+        if not (np.isfinite(result.entropy).all() and np.isfinite(result.prob).all()):
+            raise FloatingPointError("the model's logits are not finite, so no token can be sampled")
+        yield result
+        num_tokens -= result.token.shape[1]
         if not num_tokens:
             return
-        context.append(found.token)
+        context.append(result.token)
         decode, num_steps = context.make_room(params, state.decode, min(chunk, num_tokens))
         state, sampled = decode_chunk(params, state.replace(decode=decode), processors, num_steps, model=model)
-        found = jax.tree.map(lambda columns_BC, n=num_steps: np.asarray(columns_BC)[:, :n], sampled)
+        result = jax.tree.map(lambda columns_BC, n=num_steps: np.asarray(columns_BC)[:, :n], sampled)

@@ -1,23 +1,23 @@
-"""What a row holds so far, for the strategies that depend on it."""
+"""The tokens of each row so far, for the strategies that depend on them."""
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-# By row, so that devices need not meet.
+# Row by row, so that sharded rows need no communication.
 count = jax.vmap(lambda counts_V, tokens, times: counts_V.at[tokens].add(times))
 
 
 @struct.dataclass
 class Seen:
-    """The tokens of each row, prompt included."""
+    """The tokens of each row so far, including the prompt."""
 
-    counts_BV: jax.Array  # how often each token is in the row
-    recent_BS: jax.Array  # its last context_length tokens, the newest last; -1 before the first
+    counts_BV: jax.Array  # how often each token occurs in the row
+    recent_BS: jax.Array  # its last context_length tokens, newest last; -1 before the first
 
     @classmethod
     def of(cls, prompts_BS: jax.Array, lengths_B: jax.Array, vocab_size: int) -> "Seen":
-        """Of prompts that are the last `lengths_B` of S columns."""
+        """For prompts in the last `lengths_B` of S columns."""
         B, S = prompts_BS.shape
         is_prompt_BS = jnp.arange(S)[None, :] >= (S - lengths_B)[:, None]
         counts_BV = count(jnp.zeros((B, vocab_size)), prompts_BS, is_prompt_BS)

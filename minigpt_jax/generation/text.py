@@ -1,4 +1,4 @@
-"""From sampled tokens to text, as they come: never half a character, and nothing after a stop string."""
+"""Turns sampled tokens into text incrementally: never half a character, and nothing after a stop string."""
 
 import codecs
 from collections.abc import Iterable
@@ -7,11 +7,11 @@ from minigpt_jax.data.tokenizers import Tokenizer
 
 
 class TextStream:
-    """The text of one row. `feed` it tokens until `stopped`; `take` what can be shown so far.
+    """The text of one row. `feed` it tokens until `stopped`; `take` returns new text that can be shown.
 
-    What is taken, in whatever portions, adds up to the same text. A character whose bytes are spread over several tokens is
-    held back until it is whole, and so is the beginning of what may become a stop string. The text ends before the stop
-    string that is complete first.
+    The portions taken always add up to the same text, however often `take` is called. A character spread over several tokens
+    is held back until it is complete, and so is the start of a possible stop string. The text ends before the stop string
+    that is completed first.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), stop_tokens: tuple[int, ...] = ()):
@@ -20,28 +20,28 @@ class TextStream:
         self.text, self.num_taken, self.stopped = "", 0, False
 
     def feed(self, token: int) -> None:
-        """The next token of the row."""
+        """Adds the next token of the row."""
         if token in self.stop_tokens:
             self.end()
         else:
             self.append(self.decoder.decode(self.tokenizer.to_bytes([token])))
 
     def end(self) -> None:
-        """Says that no token follows: what was held back is text after all."""
+        """Marks the end of the tokens: what was held back is text after all."""
         self.append(self.decoder.decode(b"", final=True))
         self.stopped = True
 
     def append(self, text: str) -> None:
-        """More text, which ends before the first stop string that it completes. Earlier text holds none."""
+        """Adds text, and cuts it before the first stop string that it completes. Earlier text contains none."""
         searched = max(0, len(self.text) - max(map(len, self.stop), default=0))
         self.text += text
-        places = [(self.text.find(stop, searched), len(stop)) for stop in self.stop]
-        if found := [(place + length, place) for place, length in places if place >= 0]:
-            _, place = min(found)  # of the one that ends first, as if the text had come character by character
-            self.text, self.stopped = self.text[:place], True
+        matches = [(self.text.find(stop, searched), len(stop)) for stop in self.stop]
+        if ends := [(start + length, start) for start, length in matches if start >= 0]:
+            _, start = min(ends)  # the one that ends first, as if the text had arrived character by character
+            self.text, self.stopped = self.text[:start], True
 
     def take(self) -> str:
-        """The text that has not been taken yet and is certain."""
+        """Returns the text that is final and has not been taken yet."""
         end = len(self.text) if self.stopped else len(self.text) - held_back(self.text, self.stop)
         portion = self.text[self.num_taken : end]
         self.num_taken = max(self.num_taken, end)
@@ -49,5 +49,5 @@ class TextStream:
 
 
 def held_back(text: str, stop: Iterable[str]) -> int:
-    """How many characters at the end of a text may be the beginning of a stop string."""
+    """How many characters at the end of the text may be the start of a stop string."""
     return max((n for string in stop for n in range(1, len(string)) if text.endswith(string[:n])), default=0)
