@@ -1,4 +1,4 @@
-"""The tables of Hugging Face's architectures are complete: nothing of a model is dropped in silence."""
+"""The tables of Hugging Face architectures are complete: no part of a model is dropped silently."""
 
 import dataclasses
 import json
@@ -31,32 +31,32 @@ def config(model_type, **changes):
 
 
 def changed(model_type, name):
-    """The architecture's config with another value of one setting, for each other value."""
+    """The architecture's config with one setting changed, once for each other value."""
     plain = config(model_type)
     (field,) = (field for field in dataclasses.fields(plain) if field.name == name)
     return [dataclasses.replace(plain, **{name: value}) for value in other_values(plain, field)]
 
 
 def model(model_type, **changes):
-    made = config(model_type, **changes)
-    return LanguageModel(made, CharTokenizer("abc"), random_params(GPT(made), TOKENS_BT))
+    model_config = config(model_type, **changes)
+    return LanguageModel(model_config, CharTokenizer("abc"), random_params(GPT(model_config), TOKENS_BT))
 
 
 def with_parameters(written, changes):
-    """The model with parameters added by their paths, or taken out where the value is `...`."""
+    """The model with parameters added by path, or removed where the value is `...`."""
     parameters = traverse_util.flatten_dict(written.params, sep="/") | changes
     kept = {path: value for path, value in parameters.items() if value is not ...}
     return dataclasses.replace(written, params=traverse_util.unflatten_dict(kept, sep="/"))
 
 
 def parameters(message):
-    """The paths of parameters that a message names."""
+    """The parameter paths named in a message."""
     return re.findall(r"\w+(?:/\w+)+", message)
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
 def test_no_setting_is_in_two_tables_and_none_is_unknown(model_type):
-    """One that is in none is refused unless it has its default, so that a new setting needs no row here."""
+    """A setting in no table is rejected unless it has its default, so a new setting needs no row."""
     table = ARCHITECTURES[model_type]
     named = [*table.choices, *table.settings, *NOT_STORED]
     assert len(named) == len(set(named))
@@ -65,14 +65,14 @@ def test_no_setting_is_in_two_tables_and_none_is_unknown(model_type):
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
 def test_transformers_knows_the_names_of_the_settings(model_type):
-    """But for the biases of a GPT-2, which always has them."""
+    """Except `bias` for GPT-2, which always has biases."""
     transformers = pytest.importorskip("transformers")
     theirs, table = transformers.AutoConfig.for_model(model_type), ARCHITECTURES[model_type]
     assert [name for name in {*table.settings.values(), *table.defaults} - {"bias"} if not hasattr(theirs, name)] == []
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
-def test_other_choices_are_refused_by_name_and_other_settings_are_not(model_type):
+def test_other_choices_are_rejected_by_name_but_other_settings_are_not(model_type):
     table = ARCHITECTURES[model_type]
     for name in table.choices:
         for other in changed(model_type, name):
@@ -83,29 +83,29 @@ def test_other_choices_are_refused_by_name_and_other_settings_are_not(model_type
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
-def test_what_is_not_stored_does_not_change_the_logits(model_type):
+def test_settings_that_are_not_stored_do_not_change_the_logits(model_type):
     written = model(model_type)
     logits_BTV, _ = GPT(written.config).apply({"params": written.params}, TOKENS_BT)
     for name in NOT_STORED:
         for other in changed(model_type, name):
             others_BTV, _ = GPT(other).apply({"params": written.params}, TOKENS_BT)
-            tolerance = 0.1 if name == "dtype" else 1e-6  # bfloat16 has eight bits
+            tolerance = 0.1 if name == "dtype" else 1e-6  # bfloat16 has 8 bits of precision
             np.testing.assert_allclose(others_BTV, logits_BTV, atol=tolerance * np.std(logits_BTV), rtol=0, err_msg=name)
 
 
 def test_a_gpt2_is_exported_without_dropout(tmp_path):
     write(model("gpt2"), tmp_path / "model")
     values = json.loads((tmp_path / "model" / "config.json").read_text())
-    assert [values[name] for name in ("embd_pdrop", "resid_pdrop", "attn_pdrop")] == [0.0] * 3  # not the 0.1 of transformers
+    assert [values[name] for name in ("embd_pdrop", "resid_pdrop", "attn_pdrop")] == [0.0] * 3  # not 0.1, the default
 
 
 @dataclasses.dataclass(frozen=True)
 class LaterConfig(ModelConfig):
-    later_gain: bool = setting(False, "a setting that no table names")
+    later_gain: bool = setting(False, "a setting in no table")
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
-def test_a_setting_that_no_table_names_is_refused_unless_it_is_the_default(tmp_path, model_type):
+def test_a_setting_in_no_table_is_rejected_unless_it_has_its_default(tmp_path, model_type):
     plain = model(model_type)
     later = LaterConfig(**dataclasses.asdict(plain.config))
     assert write(dataclasses.replace(plain, config=later), tmp_path / "default") == model_type
@@ -116,16 +116,16 @@ def test_a_setting_that_no_table_names_is_refused_unless_it_is_the_default(tmp_p
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_parameter_without_a_place_is_refused_by_name(tmp_path, model_type, bias):
-    stray = with_parameters(model(model_type, bias=bias), {f"{BLOCK}/attention/gain": np.ones(8, np.float32)})
-    message = error_message(DataError, write, stray, tmp_path / "new" / "model", says=(model_type,))
+def test_an_unmapped_parameter_is_rejected_by_name(tmp_path, model_type, bias):
+    extended = with_parameters(model(model_type, bias=bias), {f"{BLOCK}/attention/gain": np.ones(8, np.float32)})
+    message = error_message(DataError, write, extended, tmp_path / "new" / "model", says=(model_type,))
     assert parameters(message) == [f"{BLOCK}/attention/gain"]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_many_parameters_without_a_place_are_counted(tmp_path):
-    stray = with_parameters(model("llama"), {f"gain/{letter}": np.ones(8, np.float32) for letter in "edcba"})
-    message = error_message(DataError, write, stray, tmp_path / "model", says=("llama", "2"))
+def test_many_unmapped_parameters_are_counted(tmp_path):
+    extended = with_parameters(model("llama"), {f"gain/{letter}": np.ones(8, np.float32) for letter in "edcba"})
+    message = error_message(DataError, write, extended, tmp_path / "model", says=("llama", "2"))
     assert parameters(message) == ["gain/a", "gain/b", "gain/c"]
 
 
@@ -133,16 +133,16 @@ def test_many_parameters_without_a_place_are_counted(tmp_path):
 @pytest.mark.parametrize(
     "changes, path", [({}, f"{BLOCK}/attention/key/bias"), ({"tie_embeddings": True}, "head/kernel")], ids=["bias", "head"]
 )
-def test_a_parameter_that_the_settings_deny_is_refused(tmp_path, model_type, changes, path):
-    denied = with_parameters(model(model_type, **changes), {path: np.ones(8, np.float32)})
-    message = error_message(DataError, write, denied, tmp_path / "model", says=(model_type,))
+def test_a_parameter_that_contradicts_the_settings_is_rejected(tmp_path, model_type, changes, path):
+    contradictory = with_parameters(model(model_type, **changes), {path: np.ones(8, np.float32)})
+    message = error_message(DataError, write, contradictory, tmp_path / "model", says=(model_type,))
     assert parameters(message) == [path]
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
 @pytest.mark.parametrize("part", ["kernel", "bias"])
 def test_a_missing_parameter_is_named(tmp_path, model_type, part):
-    """A bias, too: only those that the settings do without become zeros."""
+    """Including a bias: only biases that the settings turn off are stored as zeros."""
     path = f"{BLOCK}/attention/query/{part}"
     message = error_message(DataError, write, with_parameters(model(model_type, bias=True), {path: ...}), tmp_path / "model")
     assert parameters(message) == [path]
@@ -150,7 +150,7 @@ def test_a_missing_parameter_is_named(tmp_path, model_type, part):
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
 @pytest.mark.parametrize("path", ["feed_forward/up/kernel", "attention/value/kernel", "attention_norm/scale"])
-def test_nothing_is_written_or_read_by_a_table_that_lacks_a_parameter(tmp_path, monkeypatch, model_type, path):
+def test_a_table_that_lacks_a_parameter_neither_writes_nor_reads(tmp_path, monkeypatch, model_type, path):
     write(model(model_type), tmp_path / "before")
     table = ARCHITECTURES[model_type]
     layer = tuple(row for row in table.layer if not any(parameter.endswith(path) for parameter in row.parameters))
@@ -160,7 +160,7 @@ def test_nothing_is_written_or_read_by_a_table_that_lacks_a_parameter(tmp_path, 
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
-def test_every_row_of_a_table_holds_parameters(model_type):
+def test_every_row_of_a_table_has_parameters(model_type):
     table, with_everything = ARCHITECTURES[model_type], config(model_type, bias=True)
     rows = len(table.outside) + SIZES["num_layers"] * len(table.layer) + len(["head"])
     assert len(tensors(with_everything, model_type, parameter_shapes(with_everything))) == rows

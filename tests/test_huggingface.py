@@ -1,4 +1,4 @@
-"""Folders of Hugging Face: what is written is read with the same bits, transformers agrees, and nothing else gets in."""
+"""Hugging Face folders: exports are read back bit for bit, transformers agrees, and invalid folders are rejected."""
 
 import dataclasses
 import errno
@@ -51,7 +51,7 @@ def model(case):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with the first case."""
+    """An export of the first case."""
     hf_writer.write(model("GPT-2"), tmp_path / "model")
     return tmp_path / "model"
 
@@ -74,7 +74,7 @@ def assert_same_bits(params, others):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_written_is_read_again_with_the_same_bits(tmp_path, case):
+def test_exported_models_are_read_back_bit_for_bit(tmp_path, case):
     written = model(case)
     hf_writer.write(written, tmp_path / "new" / "model")
     read = hf_reader.read(tmp_path / "new" / "model")
@@ -83,11 +83,11 @@ def test_what_is_written_is_read_again_with_the_same_bits(tmp_path, case):
     assert read.tokenizer.encode(PROSE).tolist() == written.tokenizer.encode(PROSE).tolist()
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["model"]
     with safe_open(tmp_path / "new" / "model" / "model.safetensors", "numpy") as file:
-        assert file.metadata() == {"format": "pt"}  # without which transformers has refused files
+        assert file.metadata() == {"format": "pt"}  # transformers has rejected files without it
     assert len({path.stat().st_mode for path in (tmp_path / "new" / "model").iterdir()}) == 1
 
 
-def test_arrays_that_are_transposed_views_are_written_as_what_they_are(tmp_path):
+def test_transposed_views_are_written_correctly(tmp_path):
     written = model("Llama with grouped queries")
     views = jax.tree.map(lambda leaf: np.asarray(leaf).T.copy().T, written.params)
     assert not any(leaf.flags.c_contiguous for leaf in jax.tree.leaves(views) if leaf.ndim == 2)
@@ -110,11 +110,11 @@ def test_transformers_gives_the_same_logits_tokens_and_text(tmp_path, case):
     logits_BTV, _ = GPT(ours.config).apply({"params": ours.params}, tokens_BT)
     with torch.no_grad():
         their_logits_BTV = theirs(torch.tensor(tokens_BT, dtype=torch.long)).logits
-        made = theirs.generate(torch.tensor(tokens_BT[:1, :5], dtype=torch.long), max_new_tokens=20, do_sample=False)
+        generated = theirs.generate(torch.tensor(tokens_BT[:1, :5], dtype=torch.long), max_new_tokens=20, do_sample=False)
     np.testing.assert_allclose(logits_BTV, their_logits_BTV, atol=1e-4, rtol=0)
     assert np.std(logits_BTV) > 0.1
-    assert ours.generate(ours.tokenizer.decode(ids[:5]), 20, greedy=True) == tokenizer.decode(made[0])
-    # And back: what transformers writes, in parts.
+    assert ours.generate(ours.tokenizer.decode(ids[:5]), 20, greedy=True) == tokenizer.decode(generated[0])
+    # And back: an export by transformers, in shards.
     theirs.save_pretrained(tmp_path / "again", max_shard_size="4KB")
     tokenizer.save_pretrained(tmp_path / "again")
     assert len(list((tmp_path / "again").glob("*.safetensors"))) > 2
@@ -126,27 +126,27 @@ def test_transformers_gives_the_same_logits_tokens_and_text(tmp_path, case):
 def split_in_two(folder):
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    parts = {f"model-0000{i + 1}-of-00002.safetensors": sorted(tensors)[i::2] for i in range(2)}
-    for file, names in parts.items():
+    shards = {f"model-0000{i + 1}-of-00002.safetensors": sorted(tensors)[i::2] for i in range(2)}
+    for file, names in shards.items():
         save_file({name: tensors[name] for name in names}, folder / file)
-    weight_map = {name: file for file, names in parts.items() for name in names}
+    weight_map = {name: file for file, names in shards.items() for name in names}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
-def test_weights_in_parts_are_read(folder):
+def test_sharded_weights_are_read(folder):
     before = hf_reader.read(folder)
     split_in_two(folder)
     assert_same_bits(before.params, hf_reader.read(folder).params)
 
 
-def test_names_and_masks_of_the_first_gpt2_files_are_read(folder):
+def test_names_and_masks_of_the_original_gpt2_files_are_read(folder):
     before = hf_reader.read(folder)
     tensors = load_file(folder / "model.safetensors")
     old = {name.removeprefix("transformer."): array for name, array in tensors.items()}
     old |= {"h.0.attn.bias": np.ones((1, 1, 32, 32), np.float32), "h.1.attn.masked_bias": np.array(-1e4, np.float32)}
     save_file(old | {"lm_head.weight": old["wte.weight"]}, folder / "model.safetensors")
     edit_json(folder / "config.json", n_inner=..., bias=..., tie_word_embeddings=...)
-    # What config.json leaves out is what transformers takes for it.
+    # Settings missing from config.json get the defaults of transformers.
     error_message(
         DataError, hf_reader.read, folder, says=(str(folder), "c_fc.weight", "(16, 24)", "config.json", "(16, 64)")
     )
@@ -164,7 +164,7 @@ def test_half_precision_becomes_float32_exactly(folder, dtype):
     np.testing.assert_array_equal(np.asarray(table), tensors["transformer.wte.weight"].astype(np.float32))
 
 
-def test_what_neither_can_express_is_refused_by_name(tmp_path):
+def test_models_that_no_architecture_can_express_are_rejected_by_name(tmp_path):
     plain = model("Llama with grouped queries")
     like_gpt2 = {"positions": "learned", "norm": "layernorm", "activation": "gelu"}
     for changes, model_type, named, allowed in [
@@ -179,7 +179,7 @@ def test_what_neither_can_express_is_refused_by_name(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_is_written_over(folder):
+def test_nothing_is_overwritten(folder):
     before = {path: path.read_bytes() for path in folder.iterdir()}
     below = folder / "config.json" / "below"
     for path in (folder, folder / "config.json"):
@@ -190,7 +190,7 @@ def test_nothing_is_written_over(folder):
 
 class Bomb:
     def __reduce__(self):
-        return pytest.fail, ("the pickle has been opened",)
+        return pytest.fail, ("the pickle was loaded",)
 
 
 def only_pickle(folder):
@@ -210,17 +210,17 @@ def escape(folder):
     path.write_text(path.read_text().replace("model-00002-of-00002", "../outside"))
 
 
-def lose_a_part(folder):
+def lose_a_shard(folder):
     split_in_two(folder)
     (folder / "model-00002-of-00002.safetensors").unlink()
 
 
-def mix_up_parts(folder):
+def mix_up_shards(folder):
     split_in_two(folder)
     shutil.copy(folder / "model-00002-of-00002.safetensors", folder / "model-00001-of-00002.safetensors")
 
 
-def damage_index(folder):
+def corrupt_index(folder):
     (folder / "model.safetensors").rename(folder / "elsewhere.safetensors")
     (folder / "model.safetensors.index.json").write_text('{"weight_map": 1}')
 
@@ -237,18 +237,18 @@ def other_tokenizer(folder):
     (folder / "tokenizer.json").write_text(make_tokenizer("char", ["abc"]).to_huggingface())
 
 
-MISTAKES = {
+INVALID_FOLDERS = {
     "no weights": (
         lambda folder: (folder / "model.safetensors").unlink(),
         ["model.safetensors", "model.safetensors.index.json"],
     ),
     "pickle": (only_pickle, ["pytorch_model.bin", "pickle", "safetensors"]),
     "truncated": (truncate, ["/model.safetensors"]),
-    "no safetensors": (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 40), ["/model.safetensors"]),
+    "not safetensors": (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 40), ["/model.safetensors"]),
     "path in the index": (escape, ["/model.safetensors.index.json", "'../outside.safetensors'"]),
-    "lost part": (lose_a_part, ["model.safetensors.index.json", "model-00002-of-00002.safetensors"]),
-    "other part": (mix_up_parts, ["model.safetensors.index.json", "model-00001-of-00002.safetensors"]),
-    "damaged index": (damage_index, ["/model.safetensors.index.json"]),
+    "missing shard": (lose_a_shard, ["model.safetensors.index.json", "model-00002-of-00002.safetensors"]),
+    "wrong shard": (mix_up_shards, ["model.safetensors.index.json", "model-00001-of-00002.safetensors"]),
+    "corrupt index": (corrupt_index, ["/model.safetensors.index.json"]),
     "missing key": (tensors(transformer__ln_f__bias=...), ["config.json", "'transformer.ln_f.bias'"]),
     "missing keys": (
         tensors(transformer__wpe__weight=..., transformer__wte__weight=...),
@@ -264,33 +264,33 @@ MISTAKES = {
         tensors(transformer__ln_f__bias=np.zeros(16, np.int8)),
         ["transformer.ln_f.bias", "I8", "F32", "F16", "BF16"],
     ),
-    "biases after all": (config(bias=False), ["config.json", "bias=false", "/bias"]),
+    "non-zero biases": (config(bias=False), ["config.json", "bias=false", "/bias"]),
     "no config": (lambda folder: (folder / "config.json").unlink(), ["config.json", os.strerror(errno.ENOENT)]),
-    "no JSON": (lambda folder: (folder / "config.json").write_text("{"), ["/config.json", "JSON"]),
-    "a list": (lambda folder: (folder / "config.json").write_text("[]"), ["/config.json", "JSON"]),
-    "too deep": (lambda folder: (folder / "config.json").write_text("[" * 10**5), ["/config.json", "JSON"]),
+    "not JSON": (lambda folder: (folder / "config.json").write_text("{"), ["/config.json", "JSON"]),
+    "JSON list": (lambda folder: (folder / "config.json").write_text("[]"), ["/config.json", "JSON"]),
+    "JSON too deep": (lambda folder: (folder / "config.json").write_text("[" * 10**5), ["/config.json", "JSON"]),
     "no architecture": (config(model_type=...), ["/config.json", "model_type=None", "gpt2", "llama"]),
-    "a list of them": (config(model_type=["gpt2"]), ["/config.json", "model_type=['gpt2']", "gpt2", "llama"]),
+    "list of architectures": (config(model_type=["gpt2"]), ["/config.json", "model_type=['gpt2']", "gpt2", "llama"]),
     "absurd context": (config(n_positions=10**9), ["/config.json", f"{10**9}", f"{2**20}"]),
-    "architecture": (config(model_type="mistral"), ["/config.json", "model_type='mistral'", "gpt2", "llama"]),
-    "another activation": (
+    "other architecture": (config(model_type="mistral"), ["/config.json", "model_type='mistral'", "gpt2", "llama"]),
+    "other activation": (
         config(activation_function="relu"),
         ["/config.json", "gpt2", "activation_function='relu'", "'gelu_new'"],
     ),
-    "width": (config(n_embd=15), ["/config.json", "embed_dim=15", "num_heads=4"]),
-    "text for a number": (config(n_layer="2"), ["/config.json", "num_layers='2'", "int"]),
+    "indivisible width": (config(n_embd=15), ["/config.json", "embed_dim=15", "num_heads=4"]),
+    "string for a number": (config(n_layer="2"), ["/config.json", "num_layers='2'", "int"]),
     "absurd depth": (config(n_layer=10**12), ["config.json", f"{10**12}", "28"]),
     "absurd width": (config(n_inner=10**30), ["transformer.h.0.mlp.c_fc.weight", "(16, 24)", f"(16, {10**30})"]),
-    "all absurd": (config(n_embd=10**30), ["transformer.wte.weight", "(26, 16)", f"(26, {10**30})"]),
+    "absurd embedding": (config(n_embd=10**30), ["transformer.wte.weight", "(26, 16)", f"(26, {10**30})"]),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), ["tokenizer.json"]),
-    "another tokenizer": (other_tokenizer, ["3", "26"]),
+    "other tokenizer": (other_tokenizer, ["3", "26"]),
 }
 
 
-@pytest.mark.parametrize("name", MISTAKES)
-def test_what_is_wrong_with_a_folder_is_said(folder, name):
-    damage, words = MISTAKES[name]
-    damage(folder)
+@pytest.mark.parametrize("name", INVALID_FOLDERS)
+def test_an_invalid_folder_is_rejected_with_the_reason(folder, name):
+    corrupt, words = INVALID_FOLDERS[name]
+    corrupt(folder)
     error_message(DataError, load, folder, says=(str(folder), *words))
 
 
@@ -303,7 +303,7 @@ def test_what_is_wrong_with_a_folder_is_said(folder, name):
         ),
         ({"rope_parameters": ..., "rope_scaling": {"type": "linear"}}, ["rope_type='linear'", "'default'"]),
         ({"rope_parameters": [1]}, ["rope_parameters=[1]"]),
-        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, ["rope_type='linear'"]),  # beside rope_parameters
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, ["rope_type='linear'"]),  # in addition to rope_parameters
         ({"rope_parameters": {"hidden_size": 32, "rope_theta": 2.0}}, ["rope_theta=2.0", "10000.0"]),
         ({"rms_norm_eps": ...}, ["rms_norm_eps=1e-06", "1e-05"]),
         ({"mlp_bias": True}, ["attention_bias", "mlp_bias"]),
@@ -311,7 +311,7 @@ def test_what_is_wrong_with_a_folder_is_said(folder, name):
     ],
     ids=str,
 )
-def test_a_llama_of_another_kind_is_refused(tmp_path, changes, words):
+def test_an_unsupported_llama_is_rejected(tmp_path, changes, words):
     hf_writer.write(model("Llama with grouped queries"), tmp_path / "model")
     edit_json(tmp_path / "model" / "config.json", **changes)
     message = error_message(
@@ -320,30 +320,30 @@ def test_a_llama_of_another_kind_is_refused(tmp_path, changes, words):
     assert ("hidden_size" in message) == ("head_dim" in changes)
 
 
-def test_files_of_the_older_kind_that_say_the_same_are_read(tmp_path):
+def test_equivalent_older_config_files_are_read(tmp_path):
     written = model("Llama with grouped queries")
     hf_writer.write(written, tmp_path / "model")
     path = tmp_path / "model" / "config.json"
     edit_json(path, rope_parameters=..., rope_theta=10000.0, rope_scaling=None, head_dim=4)
     assert hf_reader.read(tmp_path / "model").config == written.config
-    edit_json(path, rope_scaling={"type": "default", "hidden_size": 32})  # which is no matter of the positions
+    edit_json(path, rope_scaling={"type": "default", "hidden_size": 32})  # not a setting of the positions
     assert hf_reader.read(tmp_path / "model").config == written.config
 
 
-def test_as_many_key_heads_as_heads_are_none_in_particular(tmp_path):
+def test_as_many_key_heads_as_query_heads_are_read_as_none(tmp_path):
     written = model("Llama with biases, tied")
     hf_writer.write(written, tmp_path / "model")
     edit_json(tmp_path / "model" / "config.json", num_key_value_heads=4)
     assert hf_reader.read(tmp_path / "model").config == written.config
 
 
-def test_a_missing_library_is_told_with_what_to_install(folder, monkeypatch):
+def test_a_missing_library_is_reported_with_how_to_install_it(folder, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "safetensors.numpy", None)
     for use in (lambda: hf_reader.read(folder), lambda: hf_writer.write(model("GPT-2"), folder.parent / "new")):
         error_message(UsageError, use, says=("safetensors", "python -m pip install -e '.[hf]'"))
 
 
-def test_a_file_is_no_folder(tmp_path):
+def test_a_file_in_place_of_a_folder_is_rejected(tmp_path):
     for name, word in (("model.bin", "pickle"), ("model.safetensors", "config.json")):
         (tmp_path / name).write_bytes(pickle.dumps(Bomb()))
         error_message(DataError, load, tmp_path / name, says=(str(tmp_path / name), word))

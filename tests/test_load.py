@@ -1,4 +1,4 @@
-"""What was trained before: behind one door, and as the beginning of a run, only where it fits."""
+"""Trained models: one function loads them all, and a run starts from them only where they fit."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ GPT2 = ModelConfig(
     activation="gelu", qk_norm=False, bias=True, tie_embeddings=True, init="gpt2",
 )  # fmt: skip
 
-HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+SHARDING = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +40,15 @@ def model():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, model):
-    """With the model as of Hugging Face, a text, and a run of another kind."""
+    """Contains the model in Hugging Face's format, a text, and a run of another architecture."""
     folder = tmp_path_factory.mktemp("pretrained")
     hf_writer.write(model, folder / "gpt2")
     (folder / "text.txt").write_text("abcab\ncab" * 30)
-    train(plain(folder), folder / "run")
+    train(preset(folder), folder / "run")
     return folder
 
 
-def plain(folder):
+def preset(folder):
     return Config(
         model=ModelConfig(num_layers=1, num_heads=2, embed_dim=8, ff_dim=8, context_length=8, dropout=0.5),
         training=TrainingConfig(steps=2, sample_every=0, eval_batches=1),
@@ -56,12 +56,12 @@ def plain(folder):
     )
 
 
-def begun(folder, name="gpt2", **changes):
-    """The task that begins with the model of a name."""
-    return prepare(plain(folder).override(settings_from(str(folder / name)) | changes))
+def task_from(folder, name="gpt2", **changes):
+    """The task of a run that starts from the model of this name."""
+    return prepare(preset(folder).override(settings_from(str(folder / name)) | changes))
 
 
-def test_one_door_for_both(folder, model):
+def test_load_reads_runs_and_hugging_face_folders(folder, model):
     assert_equal(load(folder / "gpt2").params, model.params)
     assert_equal(load(str(folder / "run")).params, load(folder / "run").params)
     assert read_model_config(folder / "gpt2") == GPT2
@@ -69,7 +69,7 @@ def test_one_door_for_both(folder, model):
 
 
 @pytest.mark.slow
-def test_a_model_is_loaded_with_the_kernels_that_suit_the_machine_or_with_plain_ones(folder):
+def test_models_are_loaded_with_tuned_or_plain_kernels(folder):
     for name in ("gpt2", "run"):
         tuned, plain = load(folder / name), load(folder / name, kernels="plain")
         assert (tuned.kernels, plain.kernels) == (SPLIT, PLAIN)
@@ -80,21 +80,21 @@ def test_a_model_is_loaded_with_the_kernels_that_suit_the_machine_or_with_plain_
 
 
 @pytest.mark.parametrize("name", ["gpt2", "run"])
-def test_a_run_begins_with_the_weights_the_tokenizer_and_the_architecture(folder, name):
-    task, theirs = begun(folder, name), load(folder / name)
-    assert_equal(new_state(task, task.initial_params(HERE)).params, theirs.params)
+def test_a_run_starts_with_the_weights_tokenizer_and_architecture(folder, name):
+    task, theirs = task_from(folder, name), load(folder / name)
+    assert_equal(new_state(task, task.initial_params(SHARDING)).params, theirs.params)
     assert task.tokenizer == theirs.tokenizer
     ours = dataclasses.replace(task.config.model, dropout=theirs.config.dropout, init=theirs.config.init)
     assert ours == theirs.config
-    assert task.config.model.dropout == 0.5  # this one is the run's to choose
+    assert task.config.model.dropout == 0.5  # the run keeps its own
 
 
-def test_without_it_parameters_are_drawn(folder):
-    assert prepare(plain(folder)).initial_params(HERE) is None
+def test_without_init_from_there_are_no_initial_params(folder):
+    assert prepare(preset(folder)).initial_params(SHARDING) is None
 
 
 def test_a_shorter_context_takes_the_first_positions(folder, model):
-    params = begun(folder, context_length=5).initial_params(HERE)
+    params = task_from(folder, context_length=5).initial_params(SHARDING)
     assert_equal(params["embedding"]["positions"]["embedding"], model.params["embedding"]["positions"]["embedding"][:5])
     assert_equal(params["transformer"], model.params["transformer"])
     tokens_BT = np.array([[0, 1, 2, 3, 0]] * 2)
@@ -103,36 +103,36 @@ def test_a_shorter_context_takes_the_first_positions(folder, model):
     assert_equal(*both)
 
 
-def test_a_folder_may_be_called_like_a_tokenizer(folder, tmp_path, model, monkeypatch):
+def test_a_folder_may_be_named_like_a_tokenizer(folder, tmp_path, model, monkeypatch):
     monkeypatch.chdir(tmp_path)
     hf_writer.write(model, tmp_path / "bpe")
-    assert prepare(plain(folder).override(settings_from("bpe"))).tokenizer == model.tokenizer
+    assert prepare(preset(folder).override(settings_from("bpe"))).tokenizer == model.tokenizer
 
 
-def test_nothing_begins_in_the_folder_that_it_comes_from(folder):
+def test_a_run_cannot_start_in_the_folder_of_its_initial_model(folder):
     for name in ("gpt2", "run"):
         before = {path: path.read_bytes() for path in (folder / name).rglob("*") if path.is_file()}
-        config = plain(folder).override(settings_from(str(folder / name)))
+        config = preset(folder).override(settings_from(str(folder / name)))
         itself = folder / "gpt2" / ".." / name
         error_message(UsageError, train, config, itself, overwrite=True, says=(f"init_from={folder / name}", "--workdir"))
         assert {path: path.read_bytes() for path in (folder / name).rglob("*") if path.is_file()} == before
     for overwrite in (False, True):
-        error_message(DataError, train, plain(folder), folder / "gpt2", overwrite, says=(f"--init_from {folder / 'gpt2'}",))
+        error_message(DataError, train, preset(folder), folder / "gpt2", overwrite, says=(f"--init_from {folder / 'gpt2'}",))
 
 
-def test_what_does_not_fit_is_named(folder):
+def test_settings_that_do_not_fit_are_named(folder):
     for changes, words in [
         ({"ff_dim": 16, "bias": False}, ["ff_dim=16", "12", "bias=False", "True"]),
         ({"context_length": 9}, ["context_length=9", "8"]),
-        ({"tokenizer": "char"}, ["tokenizer"]),  # with as many characters, in another order
+        ({"tokenizer": "char"}, ["tokenizer"]),  # the same number of characters, in another order
     ]:
-        task = begun(folder, **changes)
-        error_message(DataError, task.initial_params, HERE, says=(f"init_from={folder / 'gpt2'}", *words))
+        task = task_from(folder, **changes)
+        error_message(DataError, task.initial_params, SHARDING, says=(f"init_from={folder / 'gpt2'}", *words))
 
 
-def test_a_run_that_goes_on_needs_its_beginning_no_more(folder, tmp_path, model):
+def test_a_resumed_run_does_not_need_its_initial_model(folder, tmp_path, model):
     hf_writer.write(model, tmp_path / "gpt2")
-    config = plain(folder).override(settings_from(str(tmp_path / "gpt2")))
+    config = preset(folder).override(settings_from(str(tmp_path / "gpt2")))
     train(config, tmp_path / "run")
     (tmp_path / "gpt2" / "model.safetensors").unlink()
     train(config.override({"steps": 3}), tmp_path / "run")

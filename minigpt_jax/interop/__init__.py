@@ -1,4 +1,4 @@
-"""Trained models: a folder in, of a run or of another library, and a folder out.
+"""Loading trained models, from runs and from Hugging Face folders, and exporting them to Hugging Face.
 
 Read in this order: architectures.py, hf_files.py, hf_reader.py, hf_writer.py, load.py.
 """

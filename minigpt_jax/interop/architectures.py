@@ -1,9 +1,9 @@
-"""What Hugging Face's transformers calls the settings and the parameters of a GPT.
+"""Hugging Face's names for the settings and parameters of a GPT.
 
-Two of its architectures are special cases of the GPT here: GPT-2 and Llama. Each is a table: which settings it fixes, what
-it calls the other ones, and which tensor holds which parameter. Reading and writing both follow these tables.
+Two architectures in transformers are special cases of this GPT: GPT-2 and Llama. Each is described by a table: the settings
+it fixes, its names for the others, and which tensor holds which parameter. Reading and writing both follow these tables.
 
-Nothing is dropped in silence: a setting that the tables do not name must have its default, and a parameter is an error.
+Nothing is dropped silently: a setting that is not in the tables must have its default, and any other parameter is an error.
 """
 
 import dataclasses
@@ -18,49 +18,49 @@ from minigpt_jax.errors import DataError
 from minigpt_jax.models.gpt import GPT
 from minigpt_jax.models.initial import init_params
 
-# Settings of which an export keeps nothing, since the same weights are the same model whatever they are: they decide how it
-# is trained, or in which precision it computes. With the values that a model has when it is read.
+# Settings that an export leaves out, with the values that reading sets: they only affect how the model is trained, or the
+# precision that it computes in.
 NOT_STORED = {"dropout": 0.0, "dtype": "float32", "init": "gpt2", "remat": False}
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """One stored tensor: parameters of ours, concatenated along their last axis."""
+    """One stored tensor: our parameters, concatenated along their last axis."""
 
     name: str
     parameters: tuple[str, ...]
-    is_transposed: bool = False  # PyTorch's linear layers keep (outputs, inputs)
+    is_transposed: bool = False  # PyTorch's linear layers store (outputs, inputs)
 
     def shape(self, shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
-        """Of what is stored, from the shapes of the parameters."""
+        """The stored shape, from the shapes of our parameters."""
         *first, last = shapes[self.parameters[0]]
-        whole = (*first, last * len(self.parameters))
-        return whole[::-1] if self.is_transposed else whole
+        shape = (*first, last * len(self.parameters))
+        return shape[::-1] if self.is_transposed else shape
 
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """No setting of ours is in two of `choices`, `settings` and NOT_STORED. One that is in none must have its default."""
+    """Each of our settings is in at most one of `choices`, `settings` and NOT_STORED. One in none must have its default."""
 
     class_name: str
-    choices: dict[str, Any]  # the settings of ours that it is
-    settings: dict[str, str]  # what it calls the other ones
-    fixed: dict[str, Any]  # settings of its own, with the only value that is the model here
-    defaults: dict[str, Any]  # what transformers takes for settings that a config.json leaves out
-    prefix: str  # of all names but the head's; files of the model without a head lack it
-    outside: tuple[Tensor, ...]
-    layer: tuple[Tensor, ...]  # of each layer, with {} for its number
-    ignored: str  # pattern of names that some files have, and that are no parameters
+    choices: dict[str, Any]  # our settings that it fixes
+    settings: dict[str, str]  # our other settings and its names for them
+    fixed: dict[str, Any]  # its own settings, with the only values supported here
+    defaults: dict[str, Any]  # what transformers assumes for settings missing from config.json
+    prefix: str  # of all names but the head's; absent in files of the headless model
+    outside: tuple[Tensor, ...]  # tensors outside the layers
+    layer: tuple[Tensor, ...]  # tensors of each layer, with {} for its index
+    ignored: str  # pattern of names in some files that are not parameters
 
 
 def linear(name: str, parameter: str) -> tuple[Tensor, Tensor]:
-    """Weight and bias of one of PyTorch's linear layers."""
+    """Weight and bias of a PyTorch linear layer."""
     return Tensor(f"{name}.weight", (f"{parameter}/kernel",), True), Tensor(f"{name}.bias", (f"{parameter}/bias",))
 
 
 def conv1d(name: str, *parameters: str) -> tuple[Tensor, Tensor]:
-    """The same of GPT-2, which keeps (inputs, outputs) and has queries, keys and values in one matrix."""
-    weight, bias = (tuple(f"{one}/{ours}" for one in parameters) for ours in ("kernel", "bias"))
+    """The same for GPT-2, which stores (inputs, outputs) and has queries, keys and values in one matrix."""
+    weight, bias = (tuple(f"{parameter}/{ours}" for parameter in parameters) for ours in ("kernel", "bias"))
     return Tensor(f"{name}.weight", weight), Tensor(f"{name}.bias", bias)
 
 
@@ -82,7 +82,7 @@ ARCHITECTURES = {
                  "qk_norm": False, "num_kv_heads": None},
         settings={"num_layers": "n_layer", "num_heads": "n_head", "embed_dim": "n_embd", "ff_dim": "n_inner",
                   "context_length": "n_positions", "vocab_size": "vocab_size", "tie_embeddings": "tie_word_embeddings",
-                  "bias": "bias"},  # which no other GPT-2 has: it always has biases
+                  "bias": "bias"},  # our own key: other GPT-2 models always have biases
         fixed={"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "scale_attn_weights": True,
                "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
         defaults={"n_layer": 12, "n_head": 12, "n_embd": 768, "n_inner": None, "n_positions": 1024, "vocab_size": 50257,
@@ -97,7 +97,7 @@ ARCHITECTURES = {
                *layer_norm("h.{}.ln_2", f"{BLOCK}/feed_forward_norm"),
                *conv1d("h.{}.mlp.c_fc", f"{BLOCK}/feed_forward/up"),
                *conv1d("h.{}.mlp.c_proj", f"{BLOCK}/feed_forward/down")),
-        ignored=r"h\.\d+\.attn\.(masked_)?bias",  # the causal mask, in GPT-2's first files
+        ignored=r"h\.\d+\.attn\.(masked_)?bias",  # the causal mask, in the original GPT-2 files
     ),
     # Touvron et al. 2023
     "llama": Architecture(
@@ -130,7 +130,7 @@ ARCHITECTURES = {
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of the model's parameters by path: `transformer/block_0/attention/query/kernel`."""
+    """Shapes of the model's parameters by path, such as `transformer/block_0/attention/query/kernel`."""
     model = GPT(config)
     tree = jax.eval_shape(lambda: init_params(jax.random.key(0), model))
     leaves: dict[str, Any] = traverse_util.flatten_dict(tree, sep="/")
@@ -138,34 +138,34 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def stored_shapes(config: ModelConfig, model_type: str) -> dict[str, tuple[int, ...]]:
-    """`parameter_shapes` of what a folder holds: GPT-2 always has biases. Those that the model lacks are stored as zeros."""
+    """`parameter_shapes` of the stored model. GPT-2 always has biases: those that our model lacks are stored as zeros."""
     return parameter_shapes(dataclasses.replace(config, bias=True) if model_type == "gpt2" else config)
 
 
 def tensors(config: ModelConfig, model_type: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """The stored tensors, by name, of a folder with parameters of these shapes.
 
-    Raises DataError where the architecture has no place for some of them.
+    Raises DataError if the architecture has no tensor for some of them.
     """
     architecture = ARCHITECTURES[model_type]
     layers = [
-        Tensor(one.name.format(layer), tuple(path.format(layer) for path in one.parameters), one.is_transposed)
-        for layer in range(config.num_layers)
-        for one in architecture.layer
+        Tensor(tensor.name.format(i), tuple(path.format(i) for path in tensor.parameters), tensor.is_transposed)
+        for i in range(config.num_layers)
+        for tensor in architecture.layer
     ]
-    found = {architecture.prefix + one.name: one for one in (*architecture.outside, *layers)} | {HEAD.name: HEAD}
-    found = {name: one for name, one in found.items() if shapes.keys() >= set(one.parameters)}
-    check_placed(set(shapes) - {path for one in found.values() for path in one.parameters}, model_type)
-    return found
+    by_name = {architecture.prefix + tensor.name: tensor for tensor in (*architecture.outside, *layers)} | {HEAD.name: HEAD}
+    by_name = {name: tensor for name, tensor in by_name.items() if shapes.keys() >= set(tensor.parameters)}
+    check_no_unmapped(set(shapes) - {path for tensor in by_name.values() for path in tensor.parameters}, model_type)
+    return by_name
 
 
-def check_placed(unplaced: Collection[str], model_type: str) -> None:
-    """Raises DataError, naming them, where there are parameters that no tensor of the architecture holds."""
-    if unplaced:
-        raise DataError(f"{model_type} has no place for the model's parameters {listed(unplaced)}")
+def check_no_unmapped(unmapped: Collection[str], model_type: str) -> None:
+    """Raises DataError, naming them, if there are parameters without a tensor in the architecture."""
+    if unmapped:
+        raise DataError(f"{model_type} has no tensors for the model's parameters {abbreviated(unmapped)}")
 
 
-def listed(paths: Collection[str]) -> str:
-    """The first three and how many follow, for a message: a deep model has one of each kind in every layer."""
+def abbreviated(paths: Collection[str]) -> str:
+    """The first three paths and the number of others: a deep model has one of each kind in every layer."""
     shown = sorted(paths)[:3]
     return ", ".join(shown) + (f" and {len(paths) - len(shown)} more" if len(paths) > len(shown) else "")

@@ -1,4 +1,4 @@
-"""From a folder to a LanguageModel: that of a run, or one in the format of Hugging Face."""
+"""Loads a LanguageModel from the folder of a run, or from one in Hugging Face's format."""
 
 import dataclasses
 import os
@@ -19,18 +19,18 @@ from minigpt_jax.models.initial import init_params
 from minigpt_jax.runs import arrays, checkpoints
 from minigpt_jax.runs.folder import read_config
 
-# What may be another than in the model from which training begins. The context may only become shorter.
-FREE = (*NOT_STORED, "context_length")
+# Settings that may differ from those of the model that training starts from. The context may only become shorter.
+MAY_DIFFER = (*NOT_STORED, "context_length")
 
 
 def load(path: str | Path, sharding: jax.sharding.Sharding) -> LanguageModel:
-    """The language model of a run or, as safetensors, of Hugging Face: GPT-2 or Llama, see hf_reader.py.
+    """Loads the language model of a run or of a Hugging Face folder (GPT-2 or Llama as safetensors, see hf_reader.py).
 
-    Of a run it has the parameters with the lowest validation loss and, with `ema`, the average of the parameters; they are
-    placed as `sharding` says. Raises DataError where the folder holds neither, no checkpoint yet, or what is damaged.
+    From a run it loads the parameters with the lowest validation loss (their moving average, if the run has `ema`), with
+    this sharding. Raises DataError if the folder is neither, has no checkpoint yet, or is corrupt.
     """
     path = Path(path)
-    if is_foreign(path):
+    if is_huggingface(path):
         return hf_reader.read(path)
     config = read_run_config(path)
     step = checkpoints.first_whole(path, checkpoints.best_first(path))
@@ -38,9 +38,9 @@ def load(path: str | Path, sharding: jax.sharding.Sharding) -> LanguageModel:
 
 
 def load_step(workdir: Path, config: Config, step: int, sharding: jax.sharding.Sharding) -> LanguageModel:
-    """The language model of a checkpoint that was verified. Raises DataError as `load` does."""
+    """Loads the language model of a verified checkpoint. Raises DataError as `load` does."""
     if not isinstance(config.data, DataConfig):
-        raise DataError(f"{workdir} holds a run of the task {config.task}, which is not a language model")
+        raise DataError(f"{workdir} is a run of the task {config.task}, which does not train a language model")
     tokenizer = read_tokenizer(workdir, checkpoints.read_info(workdir, step).sources["tokenizer"])
     model = GPT(config.model)
     like = jax.eval_shape(lambda: init_params(jax.random.key(0), model))
@@ -49,72 +49,71 @@ def load_step(workdir: Path, config: Config, step: int, sharding: jax.sharding.S
 
 
 def read_tokenizer(workdir: Path, sha256: str) -> Tokenizer:
-    """The tokenizer of a run. Raises DataError where it is not the one with this sum, which its checkpoints name."""
+    """The tokenizer of a run. Raises DataError unless it has this SHA-256 sum, which the checkpoints record."""
     path = workdir / "tokenizer.json"
     try:
         tokenizer = tokenizers.from_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, DataError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     if tokenizer.sha256 != sha256:
-        raise DataError(f"{path} is not the tokenizer that the checkpoints of the run were trained with")
+        raise DataError(f"{path} is not the tokenizer that the run's checkpoints were trained with")
     return tokenizer
 
 
-def is_foreign(path: Path) -> bool:
-    """Whether it is for hf_reader.py to read, or to refuse."""
-    return os.path.isfile(path) or hf_reader.is_one(path)  # a file of weights, perhaps
+def is_huggingface(path: Path) -> bool:
+    """Whether hf_reader.py is to read the path, or to refuse it."""
+    return os.path.isfile(path) or hf_reader.is_huggingface(path)  # a file may hold weights
 
 
 def check_not_foreign(workdir: Path) -> None:
-    """Raises DataError where a folder is no run's but a model of Hugging Face."""
-    if hf_reader.is_one(workdir):
+    """Raises DataError if a folder is a Hugging Face model and not a run."""
+    if hf_reader.is_huggingface(workdir):
         raise DataError(
-            f"{workdir} is a model of Hugging Face and not a run: begin one in another folder, with --init_from {workdir}"
+            f"{workdir} is a Hugging Face model, not a run: start one in another folder, with --init_from {workdir}"
         )
 
 
 def read_run_config(workdir: Path) -> Config:
-    """The config of a run. Raises DataError where there is none."""
+    """The config of a run. Raises DataError if there is none."""
     check_not_foreign(workdir)
     return read_config(workdir)
 
 
 def read_model_config(path: Path) -> ModelConfig:
-    """The architecture of what `load` would load. Raises DataError as it does."""
-    return hf_reader.read_config(path)[0] if is_foreign(path) else read_run_config(path).model
+    """The config of the model that `load` would load. Raises DataError as it does."""
+    return hf_reader.read_config(path)[0] if is_huggingface(path) else read_run_config(path).model
 
 
 def settings_from(path: str) -> dict[str, Any]:
-    """The settings that a run needs in order to begin with the weights of this folder, for `Config.override`."""
+    """The settings, for `Config.override`, of a run that starts from the weights in this folder."""
     model = dataclasses.asdict(read_model_config(Path(path)))
-    needed = {name: value for name, value in model.items() if name not in FREE}
-    tokenizer = os.path.join(path, "")  # a path, even where the folder is called `char`
+    needed = {name: value for name, value in model.items() if name not in MAY_DIFFER}
+    tokenizer = os.path.join(path, "")  # ends in a slash: a path, even if the folder is called `char`
     return needed | {"context_length": model["context_length"], "tokenizer": tokenizer, "init_from": path}
 
 
 def initial_params(config: Config, tokenizer: Tokenizer, sharding: jax.sharding.Sharding) -> Any:
-    """The parameters that `init_from` names; None where it names none.
+    """The parameters that training starts from if `init_from` is set, else None.
 
-    Raises DataError where they are not those of the config's model and of this tokenizer.
+    Raises DataError if they do not fit the config's model or this tokenizer.
     """
     path = config.training.init_from
     if path is None:
         return None
     model = load(path, sharding)
-    there = dataclasses.replace(config, model=model.config)
-    changes = differences(config, there).items()
-    changed = [f"{name}={here} (there {was})" for name, (here, was) in changes if name not in FREE]
+    changes = differences(config, dataclasses.replace(config, model=model.config)).items()
+    changed = [f"{name}={new} (the model has {old})" for name, (new, old) in changes if name not in MAY_DIFFER]
     if model.tokenizer.sha256 != tokenizer.sha256:
-        changed.append("another tokenizer")
+        changed.append("a different tokenizer")
     if config.model.context_length > model.config.context_length:
-        changed.append(f"context_length={config.model.context_length} (there at most {model.config.context_length})")
+        changed.append(f"context_length={config.model.context_length} (at most {model.config.context_length})")
     if changed:
-        raise DataError(f"init_from={path} does not fit {', '.join(changed)}: leave that out, or begin without init_from")
+        raise DataError(f"init_from={path} does not fit {', '.join(changed)}: drop these settings, or init_from")
     return with_context(model.params, config.model)
 
 
 def with_context(params: Any, config: ModelConfig) -> Any:
-    """The parameters for a shorter context: of a table of positions the first."""
+    """The parameters for a shorter context: the first rows of a position table."""
     if config.positions != "learned":
         return params
     embedding = params["embedding"]
