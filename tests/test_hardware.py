@@ -1,4 +1,4 @@
-"""What the machine can do: rates are work over the shortest time, by a clock that the test sets."""
+"""Hardware limits are work over the shortest time, by a fake clock."""
 
 import subprocess
 import sys
@@ -9,29 +9,29 @@ from minigpt_jax.system import hardware
 
 
 @pytest.fixture
-def half_seconds(monkeypatch):
-    """A clock by which each run after the first takes longer than the one before, the shortest 0.5 s."""
+def fake_clock(monkeypatch):
+    """A clock by which runs take 0.5 s, 1 s, 1.5 s and so on."""
     ticks = (tick for run in range(10) for tick in (100 * run, 100 * run + 0.5 * (run + 1)))
     monkeypatch.setattr(hardware.time, "perf_counter", lambda: next(ticks))
 
 
-def test_best_seconds_are_the_shortest_after_a_first_run(half_seconds):
+def test_best_seconds_are_the_shortest_after_a_warm_up_run(fake_clock):
     runs = []
     assert hardware.best_seconds(lambda: runs.append(1)) == 0.5
     assert len(runs) == 11
 
 
-def test_product_rate_counts_multiplications_and_additions(half_seconds):
+def test_matmul_rate_counts_multiplications_and_additions(fake_clock):
     assert hardware.matmul_rate(3, 5, 7) == 2 * 3 * 5 * 7 / 0.5
 
 
 @pytest.mark.slow
-def test_copy_bandwidth_counts_what_is_read_and_written(half_seconds):
+def test_copy_bandwidth_counts_reads_and_writes(fake_clock):
     assert hardware.copy_bandwidth() == 2 * 2**28 / 0.5
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere the system counts what it likes")
-def test_peak_memory_stays_when_memory_is_freed():
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems count memory differently")
+def test_peak_memory_includes_freed_memory():
     program = """
 import numpy as np
 from minigpt_jax.system import memory

@@ -1,1 +1,1 @@
-"""The process and the machine: heap, compiled programs, devices, signals, memory, and what the hardware can do."""
+"""The process and the machine: heap, compilation cache, devices, signals, memory, and hardware limits."""

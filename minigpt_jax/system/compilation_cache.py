@@ -1,4 +1,4 @@
-"""Compiled programs, kept from one process to the next."""
+"""A persistent cache of compiled programs, shared between processes."""
 
 import contextlib
 import platform
@@ -10,11 +10,11 @@ from minigpt_jax.files import cache_dir, sha256
 
 @contextlib.contextmanager
 def compilation_cache() -> Iterator[None]:
-    """Lets JAX keep in the user's cache folder what it compiles in here, and find it there at the next start.
+    """Caches the programs that JAX compiles in this context in the user's cache folder, and reuses them at the next start.
 
-    JAX would run what it finds, whatever it is: so each program gets a checksum when the process ends well, and one that
-    does not have its own is deleted at the start. A folder is for one kind of processor, whose instructions they use. Does
-    nothing where the user has chosen a folder for JAX, or this one cannot be written.
+    JAX runs any file that it reads from its cache. So each program gets a checksum when the context exits, and programs
+    without a matching checksum are deleted on entry. Programs use the instructions of one kind of processor, so each kind
+    has its own folder. Does nothing if the user has set JAX's cache folder, or if ours is not writable.
     """
     import jax
 
@@ -24,8 +24,8 @@ def compilation_cache() -> Iterator[None]:
     folder = cache_dir() / f"programs-{processor()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        delete_unchecked(folder)
-        found = set(folder.glob("*-cache"))
+        prune(folder)
+        cached = set(folder.glob("*-cache"))
     except OSError:
         yield
         return
@@ -35,28 +35,28 @@ def compilation_cache() -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(OSError):
-            for path in set(folder.glob("*-cache")) - found:
-                checksum_of(path).write_text(sha256(path.read_bytes()))
+            for path in set(folder.glob("*-cache")) - cached:
+                checksum_path(path).write_text(sha256(path.read_bytes()))
 
 
-def delete_unchecked(folder: Path, most: int = 2**29) -> None:
-    """Deletes programs without their own checksum and, where all of them are more than `most` bytes, those made first."""
+def prune(folder: Path, max_bytes: int = 2**29) -> None:
+    """Deletes programs without a matching checksum, then the oldest until at most `max_bytes` remain."""
     programs = sorted(folder.glob("*-cache"), key=lambda path: path.stat().st_mtime, reverse=True)
     total = 0
     for path in programs:
         total += path.stat().st_size
-        checksum = checksum_of(path)
-        if total > most or not checksum.exists() or checksum.read_bytes() != sha256(path.read_bytes()).encode():
+        checksum = checksum_path(path)
+        if total > max_bytes or not checksum.exists() or checksum.read_bytes() != sha256(path.read_bytes()).encode():
             path.unlink(missing_ok=True)
             checksum.unlink(missing_ok=True)
 
 
-def checksum_of(path: Path) -> Path:
+def checksum_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
 def processor() -> str:
-    """A short name for the kind of processor that this is, with all of its extensions."""
+    """A short hash of this processor's instruction set extensions, or of its name where they are not listed."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith(("flags", "Features")):

@@ -1,14 +1,14 @@
-"""The cores of this machine, and how JAX sees them."""
+"""CPU cores, and how many devices JAX makes of them."""
 
 import os
 
 
 def use_two_cpu_devices() -> None:
-    """Lets JAX see a CPU of several cores as two devices, among which sampling divides its rows. Before JAX is first used.
+    """Makes JAX see a multi-core CPU as two devices, so that sampling can split its rows. Call it before JAX is first used.
 
-    XLA decodes a few rows with little more than one core. Measured at 6 layers × 256: with 16 rows a step takes 0.72 of the
-    time, with 2 rows 0.59. Two and not more, since no machine was at hand to measure more on. Does nothing where the user
-    has chosen (JAX_NUM_CPU_DEVICES, XLA_FLAGS).
+    XLA uses little more than one core to decode a few rows. Measured with 6 layers × 256: a step takes 0.72 of the time
+    with 16 rows, 0.59 with 2 rows. More than two devices have not been measured. Does nothing on a single core, or if the
+    user has chosen the number of devices (JAX_NUM_CPU_DEVICES, XLA_FLAGS).
     """
     import jax
 
@@ -19,5 +19,5 @@ def use_two_cpu_devices() -> None:
 
 
 def num_cores() -> int:
-    """How many cores this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,6 +1,6 @@
-"""What this machine can do at most: measured, to compare with.
+"""Measured limits of this machine: floating-point rate and memory bandwidth.
 
-JAX is imported where it is needed, so that the memory of processes without it can be measured as well.
+JAX is imported only inside functions, so that processes without JAX can be measured without its memory.
 """
 
 import time
@@ -10,18 +10,18 @@ import numpy as np
 
 
 def best_seconds(run: Callable[[], object], times: int = 10) -> float:
-    """The shortest of several runs, after one that compiles or fills caches."""
+    """The shortest of several runs, after a warm-up run that compiles and fills caches."""
     run()
     seconds = []
     for _ in range(times):
-        began = time.perf_counter()
+        start = time.perf_counter()
         run()
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - start)
     return min(seconds)
 
 
 def matmul(rows: int, inner: int, columns: int, dtype: str = "float32") -> tuple[Callable[[], object], int]:
-    """A function that computes a product of two matrices in JAX, of rows × inner and inner × columns, and its FLOPs."""
+    """(function, FLOPs): a matmul in JAX of rows × inner by inner × columns."""
     import jax
     import jax.numpy as jnp
 
@@ -31,18 +31,18 @@ def matmul(rows: int, inner: int, columns: int, dtype: str = "float32") -> tuple
 
 
 def matmul_rate(rows: int = 2048, inner: int = 2048, columns: int = 2048, dtype: str = "float32") -> float:
-    """Floating-point operations per second of such a product, at best."""
+    """The best FLOP/s of that matmul."""
     run, flops = matmul(rows, inner, columns, dtype)
     return flops / best_seconds(run)
 
 
 def copy() -> tuple[Callable[[], object], int]:
-    """A function that copies 256 MB in main memory, and how many bytes it reads and writes."""
+    """(function, bytes): a copy of 256 MB in main memory, and the bytes that it reads and writes."""
     source, target = np.ones(2**25), np.empty(2**25)
     return lambda: np.copyto(target, source), 2 * source.nbytes
 
 
 def copy_bandwidth() -> float:
-    """Bytes per second, read and written, of such a copy, at best."""
+    """The best bandwidth of that copy in bytes per second, read and written."""
     run, num_bytes = copy()
     return num_bytes / best_seconds(run)

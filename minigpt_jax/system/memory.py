@@ -1,4 +1,4 @@
-"""How much memory a process and its device have used at most."""
+"""Peak memory of this process and of its device."""
 
 import contextlib
 import importlib
@@ -8,8 +8,8 @@ from typing import Any
 
 
 def peak_megabytes() -> float | None:
-    """The most memory that this process has held; None where the system does not say."""
-    with contextlib.suppress(OSError):  # `getrusage` would count what the parent held when it started this process
+    """The peak resident memory of this process, in MB; None where the system does not report it."""
+    with contextlib.suppress(OSError):  # `getrusage` can include the parent's memory at the time of the fork
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM"):
                 return int(line.split()[1]) * 1024 / 1e6
@@ -22,6 +22,6 @@ def peak_megabytes() -> float | None:
 
 
 def device_peak_megabytes(device: Any) -> float | None:
-    """The most memory of its own that an accelerator has held; None of a CPU, which has none of its own."""
+    """The peak memory of an accelerator, in MB. None for a CPU, which has no memory of its own."""
     peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
     return None if peak is None else peak / 1e6

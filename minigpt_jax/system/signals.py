@@ -1,4 +1,4 @@
-"""Signals that ask the process to end."""
+"""Handling of the signals that ask a process to stop."""
 
 import contextlib
 import signal
@@ -8,20 +8,21 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def capture_signals() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM in here are put on a list, for the loop to end well; the second one ends the process at once."""
+    """Appends SIGINT (Ctrl-C) and SIGTERM to the yielded list, so that a loop can finish its step. A second signal
+    ends the process at once."""
     received = []
     if threading.current_thread() is not threading.main_thread():
-        yield received  # only the main thread may say what becomes of signals
+        yield received  # only the main thread may install signal handlers
         return
 
-    def note(number, frame):
+    def handle(number, frame):
         received.append(number)
         for name in before:
             signal.signal(name, signal.SIG_DFL)
 
     before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
     for name in before:
-        signal.signal(name, note)
+        signal.signal(name, handle)
     try:
         yield received
     finally:
