@@ -1,4 +1,4 @@
-"""What benchmarks compare: turns that alternate, limits that are counted right, figures that are drawn."""
+"""Benchmarks: interleaved runs, counted FLOPs and bytes, tables and plots."""
 
 import math
 import os
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 
 class Toy:
-    """Writes its name and its letter into a file at each turn."""
+    """Appends its letter to a file in each run."""
 
     needs, letter = "json", "a"
 
@@ -40,7 +40,7 @@ class Toy:
             file.write(self.letter)
         self.num_runs += 1
 
-    def tell(self):
+    def report(self):
         return {"runs": self.num_runs}
 
 
@@ -58,25 +58,25 @@ class LetteredToy(Toy):
         self.letter = letter
 
 
-def test_a_contestant_may_have_settings_of_its_own(tmp_path):
-    candidates = [interleave.With(LetteredToy, f"toy {letter}", {"letter": letter}) for letter in "xy"]
-    answers = interleave.interleave(interleave.present(candidates), (tmp_path / "turns",), rounds=1)
-    assert (tmp_path / "turns").read_text() == "xyxy"
-    assert list(answers) == ["toy x", "toy y"]
+def test_a_variant_passes_its_settings_to_the_candidate(tmp_path):
+    candidates = [interleave.Variant(LetteredToy, f"toy {letter}", {"letter": letter}) for letter in "xy"]
+    results = interleave.interleave(interleave.installed(candidates), (tmp_path / "runs",), rounds=1)
+    assert (tmp_path / "runs").read_text() == "xyxy"
+    assert list(results) == ["toy x", "toy y"]
 
 
 class MissingToy(Toy):
     name, needs = "third", "no_such_package"
 
 
-def test_turns_alternate_and_every_answer_is_kept(tmp_path):
-    path = tmp_path / "turns"
-    answers = interleave.interleave((FirstToy, SecondToy), (path,), rounds=3)
+def test_runs_are_interleaved_and_every_result_is_returned(tmp_path):
+    path = tmp_path / "runs"
+    results = interleave.interleave((FirstToy, SecondToy), (path,), rounds=3)
     assert path.read_text() == "ab" + "ababab"
-    for answered in answers.values():
-        assert [answer["runs"] for answer in answered] == [1, 2, 3, 4]
-        assert all(answer["seconds"] > 0 and answer["peak_mb"] > 1 for answer in answered)
-    assert list(answers) == ["first", "second"]
+    for runs in results.values():
+        assert [run["runs"] for run in runs] == [1, 2, 3, 4]
+        assert all(run["seconds"] > 0 and run["peak_mb"] > 1 for run in runs)
+    assert list(results) == ["first", "second"]
 
 
 class DyingToy(Toy):
@@ -86,13 +86,13 @@ class DyingToy(Toy):
         raise SystemExit(3)
 
 
-def test_who_ends_by_itself_is_named(tmp_path):
+def test_error_names_a_candidate_that_exits(tmp_path):
     with pytest.raises(DataError, match="dying"):
-        interleave.interleave((DyingToy,), (tmp_path / "turns",), rounds=1)
+        interleave.interleave((DyingToy,), (tmp_path / "runs",), rounds=1)
 
 
 class KilledToy(Toy):
-    """One that the system ends while the other has its turn."""
+    """Its process exits while another candidate runs."""
 
     name = "killed"
 
@@ -107,80 +107,79 @@ class SlowToy(Toy):
         time.sleep(1)
 
 
-def test_who_ends_while_it_waits_is_named(tmp_path):
+def test_error_names_a_candidate_that_exits_while_waiting(tmp_path):
     with pytest.raises(DataError, match="killed"):
-        interleave.interleave((KilledToy, SlowToy), (tmp_path / "turns",), rounds=1)
+        interleave.interleave((KilledToy, SlowToy), (tmp_path / "runs",), rounds=1)
 
 
-def test_who_is_not_installed_is_left_out(capsys):
-    assert interleave.present((FirstToy, MissingToy)) == [FirstToy]
+def test_candidates_without_their_package_are_skipped(capsys):
+    assert interleave.installed((FirstToy, MissingToy)) == [FirstToy]
     [line] = capsys.readouterr().out.splitlines()
     assert_says(line, "third", "no_such_package")
 
 
-def test_the_first_run_does_not_count():
-    answers = [{"seconds": seconds} for seconds in (99, 4, 2, 8)]
-    assert interleave.milliseconds(answers, parts=2) == [2000, 1000, 4000]
-    assert interleave.with_spread(interleave.milliseconds(answers, parts=2)) == "2000 (1000 to 4000)"
+def test_the_warm_up_run_is_excluded():
+    results = [{"seconds": seconds} for seconds in (99, 4, 2, 8)]
+    assert interleave.milliseconds(results, num_steps=2) == [2000, 1000, 4000]
+    assert_says(interleave.with_spread(interleave.milliseconds(results, num_steps=2)), "2000", "1000", "4000")
 
 
 @pytest.mark.parametrize("module", ["benchmarks.baselines", "benchmarks.interleave", "compare.torch_gpt"])
-def test_processes_of_the_peers_have_no_jax_in_their_memory(module):
+def test_baselines_do_not_import_jax(module):
     if module == "compare.torch_gpt":
         pytest.importorskip("torch")
     program = f"import sys, minigpt_jax.{module}; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 
-def test_limits_count_what_they_do(monkeypatch):
-    done = []
-    monkeypatch.setattr(roofline.hardware, "matmul", lambda *shape: (lambda: done.append(shape), 3 * 10**10))
-    product = roofline.ShapedMatmul(load_preset("debug").override({"batch_size": 5}), 2)
-    product.run()
-    assert done == [(5 * 16, 32, 64)] * 3  # of 1e11 FLOPs a run
-    assert product.tell() == {"amount": 9 * 10**10}
-    answers = [{"amount": 6, "seconds": seconds} for seconds in (99, 2, 3)]
-    assert roofline.rates(answers) == [3, 2]
+def test_rooflines_count_their_work(monkeypatch):
+    calls = []
+    monkeypatch.setattr(roofline.hardware, "matmul", lambda *shape: (lambda: calls.append(shape), 3 * 10**10))
+    matmul = roofline.ShapedMatmul(load_preset("debug").override({"batch_size": 5}), 2)
+    matmul.run()
+    assert calls == [(5 * 16, 32, 64)] * 3  # about 1e11 FLOPs per run
+    assert matmul.report() == {"amount": 9 * 10**10}
+    results = [{"amount": 6, "seconds": seconds} for seconds in (99, 2, 3)]
+    assert roofline.rates(results) == [3, 2]
 
 
-def test_a_step_is_compared_with_products_that_take_turns_with_it(monkeypatch, capsys):
+def test_a_step_is_compared_with_a_large_matmul(monkeypatch, capsys):
     monkeypatch.setattr(train, "SETTINGS", {"debug": (2, 1)})
-    monkeypatch.setattr(train, "flops_per_token", lambda model: 200)  # 6400 in a step, 640 a second
-    answered = [{"seconds": 10.0, "since_start": 1.0, "peak_mb": 1.0, "amount": 16000}] * 2
-    monkeypatch.setattr(train, "interleave", lambda candidates, setup, rounds: {one.name: answered for one in candidates})
+    monkeypatch.setattr(train, "flops_per_token", lambda model: 200)  # 6400 FLOPs per step, 640 per second
+    runs = [{"seconds": 10.0, "since_start": 1.0, "peak_mb": 1.0, "amount": 16000}] * 2
+    monkeypatch.setattr(train, "interleave", lambda candidates, setup, rounds: {one.name: runs for one in candidates})
     train.measure(rounds=1)
     [row] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("minigpt_jax")]
-    assert "40%" in row  # of 1600 a second
+    assert "40%" in row  # of 1600 FLOPs per second
 
 
-def test_kernels_of_a_benchmark_are_tuned_but_for_the_op_that_is_named():
+def test_kernels_by_name_replace_only_the_named_op():
     config = load_preset("debug").model
     tuned = choose_kernels(config)
-    assert train.kernels_called("tuned", config) == tuned
-    assert train.kernels_called("plain", config) == PLAIN
-    found = train.kernels_called("plain attention", config)
-    assert (found.attention, found.matmul) == (PLAIN.attention, tuned.matmul)
+    assert train.kernels_by_name("tuned", config) == tuned
+    assert train.kernels_by_name("plain", config) == PLAIN
+    mixed = train.kernels_by_name("plain attention", config)
+    assert (mixed.attention, mixed.matmul) == (PLAIN.attention, tuned.matmul)
 
 
-def test_what_a_kernel_saves_is_a_share_of_the_step_without_it(monkeypatch, capsys):
+def test_a_kernel_saves_a_share_of_the_step_without_it(monkeypatch, capsys):
     seconds = {"minigpt_jax": 3.0, "plain attention": 4.0}
-    asked = []
+    compared = []
 
     def interleave(candidates, setup, rounds):
-        asked.extend(candidate.settings["kernels"] for candidate in candidates[1:])
-        answered = {"peak_mb": 1.0}
-        return {one.name: [answered | {"seconds": seconds.get(one.name, 2.0)}] * 3 for one in candidates}
+        compared.extend(candidate.settings["kernels"] for candidate in candidates[1:])
+        return {one.name: [{"peak_mb": 1.0, "seconds": seconds.get(one.name, 2.0)}] * 3 for one in candidates}
 
     monkeypatch.setattr(kernels, "interleave", interleave)
     monkeypatch.setattr(kernels, "SETTINGS", {"debug": (2, 1)})
     figures = kernels.measure(rounds=2)
-    assert set(asked) == {f"plain {op}" for op in vars(PLAIN) if op != "name"}  # no kernel is left unmeasured
+    assert set(compared) == {f"plain {op}" for op in vars(PLAIN) if op != "name"}  # every kernel is measured
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["plain", "attention"] in [row[:2] for row in rows if "25.0%" in row]
     assert list(figures) == ["training, debug", "training, debug, --remat", "decoding 16 rows, 6 × 256"]
 
 
-def test_what_a_step_waits_for_its_batch_is_measured(tmp_path, monkeypatch):
+def test_time_to_read_a_batch_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "NUM_STEPS", 2)
     monkeypatch.setattr(data, "load_preset", lambda name: load_preset("debug"))
     np.resize(np.arange(65, dtype="<u2"), 1000).tofile(tmp_path / "tokens")
@@ -188,21 +187,21 @@ def test_what_a_step_waits_for_its_batch_is_measured(tmp_path, monkeypatch):
     assert figures["training"] > figures["reading"] > 0
 
 
-def test_bytes_of_a_decoding_step_are_weights_and_what_the_cache_holds():
+def test_bytes_of_a_decoding_step_are_weights_and_cache():
     config = ModelConfig(num_layers=3, num_heads=4, num_kv_heads=2, embed_dim=16, ff_dim=32, vocab_size=11, context_length=8)
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(init_params(jax.random.key(0), GPT(config))))
     keys_and_values = 2 * 3 * 5 * 7 * 2 * 4  # 3 layers, 5 rows, 7 positions, 2 heads of 4
     assert generate.bytes_per_step(config, batch_size=5, num_positions=7) == weights + 4 * keys_and_values
 
 
-def test_seconds_to_a_loss_count_the_first_run_and_end_when_it_is_reached_first():
-    answers = [{"seconds": 5, "val_loss": 3.0}, {"seconds": 1, "val_loss": 1.9}, {"seconds": 1, "val_loss": 2.1}]
-    assert loss.seconds_to(3.0, answers) == 5
-    assert loss.seconds_to(2.0, answers) == 6
-    assert loss.seconds_to(1.8, answers) is None
+def test_seconds_to_a_loss_include_the_first_run():
+    results = [{"seconds": 5, "val_loss": 3.0}, {"seconds": 1, "val_loss": 1.9}, {"seconds": 1, "val_loss": 2.1}]
+    assert loss.seconds_to(3.0, results) == 5
+    assert loss.seconds_to(2.0, results) == 6
+    assert loss.seconds_to(1.8, results) is None
 
 
-def test_time_to_a_loss_is_that_of_the_preset_with_all_its_settings(tmp_path, monkeypatch):
+def test_time_to_a_loss_uses_all_settings_of_the_preset(tmp_path, monkeypatch):
     preset, text = tmp_path / "preset.py", tmp_path / "text.txt"
     preset.write_text(
         "from minigpt_jax.config import load_preset\n"
@@ -210,7 +209,7 @@ def test_time_to_a_loss_is_that_of_the_preset_with_all_its_settings(tmp_path, mo
     )
     text.write_text("To be, or not to be. " * 50)
     monkeypatch.setattr(loss, "retain_heap", lambda: None)
-    monkeypatch.setattr(loss, "STEPS_PER_TURN", 3)
+    monkeypatch.setattr(loss, "STEPS_PER_ROUND", 3)
     monkeypatch.setattr(loss.OurRun, "preset", str(preset))
     run = loss.OurRun(str(text))
     run.run()
@@ -219,12 +218,12 @@ def test_time_to_a_loss_is_that_of_the_preset_with_all_its_settings(tmp_path, mo
     for step in range(3):
         state, _ = train_step(state, task.batch_at(step), jax.random.key(0), **arguments)
     jax.tree.map(np.testing.assert_array_equal, run.state, state)
-    assert run.tell() == {"val_loss": task.evaluate(state.average)["loss"]}
-    assert run.tell() != {"val_loss": task.evaluate(state.params)["loss"]}
+    assert run.report() == {"val_loss": task.evaluate(state.average)["loss"]}
+    assert run.report() != {"val_loss": task.evaluate(state.params)["loss"]}
 
 
 @pytest.mark.parametrize("name", scaling.TRAINING)
-def test_points_of_growth_change_one_size_alone(name):
+def test_scaling_points_change_only_one_size(name):
     def sizes(config):
         model = config.model
         return {
@@ -246,7 +245,7 @@ def test_points_of_growth_change_one_size_alone(name):
             assert config.model.context_length * config.training.batch_size == 2048
 
 
-def test_ideal_memory_grows_with_what_must_be_kept():
+def test_ideal_memory_scales_with_state_activations_and_cache():
     points = [
         {"value": 64, "megabytes": 10, "state_megabytes": 2, "bytes": 1e6},
         {"value": 256, "megabytes": 99, "state_megabytes": 3, "bytes": 5e6},
@@ -257,33 +256,33 @@ def test_ideal_memory_grows_with_what_must_be_kept():
     assert scaling.ideal_megabytes("decoding", "length", points) == [10, 10]
 
 
-def test_a_point_of_growth_is_measured(monkeypatch):
+def test_a_scaling_point_is_measured(monkeypatch):
     monkeypatch.setattr(scaling, "SECONDS", 0.0)
     config = scaling.train_config("width", 64)
     point = scaling.train_point(config)
     params = jax.eval_shape(lambda: init_params(jax.random.key(0), GPT(config.model)))
-    state_megabytes = 3 * 4 * sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6  # with both of AdamW's moments
+    state_megabytes = 3 * 4 * sum(leaf.size for leaf in jax.tree.leaves(params)) / 1e6  # including both of AdamW's moments
     assert state_megabytes < point["megabytes"] < 20 * state_megabytes
     assert point["seconds"] > 0
 
 
-def test_figures_are_drawn_a_panel_for_each_title():
+def test_each_title_has_a_panel_in_the_plot():
     pytest.importorskip("matplotlib")
     from minigpt_jax.benchmarks.plots import draw
 
-    answers = {"ours": [{"seconds": 9.0}, {"seconds": 1.0}, {"seconds": 3.0}], "theirs": [{"seconds": 1.0}] * 3}
+    results = {"ours": [{"seconds": 9.0}, {"seconds": 1.0}, {"seconds": 3.0}], "theirs": [{"seconds": 1.0}] * 3}
     points = [
         {"value": value, "seconds": 1.0, "ideal": 0.5, "megabytes": 3.0, "state_megabytes": 1.0, "bytes": 1.0}
         for value in (1, 2)
     ]
     figures = {
         "train": {
-            preset: {"answers": answers, "num_steps": 2, "flops_per_step": 1.0, "large_matmul_rates": [9.0, 10.0, 10.0]}
+            preset: {"answers": results, "num_steps": 2, "flops_per_step": 1.0, "large_matmul_rates": [9.0, 10.0, 10.0]}
             for preset in train.SETTINGS
         },
-        "generate": {f"batch_{size}": {"answers": answers, "bound_ms": 0.1} for size in generate.BATCH_SIZES},
+        "generate": {f"batch_{size}": {"answers": results, "bound_ms": 0.1} for size in generate.BATCH_SIZES},
         "loss": {"races": [{"ours": [{"seconds": 1.0, "val_loss": 2.0}, {"seconds": 1.0, "val_loss": 1.5}]}]},
-        "kernels": {"training, debug": {"answers": answers, "steps": 2}},
+        "kernels": {"training, debug": {"answers": results, "steps": 2}},
         "data": {kind: {"megabytes_per_second": {"tokenizing": [1.0]}} for kind in ("char", "byte", "word", "bpe")},
         "startup": {"debug": {"first": [{"first_step": 4.0}], "later": [{"first_step": 2.0}]}},
         "scaling": {
@@ -299,10 +298,10 @@ def test_figures_are_drawn_a_panel_for_each_title():
         [axes] = [axes for axes, title in zip(figure.axes, titles, strict=True) if {*words} <= {*re.findall(r"\w+", title)}]
         return axes
 
-    steps, over_context = panel("mini_gpt", "ms"), panel("context", "ms")
+    steps, context_time = panel("mini_gpt", "ms"), panel("context", "ms")
     assert [bar.get_width() for bar in steps.patches] == [1000.0, 500.0]
-    labels = [text.get_text() for text in over_context.get_legend().get_texts()]
+    labels = [text.get_text() for text in context_time.get_legend().get_texts()]
     assert len(set(labels)) == 3
     assert labels[-1] == "--remat"
-    places = {axes.get_subplotspec().num1 for axes in figure.axes}
-    assert len(places) == len(figure.axes) <= 4 * math.ceil(len(figure.axes) / 4)
+    positions = {axes.get_subplotspec().num1 for axes in figure.axes}
+    assert len(positions) == len(figure.axes) <= 4 * math.ceil(len(figure.axes) / 4)

@@ -1,6 +1,5 @@
-"""What `scripts/benchmark.py` measures: a module for each benchmark, the peers, the machine's limits, the
-turns that candidates take, and the pictures.
+"""What `scripts/benchmark.py` measures: a module per benchmark, and what they share.
 
-Each of the first has ROUNDS, `measure(rounds, …)`, which prints a table and returns its figures, and
-`draw(figures, axes_of)`.
+Each benchmark has `ROUNDS`, `measure(rounds, …)` and `draw(figures, axes_of)`. `measure` prints a table and returns figures.
+Shared: interleaved timing (`interleave`), PyTorch and Hugging Face (`baselines`), machine limits (`roofline`), `plots`.
 """

@@ -1,4 +1,4 @@
-"""The others: what they train and decode with. Nothing here imports JAX, so that their memory is theirs alone."""
+"""Training and decoding with PyTorch and Hugging Face. Imports no JAX, which would add to their measured memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ PROMPT_LENGTH, TOP_K = 10, 40
 
 
 def use_gpu() -> Callable[[], None]:
-    """Makes PyTorch put what it creates on the GPU, if there is one; returns what waits for that."""
+    """Makes the GPU, if any, PyTorch's default device. Returns a function that waits for it."""
     import torch
 
     if not torch.cuda.is_available():
@@ -41,11 +41,11 @@ class TorchStep:
         model, batch = torch_gpt.GPT(config.model), random_batch(config)
         optimizer, schedule = torch_gpt.make_optimizer(config.training, model, 1000)
         inputs_BT, targets_BT = (torch.tensor(batch[name], dtype=torch.long) for name in ("inputs_BT", "targets_BT"))
-        called = self.prepare(model)
+        callable_model = self.prepare(model)
 
         def run():
             for _ in range(num_steps):
-                torch_gpt.train_step(called, optimizer, schedule, inputs_BT, targets_BT, config.training)
+                torch_gpt.train_step(callable_model, optimizer, schedule, inputs_BT, targets_BT, config.training)
             wait()
 
         self.run = run
@@ -55,7 +55,7 @@ class TorchStep:
 
 
 class TorchCompiledStep(TorchStep):
-    """The PyTorch twin's training step with its model compiled."""
+    """The PyTorch twin's training step with a compiled model."""
 
     name = "PyTorch compiled"
 
@@ -66,9 +66,9 @@ class TorchCompiledStep(TorchStep):
 
 
 class TorchRecompute:
-    """The PyTorch twin, which runs over the whole text anew for each token."""
+    """Decoding with the PyTorch twin, which recomputes the whole text for each token."""
 
-    name, needs = "PyTorch, all anew", "torch"
+    name, needs = "PyTorch, no cache", "torch"
 
     def __init__(self, config: ModelConfig, batch_size: int, num_tokens: int):
         import torch
@@ -92,7 +92,7 @@ class TorchRecompute:
 
 
 class HuggingFace:
-    """Hugging Face's GPT-2 and its `generate`, with its cache."""
+    """Decoding with Hugging Face's GPT-2 and its `generate`, with its cache."""
 
     name, needs = "Hugging Face, cache", "transformers"
 

@@ -1,4 +1,4 @@
-"""Tokenizing, and what training waits for its batches, also from a file larger than memory."""
+"""Tokenizing speed, and how long training waits for batches, also from a file larger than memory."""
 
 import itertools
 import os
@@ -26,18 +26,18 @@ NUM_STEPS = 200
 
 
 def write_sources(path: Path, megabytes: int) -> None:
-    """A text with many different words: the Python sources on this machine, from the beginning again if they are too few."""
-    left = megabytes * 1_000_000
+    """Writes a text with many different words: the standard library's sources, repeated up to this size."""
+    remaining = megabytes * 1_000_000
     sources = sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py"))
     with path.open("w", encoding="utf-8") as file:
-        while left > 0:
+        while remaining > 0:
             for source in sources:
-                text = source.read_text(encoding="utf-8", errors="ignore").replace("\0", "")[: max(left, 0)]
-                left -= file.write(text)
+                text = source.read_text(encoding="utf-8", errors="ignore").replace("\0", "")[: max(remaining, 0)]
+                remaining -= file.write(text)
 
 
 def time_passes(kind: str, path: Path) -> dict[str, float]:
-    """Seconds that each pass over a text takes, and the peak of memory."""
+    """Seconds of each pass over a text, and peak memory."""
     text, times = find_text(str(path)), [time.perf_counter()]
     seen = scan(text)
     times.append(time.perf_counter())
@@ -51,44 +51,44 @@ def time_passes(kind: str, path: Path) -> dict[str, float]:
 
 
 def feed(path: Path, rounds: int) -> dict[str, float]:
-    """Median seconds of a step of the default preset, without its average of parameters, and of reading its batch from a
-    token file, those of the first batch, and the peak of memory."""
+    """Median seconds of a training step of the default preset, without its parameter average, and of reading its batch from
+    a token file; the seconds of the first batch; peak memory."""
     config = load_preset("shakespeare_char").override({"vocab_size": 65})
     train_step, state, _, arguments = compiled_step(config)
     tokens = map_ids(path, np.dtype("<u2"))
     reading, training = [], []
     for step in range(rounds * NUM_STEPS):
-        began = time.perf_counter()
+        start = time.perf_counter()
         batch = batch_at(tokens, config.model.context_length, config.training.batch_size, 0, step)
-        read = time.perf_counter()
+        read_end = time.perf_counter()
         state, _ = jax.block_until_ready(train_step(state, batch, **arguments))
-        reading.append(read - began)
-        training.append(time.perf_counter() - read)
+        reading.append(read_end - start)
+        training.append(time.perf_counter() - read_end)
     seconds = {name: statistics.median(values[1:]) for name, values in (("reading", reading), ("training", training))}
     return seconds | {"first": reading[0], "peak_mb": memory.peak_megabytes()}
 
 
 def measure(rounds: int, megabytes: int) -> dict:
-    """Prints the rates of every tokenizer, then what a step waits for its batch; returns the figures."""
+    """Prints the speed of each tokenizer and how long a step waits for its batch, and returns the figures."""
     figures = {}
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder, "text.txt")
         write_sources(text, megabytes)
         size = text.stat().st_size / 1e6
         runs = [{kind: in_own_process(time_passes, kind, text) for kind in KINDS} for _ in range(rounds)]
-    print(f"{size:.0f} MB of Python sources, MB/s: median (least to most)\n"
+    print(f"{size:.0f} MB of Python sources, MB/s: median (min–max)\n"
           f"{'tokenizer':<12}{'reading':<26}{'learning':<26}{'tokenizing':<26}peak memory")  # fmt: skip
     for kind in KINDS:
-        rates = {name: [size / run[kind][name] for run in runs] for name in ("reading", "learning", "tokenizing")}
+        speeds = {name: [size / run[kind][name] for run in runs] for name in ("reading", "learning", "tokenizing")}
         peak = max(run[kind]["peak_mb"] for run in runs)
-        shown = {name: with_spread(values) for name, values in rates.items()}
-        if kind == "byte":  # has nothing to learn
-            shown["learning"] = "-"
-        print(f"{kind:<12}{''.join(f'{text:<26}' for text in shown.values())}{peak:8.0f} MB")
-        figures[kind] = {"megabytes_per_second": rates, "peak_mb": peak}
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    print("\ntoken file        first batch      a batch       a step     share   peak memory")
-    for name, num_bytes in (("10 MB", 10_000_000), (f"{2 * memory / 1e9:.0f} GB, sparse", 2 * memory)):
+        columns = {name: with_spread(values) for name, values in speeds.items()}
+        if kind == "byte":  # whose vocabulary is fixed
+            columns["learning"] = "-"
+        print(f"{kind:<12}{''.join(f'{text:<26}' for text in columns.values())}{peak:8.0f} MB")
+        figures[kind] = {"megabytes_per_second": speeds, "peak_mb": peak}
+    ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    print("\ntoken file        first batch        batch         step   waiting   peak memory")
+    for name, num_bytes in (("10 MB", 10_000_000), (f"{2 * ram / 1e9:.0f} GB, sparse", 2 * ram)):
         with tempfile.NamedTemporaryFile() as file:
             file.truncate(num_bytes)
             times = in_own_process(feed, Path(file.name), rounds)

@@ -1,8 +1,8 @@
-"""Taking turns: each candidate in a process of its own, asked A B C A B C …, so that all meet the same weather.
+"""Interleaved timing: each candidate has its own process, and they run in the order A B C A B C …, under the same load.
 
-A machine gets slower and faster as its other guests come and go. What is compared are therefore medians of runs that
-alternate; the spread is given beside. A candidate is a class with a `name`, the module that it `needs`, and `run()`, or
-such a class `With` settings of its own.
+A shared machine gets slower and faster as its load changes. So benchmarks compare medians of alternating runs and show
+their range. A candidate is a class with a `name`, the module that it `needs`, and `run()`, or a `Variant` of such a class.
+If it has `report()`, which returns a dictionary, that is added to the result of each run.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ from minigpt_jax.system.heap import retain_heap
 
 
 @dataclasses.dataclass(frozen=True)
-class With:
-    """A candidate, made with a setting that the others do not have; `name` is what the tables call it."""
+class Variant:
+    """A candidate with settings of its own, shown as `name`."""
 
     candidate: type
     name: str
@@ -36,80 +36,79 @@ class With:
         return self.candidate(*setup, **self.settings)
 
 
-Candidate = type | With
+Candidate = type | Variant
 
 
-def serve(candidate: Candidate, setup: Any, began: float, connection) -> None:
-    """A candidate's process: gets ready, then runs once for each request and answers with what that took.
+def serve(candidate: Candidate, setup: Any, start: float, connection) -> None:
+    """A candidate's process: runs once to warm up, then once per request, and sends a result after each run.
 
-    `since_start` of the first answer is what it took to import, to compile and to run once. What the candidate can `tell()`
-    of itself after a run is not timed, and goes with the answer.
+    `since_start` of the first result covers imports, compilation and the first run. `report()` is not timed.
     """
     runner = candidate(*setup)
     while True:
-        run_began = time.perf_counter()
+        run_start = time.perf_counter()
         runner.run()
-        seconds = time.perf_counter() - run_began
-        answer = {"seconds": seconds, "since_start": time.time() - began, "peak_mb": memory.peak_megabytes()}
-        connection.send(answer | (runner.tell() if hasattr(runner, "tell") else {}))
+        seconds = time.perf_counter() - run_start
+        result = {"seconds": seconds, "since_start": time.time() - start, "peak_mb": memory.peak_megabytes()}
+        connection.send(result | (runner.report() if hasattr(runner, "report") else {}))
         if not connection.recv():
             return
 
 
-def present(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Those of them whose packages are installed; says which are left out."""
-    installed = [candidate for candidate in candidates if importlib.util.find_spec(candidate.needs)]
+def installed(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates whose packages are installed. Prints which ones are skipped."""
+    available = [candidate for candidate in candidates if importlib.util.find_spec(candidate.needs)]
     for candidate in candidates:
-        if candidate not in installed:
-            print(f"{candidate.name} is left out: {candidate.needs} is not installed")
-    return installed
+        if candidate not in available:
+            print(f"Skipping {candidate.name}: {candidate.needs} is not installed")
+    return available
 
 
 def interleave(candidates: Sequence[Candidate], setup: tuple, rounds: int) -> dict[str, list[dict]]:
-    """By name, what each candidate answers to its runs, which are taken in turn. All are made with the same `setup`.
+    """The results of each candidate's runs, by name. All candidates get the same `setup`.
 
-    The first run, which compiles what there is to compile, comes before the `rounds`, of each candidate on its own. Raises
-    DataError where one ends by itself.
+    Each candidate first does a warm-up run, which compiles. It is not interleaved. Its result comes first.
+    Raises DataError if a candidate's process exits.
     """
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # where there is a GPU they share it
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # candidates share a GPU
     spawn = multiprocessing.get_context("spawn")
 
-    def answer_of(name: str, here, asked: bool = True) -> dict:
+    def next_result(name: str, connection, request: bool = True) -> dict:
         try:
-            if asked:
-                here.send(True)
-            return here.recv()
+            if request:
+                connection.send(True)
+            return connection.recv()
         except (EOFError, OSError) as error:
-            raise DataError(f"{name} ended without an answer; what it said stands above") from error
+            raise DataError(f"{name} exited without a result; its output is above") from error
 
-    lanes, answers = [], {}
+    workers, results = [], {}
     for candidate in candidates:
-        here, there = spawn.Pipe()
-        process = spawn.Process(target=serve, args=(candidate, setup, time.time(), there), daemon=True)
+        connection, remote = spawn.Pipe()
+        process = spawn.Process(target=serve, args=(candidate, setup, time.time(), remote), daemon=True)
         process.start()
-        there.close()  # so that a candidate that dies ends the wait for it
-        answers[candidate.name] = [answer_of(candidate.name, here, asked=False)]
-        lanes.append((candidate.name, here, process))
+        remote.close()  # so that `recv` raises if the process dies
+        results[candidate.name] = [next_result(candidate.name, connection, request=False)]
+        workers.append((candidate.name, connection, process))
     for _ in range(rounds):
-        for name, here, _ in lanes:
-            answers[name].append(answer_of(name, here))
-    for _, here, process in lanes:
-        here.send(False)
+        for name, connection, _ in workers:
+            results[name].append(next_result(name, connection))
+    for _, connection, process in workers:
+        connection.send(False)
         process.join()
-    return answers
+    return results
 
 
 def in_own_process(function: Callable, *arguments) -> Any:
-    """What the function returns in a process that has done nothing else."""
+    """Calls the function in a fresh process and returns its result."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=retain_heap) as pool:
         return pool.submit(function, *arguments).result()
 
 
-def milliseconds(answers: list[dict], parts: int) -> list[float]:
-    """Of one of so many equal parts of each run, without the first run."""
-    return [1000 * answer["seconds"] / parts for answer in answers[1:]]
+def milliseconds(results: list[dict], num_steps: int) -> list[float]:
+    """Milliseconds per step of each run, without the warm-up run."""
+    return [1000 * result["seconds"] / num_steps for result in results[1:]]
 
 
 def with_spread(values: Sequence[float]) -> str:
-    """Median, least and largest."""
-    return f"{statistics.median(values):.4g} ({min(values):.4g} to {max(values):.4g})"
+    """The values as `median (min–max)`."""
+    return f"{statistics.median(values):.4g} ({min(values):.4g}–{max(values):.4g})"

@@ -1,4 +1,4 @@
-"""The figures of benchmarks as one picture: bars for candidates, lines for what grows. Needs matplotlib."""
+"""Plots all benchmark figures in one image. Needs matplotlib."""
 
 import importlib
 import math
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 
 def draw(figures: dict[str, dict]) -> Figure:
-    """A panel for each title that the benchmarks' own `draw` asks for."""
+    """One panel for each title that the `draw` functions of the benchmarks request."""
     figure, panels = Figure(layout="constrained"), {}
 
     def axes_of(title: str) -> Axes:
@@ -22,22 +22,22 @@ def draw(figures: dict[str, dict]) -> Figure:
             axes.spines[["top", "right"]].set_visible(False)
         return panels[title]
 
-    for name, found in figures.items():
-        importlib.import_module(f"minigpt_jax.benchmarks.{name}").draw(found, axes_of)
+    for name, benchmark_figures in figures.items():
+        importlib.import_module(f"minigpt_jax.benchmarks.{name}").draw(benchmark_figures, axes_of)
     num_columns = min(len(panels), 4 if len(panels) > 6 else 2)
     num_rows = math.ceil(len(panels) / num_columns)
     grid = figure.add_gridspec(num_rows, num_columns)
-    for place, axes in enumerate(panels.values()):
-        axes.set_subplotspec(grid[place])
+    for index, axes in enumerate(panels.values()):
+        axes.set_subplotspec(grid[index])
     figure.set_size_inches(5 * num_columns, 3 * num_rows)
     return figure
 
 
 def bars(axes: Axes, values: Mapping[str, Sequence[float]], bound: float | None = None, bound_label: str = "") -> None:
-    """A bar for each name's median, with a line from the least to the largest value, and a dotted one at a bound."""
-    for name, found in values.items():
-        median = statistics.median(found)
-        axes.barh(name, median, xerr=[[median - min(found)], [max(found) - median]], color="C0", ecolor="0.3")
+    """A bar per name at the median, with an error bar from minimum to maximum, and a dotted line at the bound."""
+    for name, measured in values.items():
+        median = statistics.median(measured)
+        axes.barh(name, median, xerr=[[median - min(measured)], [max(measured) - median]], color="C0", ecolor="0.3")
     if bound is not None:
         axes.axvline(bound, color="0.3", linestyle=":")
         axes.set_xlabel(f"dotted: {bound_label}", fontsize=8)

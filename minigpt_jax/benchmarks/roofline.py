@@ -1,4 +1,4 @@
-"""What the machine itself can do at most, as candidates: a limit that was measured in other weather is none."""
+"""The machine's limits as candidates, so that they are measured under the same load as what they are compared with."""
 
 import abc
 from collections.abc import Callable
@@ -10,41 +10,41 @@ from minigpt_jax.system.heap import retain_heap
 
 
 class Roofline(abc.ABC):
-    """Does `work` again and again, about `amount_of_run` of it in a run, and tells how much that was."""
+    """Repeats `work` until a run has about `amount_per_run` FLOPs or bytes, and reports their exact number."""
 
     needs = "jax"
-    amount_of_run: float
+    amount_per_run: float
 
     def __init__(self, *setup: Any):
         retain_heap()
         self.work, self.amount = self.prepare(*setup)
-        self.times = max(1, round(self.amount_of_run / self.amount))
+        self.times = max(1, round(self.amount_per_run / self.amount))
 
     @abc.abstractmethod
     def prepare(self, *setup: Any) -> tuple[Callable[[], object], int]:
-        """(work, how much that is)."""
+        """(work, its FLOPs or bytes)."""
 
     def run(self) -> None:
         for _ in range(self.times):
             self.work()
 
-    def tell(self) -> dict[str, int]:
+    def report(self) -> dict[str, int]:
         return {"amount": self.times * self.amount}
 
 
 class LargeMatmul(Roofline):
-    """Products of two 2048 × 2048 matrices, which JAX computes as fast as any."""
+    """Matmuls of two 2048 × 2048 matrices, large enough for JAX's best rate."""
 
-    name, amount_of_run = "large products", 1e11  # FLOPs
+    name, amount_per_run = "large matmul", 1e11  # FLOPs
 
     def prepare(self, *setup: Any) -> tuple[Callable[[], object], int]:
         return hardware.matmul(2048, 2048, 2048)
 
 
 class ShapedMatmul(Roofline):
-    """The same in the shape of a feed-forward layer's product."""
+    """Matmuls in the shape of the model's feed-forward layer."""
 
-    name, amount_of_run = "its own products", 1e11  # FLOPs
+    name, amount_per_run = "feed-forward matmul", 1e11  # FLOPs
 
     def prepare(self, *setup: Any) -> tuple[Callable[[], object], int]:
         model, training = setup[0].model, setup[0].training  # of a Config
@@ -54,17 +54,17 @@ class ShapedMatmul(Roofline):
 class Copy(Roofline):
     """Copies of 256 MB in main memory."""
 
-    name, amount_of_run = "copying", 1e10  # bytes
+    name, amount_per_run = "copy", 1e10  # bytes
 
     def prepare(self, *setup: Any) -> tuple[Callable[[], object], int]:
         return hardware.copy()
 
 
-def rates(answers: list[dict]) -> list[float]:
-    """FLOPs or bytes per second in each run but the first."""
-    return [answer["amount"] / answer["seconds"] for answer in answers[1:]]
+def rates(results: list[dict]) -> list[float]:
+    """FLOPs or bytes per second of each run, without the warm-up run."""
+    return [result["amount"] / result["seconds"] for result in results[1:]]
 
 
-def in_giga(found: list[float]) -> str:
-    """Median, least and largest, in GFLOP/s or GB/s."""
-    return with_spread([rate / 1e9 for rate in found])
+def in_giga(values: list[float]) -> str:
+    """FLOP/s or bytes/s as `median (min–max)` in GFLOP/s or GB/s."""
+    return with_spread([value / 1e9 for value in values])

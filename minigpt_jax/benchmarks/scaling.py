@@ -1,7 +1,7 @@
-"""How time and memory grow: in training with width, depth, context and batch, in decoding with context, batch and length.
+"""How time and memory scale: in training with width, depth, context and batch, in decoding with context, batch and length.
 
-Each point is measured in a process of its own. Beside it stands what would be ideal: the model's products at the machine's
-rate, or weights and cache at the bandwidth of a copy; and memory that grows as the first point does.
+Each point is measured in its own process and compared with an ideal. Ideal time is the model's matmuls at the machine's
+matmul rate, or reading weights and cache at the bandwidth of a copy. Ideal memory scales up from the first point.
 """
 
 import dataclasses
@@ -20,14 +20,14 @@ from minigpt_jax.system import hardware, memory
 
 BASE = Config(model=ModelConfig(vocab_size=65), training=TrainingConfig(batch_size=12))  # 4 × 128, context 64
 ROUNDS = 1
-SECONDS = 2.0  # of steps at a point, and at least three
+SECONDS = 2.0  # of training steps per point, and at least three steps
 
 
 def train_config(name: str, value: int) -> Config:
-    """The base, with one of its sizes changed. Feed-forward networks grow with the width, heads stay 32 wide."""
+    """The base config with one size changed. The feed-forward width scales with the model's; heads keep a size of 32."""
     if name == "width":
         changes = {"embed_dim": value, "ff_dim": 4 * value, "num_heads": value // 32}
-    elif name in ("context", "context, --remat"):  # as many tokens in a batch
+    elif name in ("context", "context, --remat"):  # with the same number of tokens per batch
         tokens = {"context_length": value, "batch_size": max(1, 2048 // value)}
         changes = tokens | {"remat": name != "context"}
     else:
@@ -46,14 +46,14 @@ DECODING = {"context": (64, 256, 1024, 2048), "batch": (1, 4, 16, 64), "length":
 
 
 def train_point(config: Config) -> dict[str, float]:
-    """Seconds of a step, and its memory in MB: what the compiler plans for it, parameters and optimizer included."""
+    """Seconds per training step, and the MB that its compiled program needs, including parameters and optimizer."""
     step, state, batch, arguments = compiled_step(config)
     planned = step.memory_analysis()
     seconds = []
     while sum(seconds) < SECONDS or len(seconds) < 4:
-        began = time.perf_counter()
+        start = time.perf_counter()
         state, _ = jax.block_until_ready(step(state, batch, **arguments))
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - start)
     return {
         "seconds": statistics.median(seconds[1:]),
         "megabytes": (planned.argument_size_in_bytes + planned.temp_size_in_bytes) / 1e6,
@@ -63,7 +63,7 @@ def train_point(config: Config) -> dict[str, float]:
 
 
 def decode_point(name: str, value: int) -> dict[str, float]:
-    """Seconds of a decoding step, and the peak of the process's memory in MB."""
+    """Seconds per decoding step, and the peak memory of the process in MB."""
     model = dataclasses.replace(BASE.model, context_length=value if name == "context" else 256)
     batch_size, num_tokens = value if name == "batch" else 1, value if name == "length" else model.context_length
     runner = MiniGPT(model, batch_size, num_tokens)
@@ -77,18 +77,17 @@ def decode_point(name: str, value: int) -> dict[str, float]:
 
 
 def measure(rounds: int) -> dict:
-    """Prints a table for each size that grows, and returns the figures: medians over `rounds` processes for each point."""
+    """Prints a table for each size that is scaled, and returns the figures: medians of `rounds` processes per point."""
     rate, bandwidth = in_own_process(hardware.matmul_rate), in_own_process(hardware.copy_bandwidth)
-    print(f"A training step of 4 layers, 128 wide, context 64, batch 12, where one of these is changed; along the context, "
-          f"batches of 2048 tokens.\nIdeal: the model's products at {rate / 1e9:.0f} GFLOP/s, "
-          f"weights and cache at {bandwidth / 1e9:.0f} GB/s.")  # fmt: skip
+    print(f"4 layers × 128, context 64, batch 12, with one size changed; 2048 tokens per batch where the context changes.\n"
+          f"Ideal: matmuls at {rate / 1e9:.0f} GFLOP/s, or weights and cache at {bandwidth / 1e9:.0f} GB/s.")  # fmt: skip
     figures = {"matmul_rate": rate, "copy_bandwidth": bandwidth, "training": {}, "decoding": {}}
     for kind, sizes in (("training", TRAINING), ("decoding", DECODING)):
         for name, values in sizes.items():
-            print(f"\n{kind}: {name:<20}{'ms':>10}{'ideal ms':>12}{'MB':>10}")
+            print(f"\n{kind}: {name:<20}{'ms/step':>10}{'ideal':>12}{'MB':>10}")
             points = []
             for value in values:
-                point = middle([measure_point(kind, name, value) for _ in range(rounds)])
+                point = median_point([measure_point(kind, name, value) for _ in range(rounds)])
                 point["ideal"] = point["flops"] / rate if kind == "training" else point["bytes"] / bandwidth
                 points.append({"value": value} | point)
                 print(f"{value:<30}{1000 * point['seconds']:10.2f}{1000 * point['ideal']:12.2f}{point['megabytes']:10.0f}")
@@ -102,14 +101,14 @@ def measure_point(kind: str, name: str, value: int) -> dict[str, float]:
     return in_own_process(decode_point, name, value)
 
 
-def middle(points: list[dict[str, float]]) -> dict[str, float]:
-    """Of several measurements of a point the one with the median of seconds."""
+def median_point(points: list[dict[str, float]]) -> dict[str, float]:
+    """The measurement with the median seconds."""
     return sorted(points, key=lambda point: point["seconds"])[len(points) // 2]
 
 
 def ideal_megabytes(kind: str, name: str, points: list[dict[str, float]]) -> list[float]:
-    """Memory that grows from the first point as what must be kept: the state as it is, activations in proportion to the size
-    (along the context the tokens are as many), a cache by its bytes."""
+    """Memory scaled up from the first point. In training: the state, plus activations in proportion to the size (constant
+    along the context, where the tokens per batch are). In decoding: the bytes of the cache."""
     first = points[0]
     if kind == "decoding":
         grown = [point["bytes"] - first["bytes"] if name != "length" else 0 for point in points]
@@ -120,7 +119,7 @@ def ideal_megabytes(kind: str, name: str, points: list[dict[str, float]]) -> lis
 
 
 def draw(figures: dict, axes_of: Any) -> None:
-    """A panel of time and one of memory for each size that grows, with the ideal dotted beside."""
+    """A panel for time and one for memory for each size that is scaled. The ideal is dotted."""
     from matplotlib.ticker import LogLocator
 
     for kind in ("training", "decoding"):
@@ -128,7 +127,7 @@ def draw(figures: dict, axes_of: Any) -> None:
             size, _, variant = name.partition(", ")
             values = [point["value"] for point in points]
             panels = {
-                "ms a step": ([1000 * point["seconds"] for point in points], [1000 * point["ideal"] for point in points]),
+                "ms/step": ([1000 * point["seconds"] for point in points], [1000 * point["ideal"] for point in points]),
                 "MB": ([point["megabytes"] for point in points], ideal_megabytes(kind, name, points)),
             }
             for unit, (measured, ideal) in panels.items():

@@ -1,4 +1,4 @@
-"""What passes from the start of `train.py` to the end of its first step, without and with programs kept from before."""
+"""Time from the start of `train.py` to the end of its first step, with an empty and with a warm compilation cache."""
 
 import os
 import shlex
@@ -19,33 +19,34 @@ PRESETS = "shakespeare_char", "mini_gpt"
 
 
 def start(preset: str, folder: Path, cache: Path) -> dict[str, float]:
-    """Seconds from the start of a process to the line that tells of its run, and to the one that tells of its first step."""
+    """Seconds from the start of a process until it logs that the run is ready, and that its first step is done."""
     settings = f"--config {preset} --data_dir {shlex.quote(str(cache_dir()))} --overwrite --steps 2 --sample_every 0"
     command = [sys.executable, str(TRAIN), *shlex.split(settings), "--workdir", str(folder / "run")]
     seconds, lines = {}, []
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     environment = os.environ | {"XDG_CACHE_HOME": str(cache), "JAX_COMPILATION_CACHE_DIR": ""}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stderr or ():
             lines.append(line.strip())
-            if line.startswith("New run"):
-                seconds["ready"] = time.perf_counter() - began
-            if line.startswith("The first step"):
-                seconds["first_step"] = time.perf_counter() - began
+            if "new run" in line.lower():
+                seconds["ready"] = time.perf_counter() - start_time
+            if "first step" in line.lower():
+                seconds["first_step"] = time.perf_counter() - start_time
                 process.terminate()
     if "first_step" not in seconds:
-        raise DataError(f"train.py did not come to its first step: {lines[-1] if lines else 'it said nothing'}")
+        raise DataError(f"train.py exited before its first step: {lines[-1] if lines else 'no output'}")
     return seconds
 
 
 def measure(rounds: int) -> dict:
-    """Prints a table of seconds for each preset, and returns them."""
-    print(f"{'seconds to':<28}{'the run is ready':<28}{'the first step is done':<28}")
+    """Prints a table of seconds for each preset, and returns the figures."""
+    print("Seconds from the start of train.py: median (min–max). first: empty compilation cache; later: warm cache.")
+    print(f"{'':<28}{'run ready':<28}first step done")
     figures = {}
     for preset in PRESETS:
         with tempfile.TemporaryDirectory() as folder:
             cache = Path(folder, "cache")
-            start(preset, Path(folder), cache)  # warms the files, and may make the text and its tokens
+            start(preset, Path(folder), cache)  # warms the file cache, and may download and tokenize the text
             figures[preset] = {"first": [], "later": []}
             for round in range(rounds):
                 cache = Path(folder, f"cache_{round}")
@@ -65,4 +66,4 @@ def draw(figures: dict, axes_of: Any) -> None:
         for preset, starts in figures.items()
         for which, runs in starts.items()
     }
-    bars(axes_of("From start to first step, s"), values)
+    bars(axes_of("Start of train.py to end of first step, s"), values)
