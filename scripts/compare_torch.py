@@ -1,10 +1,10 @@
-"""Trains the same model in JAX and in PyTorch, step by step, and prints how far apart they ever are. Needs the extra torch.
+"""Trains the same model in JAX and in PyTorch, step by step, and prints how much they differ. Needs the extra torch.
 
 python scripts/compare_torch.py
 python scripts/compare_torch.py --config nanogpt_cpu --steps 50 --activation swiglu
 
-Both get the same initial weights and the same batches, without dropout and in float32. Exits with 1, naming the first place,
-where something differs by more than its limit.
+Both get the same initial weights and the same batches, in float32 and without dropout. Exits with status 1 if a quantity
+differs by more than its limit, and names the first one.
 """
 
 import importlib.util
@@ -25,39 +25,39 @@ ROUNDS, STEPS_PER_ROUND = 5, 10
 
 def main() -> None:
     if importlib.util.find_spec("torch") is None:
-        raise UsageError("this compares with PyTorch: python -m pip install -e '.[torch]'")
+        raise UsageError("comparing with PyTorch needs torch: python -m pip install -e '.[torch]'")
     from minigpt_jax.compare.agreement import compare
 
     config = load_preset(CONFIG.value).override({"steps": 20} | cli.given_settings())
     task = prepare(config.override({"dropout": 0.0, "dtype": "float32"}))
-    all_batches = [task.batch_at(step) for step in range(task.num_steps)]
-    found = compare(task.config, all_batches, choose_kernels(task.config.model))
+    batches = [task.batch_at(step) for step in range(task.num_steps)]
+    differences = compare(task.config, batches, choose_kernels(task.config.model))
     print(f"{'':<58}{'absolute':>10}{'relative':>10}{'limit':>14}")
-    for difference in found:
+    for difference in differences:
         limit = f"{difference.limit:.0e} {'rel.' if difference.is_relative else 'abs.'}"
-        line = f"{difference.place:<58}{difference.absolute:10.1e}{difference.relative:10.1e}{limit:>14}"
-        print(line + ("" if difference.is_within else "   DIFFERS"))
+        line = f"{difference.quantity:<58}{difference.absolute:10.1e}{difference.relative:10.1e}{limit:>14}"
+        print(line + ("" if difference.is_within_limit else "   DIFFERS"))
     time_both(task.config)
-    if beyond := [difference for difference in found if not difference.is_within]:
-        first = beyond[0]
+    if exceeded := [difference for difference in differences if not difference.is_within_limit]:
+        first = exceeded[0]
         raise DataError(
-            f"the twins differ first in {first.place}: by {first.measured:.1e}, where {first.limit:.0e} is allowed"
+            f"JAX and PyTorch differ in {first.quantity}: by {first.measured:.1e}, more than the limit of {first.limit:.0e}"
         )
-    print(f"all {len(found)} comparisons are within their limits")
+    print(f"All {len(differences)} comparisons are within their limits.")
 
 
 def time_both(config: Config) -> None:
-    """Prints the tokens per second of both, taken in turn."""
+    """Prints the training throughput of both, measured in interleaved runs."""
     from minigpt_jax.benchmarks import interleave
     from minigpt_jax.benchmarks.baselines import TorchStep
     from minigpt_jax.benchmarks.train import Step
 
-    answers = interleave.interleave((Step, TorchStep), (config, STEPS_PER_ROUND), ROUNDS)
+    results = interleave.interleave((Step, TorchStep), (config, STEPS_PER_ROUND), ROUNDS)
     num_tokens = config.training.batch_size * config.model.context_length
-    print(f"\n{'tokens/s, in turn':<20}median (least to most)")
-    for name, told in answers.items():
-        rates = [1000 * num_tokens / milliseconds for milliseconds in interleave.milliseconds(told, STEPS_PER_ROUND)]
-        print(f"{name:<20}{interleave.with_spread(rates)}")
+    print(f"\n{'tokens/s':<20}median (min–max), interleaved")
+    for name, runs in results.items():
+        throughputs = [1000 * num_tokens / ms for ms in interleave.milliseconds(runs, STEPS_PER_ROUND)]
+        print(f"{name:<20}{interleave.with_spread(throughputs)}")
 
 
 if __name__ == "__main__":

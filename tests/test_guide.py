@@ -1,4 +1,4 @@
-"""The pages beside the twin: every snippet on them runs, each column as one program."""
+"""Every snippet of the guide and of the page on NNX runs, each column of the guide as one program."""
 
 import contextlib
 import io
@@ -28,10 +28,10 @@ def before_and_after_the_table(text):
 
 
 def execute(snippets):
-    names = {}
+    namespace = {}
     with contextlib.redirect_stdout(io.StringIO()):
         for number, snippet in enumerate(snippets):
-            exec(compile(snippet, f"snippet {number}", "exec"), names)
+            exec(compile(snippet, f"snippet {number}", "exec"), namespace)
 
 
 def test_each_topic_has_a_snippet_in_both_columns():
@@ -44,24 +44,24 @@ def test_each_topic_has_a_snippet_in_both_columns():
         assert len(snippets(ours)) == len(snippets(theirs)) == 1
         assert "assert" in ours
         assert "assert" in theirs
-        assert ours.count("\n") == theirs.count("\n")  # so that they stand side by side
+        assert ours.count("\n") == theirs.count("\n")  # so that both columns align
 
 
 @pytest.mark.slow
-def test_the_column_of_jax_runs():
+def test_the_jax_column_runs():
     [setup], _ = before_and_after_the_table(GUIDE)
     execute([setup, *(snippet for ours, _ in ROWS for snippet in snippets(ours))])
 
 
-def test_the_column_of_pytorch_runs():
+def test_the_pytorch_column_runs():
     pytest.importorskip("torch")
     [setup], _ = before_and_after_the_table(GUIDE)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the library's own
+        warnings.simplefilter("ignore")  # PyTorch's own warnings
         execute([setup, *(snippet for _, theirs in ROWS for snippet in snippets(theirs))])
 
 
-def test_the_defaults_differ_as_the_table_says():
+def test_defaults_match_the_table():
     pytest.importorskip("torch")
     _, [checks] = before_and_after_the_table(GUIDE)
     execute([checks])

@@ -1,4 +1,4 @@
-"""The PyTorch twin: whatever the config chooses, it is the same model and the same step, and a difference is found."""
+"""The PyTorch twin: same model and same training step for every config, and deviations are detected."""
 
 import dataclasses
 import functools
@@ -20,83 +20,83 @@ from minigpt_jax.config import Config, ModelConfig, TrainingConfig
 from minigpt_jax.models.gpt import GPT
 from minigpt_jax.models.initial import init_params
 
-torch.set_num_threads(1)  # as many as a test process has cores
+torch.set_num_threads(1)  # one core per test process
 
 SHAPE = {"num_layers": 1, "num_heads": 4, "embed_dim": 16, "ff_dim": 24, "context_length": 8, "vocab_size": 11}
 TRAINING = TrainingConfig(batch_size=3, steps=7, learning_rate=1e-2, min_learning_rate=1e-3, warmup_steps=3, grad_clip=0.2)
-# Like GPT-2: with biases of keys that have no effect.
+# Like GPT-2: the biases of its keys have no effect.
 GPT2 = {"positions": "learned", "norm": "layernorm", "bias": True, "activation": "gelu", "qk_norm": False}
-NOT_COMPARED = "dropout", "dtype"  # the twins draw other random numbers and round bfloat16 in other places
+NOT_COMPARED = "dropout", "dtype"  # the twins draw different random numbers and round bfloat16 differently
 
 
 def config_with(**choices):
     return Config(model=ModelConfig(**SHAPE | choices), training=TRAINING)
 
 
-def some_batches(number, context_length=8, vocab_size=11):
-    random, shape = np.random.default_rng(0), (3, context_length + 1)
-    for _ in range(number):
-        tokens_BT = random.integers(0, vocab_size, shape, np.int32)
+def random_batches(num_batches, context_length=8, vocab_size=11):
+    rng, shape = np.random.default_rng(0), (3, context_length + 1)
+    for _ in range(num_batches):
+        tokens_BT = rng.integers(0, vocab_size, shape, np.int32)
         mask_BT = np.ones((3, context_length), bool)
         yield {"inputs_BT": tokens_BT[:, :-1], "targets_BT": tokens_BT[:, 1:], "mask_BT": mask_BT}
 
 
-def assert_the_twins_agree(config, num_steps, without_effect=()):
-    """In every place in which they are compared, and these are all that there are."""
-    batches = list(some_batches(num_steps, config.model.context_length, config.model.vocab_size))
-    found = agreement.compare(config, batches, choose_kernels(config.model))
-    assert [difference for difference in found if not difference.is_within] == []
+def assert_twins_agree(config, num_steps, without_effect=()):
+    """Every quantity is compared and within its limit."""
+    batches = list(random_batches(num_steps, config.model.context_length, config.model.vocab_size))
+    differences = agreement.compare(config, batches, choose_kernels(config.model))
+    assert [difference for difference in differences if not difference.is_within_limit] == []
     shapes = jax.eval_shape(functools.partial(init_params, model=GPT(config.model)), jax.random.key(0))
     parameters = {agreement.torch_name(path) for path, _ in jax.tree.leaves_with_path(shapes)}
-    moving = {name for name in parameters if not name.endswith(without_effect)}
+    trained = {name for name in parameters if not name.endswith(without_effect)}
     expected = {"logits", "loss"} | {f"gradient of {name}" for name in parameters}
     for step in {1, 5, num_steps} & set(range(num_steps + 1)):
-        expected |= {f"step {step}: {what}" for what in {"learning rate", "loss", "gradient norm", *moving}}
+        expected |= {f"step {step}: {quantity}" for quantity in {"learning rate", "loss", "gradient norm", *trained}}
         if config.training.ema:
-            expected |= {f"step {step}: average of {name}" for name in moving}
-    assert {difference.place for difference in found} == expected
+            expected |= {f"step {step}: average of {name}" for name in trained}
+    assert {difference.quantity for difference in differences} == expected
     assert expected > {f"step {num_steps}: loss"}
 
 
 @pytest.mark.parametrize("context_length", CONTEXTS)
 @pytest.mark.parametrize("change", [change for change in MODEL_CHANGES if not set(change) & set(NOT_COMPARED)], ids=str)
-def test_the_twins_agree_whatever_the_model(change, context_length):
-    """In logits, gradients and training. As on the page, the changes come from the settings."""
-    assert_the_twins_agree(Config(dataclasses.replace(BASE, context_length=context_length, **change), TRAINING), num_steps=2)
+def test_twins_agree_for_every_model_setting(change, context_length):
+    """In logits, gradients and training."""
+    assert_twins_agree(Config(dataclasses.replace(BASE, context_length=context_length, **change), TRAINING), num_steps=2)
 
 
 @pytest.mark.parametrize("change", [{}, *changes_of(TRAINING, but=OF_THE_LOOP)], ids=str)
-def test_the_twins_agree_whatever_the_training(change):
-    assert_the_twins_agree(config_with().override(change), num_steps=7)
+def test_twins_agree_for_every_training_setting(change):
+    assert_twins_agree(config_with().override(change), num_steps=7)
 
 
-def test_parameters_without_effect_are_left_out_of_the_steps():
-    assert_the_twins_agree(config_with(**GPT2), num_steps=7, without_effect=("key.bias",))
+def test_parameters_without_effect_are_not_compared_after_steps():
+    assert_twins_agree(config_with(**GPT2), num_steps=7, without_effect=("key.bias",))
 
 
 CLIP, LAYER_NORM, ADAMW = torch.nn.utils.clip_grad_norm_, torch.nn.LayerNorm, torch.optim.AdamW
 DEVIATIONS = {
-    "another epsilon": (torch.nn, "LayerNorm", lambda size, eps, bias: LAYER_NORM(size, eps=1e-3, bias=bias)),
-    "the exact GELU": (torch_gpt.ACTIVATIONS, "gelu", torch.nn.functional.gelu),
-    "decay of norms": (torch_gpt, "AdamW", lambda groups, **keywords: ADAMW([groups[0], groups[1] | DECAY], **keywords)),
+    "different epsilon": (torch.nn, "LayerNorm", lambda size, eps, bias: LAYER_NORM(size, eps=1e-3, bias=bias)),
+    "exact GELU": (torch_gpt.ACTIVATIONS, "gelu", torch.nn.functional.gelu),
+    "decayed norms": (torch_gpt, "AdamW", lambda groups, **keywords: ADAMW([groups[0], groups[1] | DECAY], **keywords)),
     "no clipping": (torch.nn.utils, "clip_grad_norm_", lambda parameters, limit: CLIP(parameters, 1e9)),
 }
 DECAY = {"weight_decay": 0.1}
 
 
 @pytest.mark.parametrize("name", DEVIATIONS)
-def test_a_small_deviation_is_found(monkeypatch, name):
+def test_a_small_deviation_is_detected(monkeypatch, name):
     owner, attribute, value = DEVIATIONS[name]
     (monkeypatch.setitem if isinstance(owner, dict) else monkeypatch.setattr)(owner, attribute, value)
-    found = agreement.compare(config_with(**GPT2), list(some_batches(7)))
-    assert any(not difference.is_within for difference in found)
+    differences = agreement.compare(config_with(**GPT2), list(random_batches(7)))
+    assert any(not difference.is_within_limit for difference in differences)
 
 
-def test_a_nan_is_a_difference():
-    assert not agreement.Difference("loss", float("nan"), float("nan"), 1.0, is_relative=False).is_within
+def test_nan_exceeds_the_limit():
+    assert not agreement.Difference("loss", float("nan"), float("nan"), 1.0, is_relative=False).is_within_limit
 
 
-def test_the_twin_draws_its_own_weights_as_widely_as_the_linen_model():
+def test_initial_weights_of_the_twin_have_the_same_standard_deviation():
     for init, tied, positions in itertools.product(("gpt2", "fan_in"), (False, True), ("sinusoidal", "learned")):
         choices = {"init": init, "tie_embeddings": tied, "positions": positions}
         config = config_with(**choices, embed_dim=128, ff_dim=256, num_layers=2, bias=True, norm="layernorm").model
@@ -108,7 +108,7 @@ def test_the_twin_draws_its_own_weights_as_widely_as_the_linen_model():
             assert ours[name].std() == pytest.approx(theirs[name].std(), rel=0.1), name
 
 
-def test_the_same_logits_and_uniform_numbers_give_the_same_tokens():
+def test_twins_sample_the_same_tokens_from_the_same_uniform_numbers():
     logits_BV = np.random.default_rng(0).normal(size=(500, 11)).astype(np.float32) * 2
     key = jax.random.key(0)
     uniform_BV = jax.random.uniform(jax.random.clone(key), logits_BV.shape, minval=jnp.finfo(jnp.float32).tiny)

@@ -1,4 +1,4 @@
-"""The functional style beside PyTorch's: guide.md, the twin in torch_gpt.py, the proof that both agree, and the traps.
+"""Functional versus PyTorch style: a guide, the same model in PyTorch (the twin), a check that both agree, and JAX traps.
 
-Beside it only the benchmarks import torch.
+Only this folder and `benchmarks/` import torch.
 """

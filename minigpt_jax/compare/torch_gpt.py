@@ -1,7 +1,7 @@
-"""The GPT of reference.py in idiomatic PyTorch, for comparison. Nothing is shared but the config.
+"""The GPT of reference.py in idiomatic PyTorch, for comparison. The two share only the config.
 
-guide.md sets the two side by side. A module here owns its parameters as attributes and is called like a function of its
-inputs alone, where the page has functions of parameters and inputs. The rest follows from that.
+guide.md compares them side by side. Here a module owns its parameters as attributes and is called with inputs only.
+reference.py has functions of parameters and inputs. All other differences follow from that.
 """
 
 import math
@@ -19,25 +19,25 @@ from minigpt_jax.config import ModelConfig, TrainingConfig
 
 
 def init_kernel(kernel_FD: Tensor, config: ModelConfig, scale: float = 1.0) -> None:
-    """Draws normally distributed weights in place, `scale` times as wide as the config's `init` says."""
-    deviation = 0.02 if config.init == "gpt2" else kernel_FD.shape[1] ** -0.5
-    nn.init.normal_(kernel_FD, std=scale * deviation)
+    """Normal initialisation in place, with `scale` times the standard deviation of the config's `init`."""
+    std = 0.02 if config.init == "gpt2" else kernel_FD.shape[1] ** -0.5
+    nn.init.normal_(kernel_FD, std=scale * std)
 
 
 def residual_scale(config: ModelConfig) -> float:
-    """For the layers that write into the residual stream: smaller, since 2 L of them add up (GPT-2)."""
+    """Smaller initial weights for layers that add to the residual stream, since 2 L of their outputs add up (GPT-2)."""
     return (2 * config.num_layers) ** -0.5
 
 
-def embedding_deviation(config: ModelConfig) -> float:
-    """Of a table's initial weights."""
+def embedding_std(config: ModelConfig) -> float:
+    """Standard deviation of an embedding table's initial weights."""
     if config.init == "gpt2" or config.positions == "sinusoidal":
         return 0.02
     return config.embed_dim**-0.5 if config.tie_embeddings else 1.0
 
 
 def Dense(inputs: int, features: int, config: ModelConfig, scale: float = 1.0) -> nn.Linear:  # noqa: N802
-    """x Wᵀ + b over the last axis. PyTorch keeps W as (outputs, inputs), Linen as (inputs, outputs)."""
+    """x Wᵀ + b over the last axis. PyTorch stores W as (outputs, inputs), Linen as (inputs, outputs)."""
     layer = nn.Linear(inputs, features, bias=config.bias)
     init_kernel(layer.weight, config, scale)
     if config.bias:
@@ -51,14 +51,14 @@ def unit_rms(x: Tensor, epsilon: float) -> Tensor:
 
 
 def Norm(config: ModelConfig) -> nn.Module:  # noqa: N802
-    """LayerNorm (Ba et al. 2016), or RMSNorm (Zhang & Sennrich 2019), which leaves the mean alone."""
+    """LayerNorm (Ba et al. 2016), or RMSNorm (Zhang & Sennrich 2019), which does not subtract the mean."""
     if config.norm == "rmsnorm":
-        return nn.RMSNorm(config.embed_dim, eps=1e-5)  # the default is the type's machine epsilon
+        return nn.RMSNorm(config.embed_dim, eps=1e-5)  # PyTorch's default is the dtype's machine epsilon
     return nn.LayerNorm(config.embed_dim, eps=1e-5, bias=config.bias)
 
 
 ACTIVATIONS = {
-    "gelu": lambda x: F.gelu(x, approximate="tanh"),  # the default is the exact one, with erf
+    "gelu": lambda x: F.gelu(x, approximate="tanh"),  # PyTorch's default is exact, with erf
     "relu": F.relu,
     "relu2": lambda x: F.relu(x).square(),  # So et al. 2021, "Primer"
 }
@@ -67,7 +67,7 @@ ACTIVATIONS = {
 class FeedForward(nn.Module):
     """The same two-layer network at every position: max(0, x W₁ + b₁) W₂ + b₂ ("Attention Is All You Need", equation 2).
 
-    The non-linearity is the config's choice. SwiGLU (Shazeer 2020) has a third matrix, whose output gates the second's.
+    The config chooses the activation. SwiGLU (Shazeer 2020) has a third matrix, whose output gates that of the first.
     """
 
     def __init__(self, config: ModelConfig):
@@ -95,7 +95,7 @@ def sinusoidal_positions(num_positions: int, dim: int) -> Tensor:
 
 
 def rotate(x_BHTK: Tensor) -> Tensor:
-    """Rotary positions (Su et al. 2021): turns feature pair (i, i + K/2) by the angle position / 10000^(2i/K)."""
+    """Rotary positions (Su et al. 2021): rotates feature pair (i, i + K/2) by the angle position / 10000^(2i/K)."""
     T, K = x_BHTK.shape[-2:]
     half = K // 2
     frequencies = 10000.0 ** (-torch.arange(half) / half)
@@ -106,18 +106,18 @@ def rotate(x_BHTK: Tensor) -> Tensor:
 
 
 class TokenAndPosition(nn.Module):
-    """Token embedding plus, where the config has a table of them, position embedding; the same table reads logits out."""
+    """Token embedding, plus learned or sinusoidal positions if the config has them."""
 
-    waves_TD: Tensor  # of sinusoidal positions
+    waves_TD: Tensor  # sinusoidal positions
 
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
         self.tokens = nn.Embedding(config.known_vocab_size, config.embed_dim)
-        nn.init.normal_(self.tokens.weight, std=embedding_deviation(config))  # the default is 1
+        nn.init.normal_(self.tokens.weight, std=embedding_std(config))  # PyTorch's default is 1
         if config.positions == "learned":
             self.positions = nn.Embedding(config.context_length, config.embed_dim)
-            nn.init.normal_(self.positions.weight, std=embedding_deviation(config))
+            nn.init.normal_(self.positions.weight, std=embedding_std(config))
         if config.positions == "sinusoidal":
             table_TD = sinusoidal_positions(config.context_length, config.embed_dim)
             self.register_buffer("waves_TD", table_TD, persistent=False)
@@ -138,8 +138,8 @@ class TokenAndPosition(nn.Module):
 class MultiHeadAttention(nn.Module):
     """Attention in H subspaces of size K = D / H, concatenated and projected ("Attention Is All You Need", section 3.2.2).
 
-    With fewer key/value heads than query heads, each is shared by H / G query heads (grouped-query attention,
-    Ainslie et al. 2023): a smaller cache for nearly the same quality.
+    If there are fewer key/value heads than query heads, H / G query heads share each of them: grouped-query attention
+    (Ainslie et al. 2023), a smaller cache with nearly the same quality.
     """
 
     def __init__(self, config: ModelConfig):
@@ -156,7 +156,7 @@ class MultiHeadAttention(nn.Module):
         H, G, K = config.num_heads, config.kv_heads, config.head_size
         B, T, D = x_BTD.shape
 
-        q_BHTK = self.query(x_BTD).view(B, T, H, K).transpose(1, 2)  # heads first, as the library's attention has them
+        q_BHTK = self.query(x_BTD).view(B, T, H, K).transpose(1, 2)  # heads first, as PyTorch's attention expects
         k_BGTK = self.key(x_BTD).view(B, T, G, K).transpose(1, 2)
         v_BGTK = self.value(x_BTD).view(B, T, G, K).transpose(1, 2)
         if config.qk_norm:  # bounds the scores by √K, which keeps high learning rates stable (Henry et al. 2020)
@@ -174,8 +174,8 @@ class MultiHeadAttention(nn.Module):
 class Block(nn.Module):
     """Attention, then feed-forward, each added to the residual stream.
 
-    `pre` normalises what goes into a sub-layer, x + f(norm(x)), as GPT-2 does; `post` normalises the sum, norm(x + f(x)),
-    as the original paper does. `pre` trains at higher rates and with less warmup (Xiong et al. 2020).
+    `pre` normalises a sub-layer's input, x + f(norm(x)), as in GPT-2. `post` normalises the sum, norm(x + f(x)), as in the
+    original paper. `pre` trains with higher learning rates and less warmup (Xiong et al. 2020).
     """
 
     def __init__(self, config: ModelConfig):
@@ -199,7 +199,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """L blocks and, where the blocks leave the residual stream without one (`pre`), a last norm."""
+    """L blocks, then a final norm if the blocks do not normalise the residual stream (`pre`)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -218,7 +218,7 @@ class Transformer(nn.Module):
 
 
 class GPT(nn.Module):
-    """A decoder-only language model: logits at position t score the token at t + 1, from tokens up to t alone."""
+    """A decoder-only language model: logits at position t predict the token at t + 1 from the tokens up to t."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -226,7 +226,7 @@ class GPT(nn.Module):
         self.transformer = Transformer(config)
         self.head = nn.Linear(config.embed_dim, config.known_vocab_size, bias=False)
         if config.tie_embeddings:
-            self.head.weight = self.embedding.tokens.weight  # one tensor, owned by two modules
+            self.head.weight = self.embedding.tokens.weight  # one tensor shared by two modules
         else:
             init_kernel(self.head.weight, config)
 
@@ -248,7 +248,7 @@ DECAYS = {
 
 
 def learning_rate_schedule(config: TrainingConfig, num_steps: int) -> Callable[[int], float]:
-    """Share of the peak rate by optimizer step: linear warmup, then the decay that `config.schedule` names."""
+    """The learning rate at an optimizer step, as a share of the peak: linear warmup, then the decay of `config.schedule`."""
     warmup_steps = min(config.warmup_steps, num_steps)
     decay_steps = max(1, num_steps - 1 - warmup_steps)
     lowest = config.min_learning_rate / config.learning_rate
@@ -263,7 +263,7 @@ def learning_rate_schedule(config: TrainingConfig, num_steps: int) -> Callable[[
 
 
 def make_optimizer(config: TrainingConfig, model: nn.Module, num_steps: int) -> tuple[AdamW, LambdaLR]:
-    """AdamW (Loshchilov & Hutter 2019) and its schedule. It holds references to the parameters and changes them in place."""
+    """AdamW (Loshchilov & Hutter 2019), which refers to the parameters and updates them in place, and its schedule."""
     matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
     others = [parameter for parameter in model.parameters() if parameter.ndim < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -280,10 +280,10 @@ def next_token_loss(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
 
 
 def accumulate_gradients(model: nn.Module, inputs_BT: Tensor, targets_BT: Tensor, config: TrainingConfig) -> Tensor:
-    """The mean loss. Its gradient is added to what the parameters have in `grad`."""
-    total, parts = torch.zeros(()), config.grad_accumulation
-    for part_inputs_BT, part_targets_BT in zip(inputs_BT.chunk(parts), targets_BT.chunk(parts), strict=True):
-        loss = next_token_loss(model(part_inputs_BT), part_targets_BT) / parts  # equal parts, in which all targets count
+    """The mean loss. Adds its gradient to the parameters' `grad`."""
+    total, num_parts = torch.zeros(()), config.grad_accumulation
+    for part_inputs_BT, part_targets_BT in zip(inputs_BT.chunk(num_parts), targets_BT.chunk(num_parts), strict=True):
+        loss = next_token_loss(model(part_inputs_BT), part_targets_BT) / num_parts  # equal parts without masked targets
         loss.backward()
         total = total + loss.detach()
     return total
@@ -292,11 +292,11 @@ def accumulate_gradients(model: nn.Module, inputs_BT: Tensor, targets_BT: Tensor
 def train_step(
     model, optimizer, schedule, inputs_BT, targets_BT, config: TrainingConfig, average: nn.Module | None = None
 ) -> tuple[Tensor, Tensor]:
-    """One optimizer step, by side effects: on the model, its gradients, the optimizer, the schedule and the average.
+    """One optimizer step. Updates the model, its gradients, the optimizer, the schedule and the average in place.
 
-    Returns the loss and the norm of the gradient before clipping.
+    Returns the loss and the gradient norm before clipping.
     """
-    optimizer.zero_grad()  # else they add up, as they are to do over the parts of a batch
+    optimizer.zero_grad()  # `backward` adds to `grad`: wanted within a batch, not across steps
     total = accumulate_gradients(model, inputs_BT, targets_BT, config)
     grad_norm = nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
     optimizer.step()
@@ -309,16 +309,16 @@ def train_step(
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
     """decay · average + (1 - decay) · model, in place."""
-    for kept, parameter in zip(average.parameters(), model.parameters(), strict=True):
-        kept.lerp_(parameter, 1 - decay)
+    for averaged, parameter in zip(average.parameters(), model.parameters(), strict=True):
+        averaged.lerp_(parameter, 1 - decay)
 
 
 # ---- Sampling ------------------------------------------------------------------------------------------------------------
 
 
 def sample(logits_BV: Tensor, uniform_BV: Tensor) -> Tensor:
-    """Tokens drawn with probabilities softmax(logits), given uniform random numbers: the Gumbel-max trick.
+    """Tokens sampled with probabilities softmax(logits) from uniform random numbers: the Gumbel-max trick.
 
-    What `jax.random.categorical` does with the numbers that its key stands for.
+    `jax.random.categorical` does the same with uniform numbers derived from its key.
     """
     return (logits_BV - (-uniform_BV.log()).log()).argmax(dim=-1)

@@ -1,8 +1,8 @@
-"""Ten traps that those who come to JAX from PyTorch fall into, each as a small wrong function and its right twin.
+"""Ten traps for newcomers to JAX from PyTorch, each as a small wrong function and its corrected version.
 
     python -m minigpt_jax.compare.traps
 
-shows them one after another and runs both.
+shows them one by one and runs both functions.
 """
 
 import inspect
@@ -21,21 +21,21 @@ from minigpt_jax import cli
 
 
 class Trap:
-    """What one expects of both functions, and why the wrong one does not do it."""
+    """What both functions should do, and why the wrong one does not."""
 
     expectation: str
     why: str
-    error: type[Exception] | None = None  # what the wrong one raises; None: it is silently wrong
+    error: type[Exception] | None = None  # raised by the wrong function; None if it is silently wrong
 
     wrong: Callable[[], Any]
     right: Callable[[], Any]
-    holds: Callable[[Any], bool]  # whether a result is what one expects
+    holds: Callable[[Any], bool]  # whether a result meets the expectation
 
 
 class KeyUsedTwice(Trap):
     expectation = "the two draws differ"
-    why = """A key is no generator with a state that moves on: it is a number, and drawing is a function of it. Derive a key
-    for each draw, with split or fold_in."""
+    why = """A key is not a generator whose state advances. It is a value, and a draw is a pure function of it. Derive a new
+    key for each draw with split or fold_in."""
 
     @staticmethod
     def wrong():
@@ -54,9 +54,9 @@ class KeyUsedTwice(Trap):
 
 class SideEffectUnderJit(Trap):
     expectation = "three calls are counted"
-    why = """Under jit the Python function runs once, to be traced; afterwards only what it computed from its arguments runs.
-    Prints, appends and assignments to what is outside happen while tracing. What is to happen at each call goes in as an
-    argument and comes out as a result."""
+    why = """Under jit the Python function runs only once, to be traced. Later calls run the compiled program, which maps
+    arguments to results. Prints, appends and assignments to outer variables happen only during tracing. Pass state in as an
+    argument and return it as a result."""
 
     @staticmethod
     def wrong():
@@ -91,8 +91,8 @@ class SideEffectUnderJit(Trap):
 class BranchOnTracedValue(Trap):
     expectation = "|-3| is 3"
     error = jax.errors.TracerBoolConversionError
-    why = """While a function is traced its arguments have shapes and types but no values, and `if` needs one. Let both sides
-    be computed and one be chosen (jnp.where), or let the device branch (jax.lax.cond)."""
+    why = """During tracing, arguments have shapes and types but no values, and `if` needs a value. Compute both branches and
+    select one (jnp.where), or branch on the device (jax.lax.cond)."""
 
     @staticmethod
     def wrong():
@@ -118,9 +118,9 @@ class BranchOnTracedValue(Trap):
 
 
 class StaticArgumentThatChanges(Trap):
-    expectation = "four steps are compiled once"
-    why = """A static argument is a part of the program: each new value is another program, traced and compiled anew. What
-    changes from call to call goes in as an array; static is what decides shapes or structure."""
+    expectation = "four steps compile once"
+    why = """A static argument is part of the program: each new value is traced and compiled again. Pass what changes between
+    calls as an array. Make only what decides shapes or structure static."""
 
     @staticmethod
     def wrong():
@@ -155,8 +155,8 @@ class StaticArgumentThatChanges(Trap):
 
 class IndexBeyondTheEnd(Trap):
     expectation = "an index of 5 into three elements is an error"
-    why = """A device cannot raise. Reading x[5] takes the last element instead, jnp.take gives NaN, and a write is left out:
-    all without a word. Check ids on the host, before they go to the device."""
+    why = """Code on a device cannot raise. Out of range, x[5] silently reads the last element, jnp.take returns NaN, and a
+    write is dropped. Check indices on the host, before they go to the device."""
 
     @staticmethod
     def wrong():
@@ -181,8 +181,8 @@ class IndexBeyondTheEnd(Trap):
 class InPlaceUpdate(Trap):
     expectation = "the first element becomes 1"
     error = TypeError
-    why = """Arrays do not change. x.at[0].set(1) is a new array, with the change; under jit the compiler writes in place
-    where nobody looks at the old one any more. And a result that is not assigned is lost."""
+    why = """Arrays are immutable. x.at[0].set(1) returns a new array, so assign its result. Under jit the compiler updates
+    in place if the old array is not used again."""
 
     @staticmethod
     def wrong():
@@ -202,10 +202,10 @@ class InPlaceUpdate(Trap):
 
 
 class DonatedBufferUsedAgain(Trap):
-    expectation = "how far the parameters moved is (0.3, 0.4)"
+    expectation = "the parameters change by (0.3, 0.4)"
     error = RuntimeError
-    why = """donate_argnums gives the argument's memory to the result, which saves a copy of the whole state at each step.
-    The argument is gone then. Take what is needed of it first, and go on with the result under the same name."""
+    why = """donate_argnums reuses the argument's memory for the result, which saves a copy of the state at each step. The
+    argument is deleted. Copy what you need from it before the call, and assign the result to the same name."""
 
     @staticmethod
     def wrong():
@@ -227,11 +227,12 @@ class DonatedBufferUsedAgain(Trap):
         return np.allclose(moved, [0.3, 0.4])
 
 
-class StateThatIsNoPytree(Trap):
-    expectation = "the state's count goes up"
+class StateThatIsNotAPytree(Trap):
+    expectation = "the count in the state increases"
     error = TypeError
-    why = """jit, grad and scan take trees of arrays: tuples, lists, dictionaries, and classes that say which of their fields
-    are arrays. Of any other class JAX cannot know. flax.struct.dataclass, or jax.tree_util.register_dataclass, says it."""
+    why = """jit, grad and scan accept pytrees: arrays in tuples, lists, dictionaries and registered classes. JAX cannot know
+    which fields of other classes are arrays. Register them with flax.struct.dataclass or
+    jax.tree_util.register_dataclass."""
 
     @staticmethod
     def wrong():
@@ -258,8 +259,8 @@ class StateThatIsNoPytree(Trap):
 
 class Float64ThatIsFloat32(Trap):
     expectation = "the mean of 16777217 and 16777217 is 16777217"
-    why = """Unless jax_enable_x64 is set, JAX turns 64 bits into 32, those of NumPy's arrays too, and float32 has no whole
-    number between 16777216 and 16777218. What needs 64 bits, such as a sum over a million losses, stays in NumPy."""
+    why = """Unless jax_enable_x64 is set, JAX converts 64-bit values to 32 bits, including NumPy arrays. float32 cannot
+    represent 16777217. Keep what needs 64 bits, such as a sum over a million losses, in NumPy."""
 
     @staticmethod
     def wrong():
@@ -277,18 +278,18 @@ class Float64ThatIsFloat32(Trap):
 
 
 class TimeWithoutWaiting(Trap):
-    expectation = "when the clock is stopped, the product is there"
-    why = """A call returns as soon as the work is handed over, with an array that will be there later. What is measured is
-    the handing over. Wait with block_until_ready before reading the clock; and leave out the first call, which compiles."""
+    expectation = "the result is ready when the clock stops"
+    why = """Dispatch is asynchronous: a call returns before its result is computed, so this measures only the dispatch. Call
+    block_until_ready before reading the clock, and exclude the first call, which compiles."""
 
     @staticmethod
     def wrong():
         power = jax.jit(lambda x: jnp.linalg.matrix_power(x, 64))
         x = jnp.eye(1500)
         power(x).block_until_ready()
-        began = time.perf_counter()
+        start = time.perf_counter()
         y = power(x)
-        milliseconds = 1000 * (time.perf_counter() - began)
+        milliseconds = 1000 * (time.perf_counter() - start)
         return y.is_ready(), f"{milliseconds:.1f} ms"
 
     @staticmethod
@@ -296,9 +297,9 @@ class TimeWithoutWaiting(Trap):
         power = jax.jit(lambda x: jnp.linalg.matrix_power(x, 64))
         x = jnp.eye(1500)
         power(x).block_until_ready()
-        began = time.perf_counter()
+        start = time.perf_counter()
         y = power(x).block_until_ready()
-        milliseconds = 1000 * (time.perf_counter() - began)
+        milliseconds = 1000 * (time.perf_counter() - start)
         return y.is_ready(), f"{milliseconds:.1f} ms"
 
     @staticmethod
@@ -310,31 +311,31 @@ TRAPS = Trap.__subclasses__()
 
 
 def outcome(trap: type[Trap], function: Any) -> str:
-    """What a function gave, and whether that is what one expects."""
+    """The result or error of a function, and whether it meets the expectation."""
     try:
         result = function()
     except Exception as error:
         return f"raises {type(error).__name__}: {str(error).splitlines()[0][:90]}"
-    return f"gives {result}: {'as expected' if trap.holds(result) else 'WRONG'}"
+    return f"returns {result}: {'as expected' if trap.holds(result) else 'WRONG'}"
 
 
 def body(function: Any) -> str:
-    """A function's source without its first lines."""
+    """A function's source without its decorator and signature."""
     source = textwrap.dedent(inspect.getsource(function))
     return textwrap.indent(textwrap.dedent(source.split("():\n", 1)[1]), "    ")
 
 
 def main() -> None:
-    jax.config.update("jax_cpu_enable_async_dispatch", True)  # JAX's default, without which the last trap is none
+    jax.config.update("jax_cpu_enable_async_dispatch", True)  # JAX's default, which the last trap needs
     for number, trap in enumerate(TRAPS, 1):
         title = "".join(f" {letter.lower()}" if letter.isupper() else letter for letter in trap.__name__).strip()
-        print(f"\n{number}/{len(TRAPS)}  {title.capitalize()}. What one expects: {trap.expectation}.\n")
+        print(f"\n{number}/{len(TRAPS)}  {title.capitalize()}. Expected: {trap.expectation}.\n")
         for name in ("Wrong", "Right"):
             function = getattr(trap, name.lower())
             print(f"{name}:\n\n{body(function)}\n  {outcome(trap, function)}\n")
         print(textwrap.fill(" ".join(trap.why.split()), 100))
         if sys.stdin.isatty() and number < len(TRAPS):
-            print("\nEnter for the next one ", end="", flush=True)
+            print("\nPress Enter for the next trap ", end="", flush=True)
             sys.stdin.readline()
 
 
