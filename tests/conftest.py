@@ -1,11 +1,11 @@
-"""Strict flags for every test: each turns a whole class of silent mistakes into an error."""
+"""Strict flags for every test: each turns a class of silent mistakes into errors."""
 
 import importlib.metadata
 import os
 
-# Nearly all of the suite's time is compilation, of programs that run for milliseconds. Without LLVM's optimisations it takes
-# half as long, and with XLA's older way to emit fused operations, which ended with jax 0.10, a third of that. Set before JAX
-# is imported, and for the processes that tests start, too.
+# Nearly all of the suite's time is spent compiling programs that run for milliseconds. Disabling LLVM's optimisations halves
+# it. XLA's older fusion emitters, last supported in jax 0.10, reduce the rest to a third. Set before JAX is imported. The
+# processes that tests start inherit it.
 os.environ["XLA_FLAGS"] = (
     f"--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 {os.environ.get('XLA_FLAGS', '')} "
     + "--xla_cpu_use_fusion_emitters=false" * importlib.metadata.version("jaxlib").startswith("0.10.")
@@ -15,17 +15,17 @@ import hypothesis
 import jax
 import pytest
 
-jax.config.update("jax_numpy_rank_promotion", "raise")  # (B,) + (B, T) must be written out
-jax.config.update("jax_debug_key_reuse", True)  # the same key used twice
-jax.config.update("jax_num_cpu_devices", 2)  # as many as scripts/generate.py takes; what is not divided stays on the first
+jax.config.update("jax_numpy_rank_promotion", "raise")  # (B,) + (B, T) must be explicit
+jax.config.update("jax_debug_key_reuse", True)  # reusing a key
+jax.config.update("jax_num_cpu_devices", 2)  # as in scripts/generate.py; what is not sharded stays on the first
 
-# The same examples each time and no limit on theirs, so that a test depends on the code alone and not on luck or load.
+# The same examples in each run and no deadline, so that a test depends only on the code, not on chance or load.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--no-skips", action="store_true", help="a skipped test is a failure: every extra is installed")
+    parser.addoption("--no-skips", action="store_true", help="fail if a test is skipped, for environments with every extra")
 
 
 @pytest.hookimpl(trylast=True)
@@ -38,25 +38,25 @@ def pytest_sessionfinish(session):
 def pytest_terminal_summary(terminalreporter, config):
     if config.getoption("--no-skips"):
         for report in terminalreporter.stats.get("skipped", []):
-            terminalreporter.write_line(f"SKIPPED, which is a failure here: {report.nodeid}: {report.longrepr[2]}", red=True)
+            terminalreporter.write_line(f"SKIPPED, fails with --no-skips: {report.nodeid}: {report.longrepr[2]}", red=True)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def no_programs_left_behind():
-    """A test file compiles hundreds of programs that no other needs: kept, they make a process of several gigabytes."""
+def clear_jax_caches():
+    """Frees the hundreds of programs that each test file compiles. They would add up to several gigabytes."""
     yield
     jax.clear_caches()
 
 
 @pytest.fixture(autouse=True)
-def a_cache_folder_of_its_own(tmp_path, monkeypatch):
-    """No test reads or writes the cache of whoever runs it."""
+def own_cache_folder(tmp_path, monkeypatch):
+    """Keeps tests out of the user's cache folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture
 def cudnn_on_a_cpu(monkeypatch):
-    """What can be known of cuDNN without a GPU: that it is asked for the same. The library answers by other means."""
+    """Tests the call of cuDNN's attention without a GPU: checks that it is requested, and computes it with XLA instead."""
 
     def on_a_cpu(*qkv, implementation, **options):
         assert implementation == "cudnn"

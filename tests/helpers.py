@@ -1,5 +1,4 @@
-"""What several test files need: reproducible arrays, parameters far from their initial values, masks, comparisons, and a
-look at what is said that does not depend on the wording."""
+"""Shared test helpers: checks of messages that do not depend on their wording, random arrays and parameters, masks."""
 
 import functools
 import os
@@ -19,49 +18,49 @@ from minigpt_jax import kernels
 from minigpt_jax.interop.architectures import ARCHITECTURES
 from minigpt_jax.models.masks import Mask
 
-# ---- What is said ---------------------------------------------------------------------------------------------------------
+# ---- Messages -------------------------------------------------------------------------------------------------------------
 
 
 def assert_says(text, *words):
-    """The text has each of these names, numbers and commands, which another wording of it would have too.
+    """The text contains these names, numbers and commands, which do not depend on its wording.
 
-    Each stands for itself, 1 neither in 10 nor in 1.5, and in what the longer ones leave: a word that is given twice must be
-    there twice.
+    Each matches as a whole word: 1 matches neither 10 nor 1.5. Matches do not overlap, and longer words match first. A word
+    that is given twice must occur twice.
     """
     rest = text
     for word in sorted(words, key=len, reverse=True):
         before = r"(?<![\w.])" if word[0].isdigit() else r"(?<!\w)" if word[0].isalpha() else ""
         after = r"(?!\w|[.,]\d)" if word[-1].isalnum() else ""
-        rest, found = re.subn(before + re.escape(word) + after, " ", rest, count=1)
-        assert found, f"{word!r} is not in {text!r}"
+        rest, count = re.subn(before + re.escape(word) + after, " ", rest, count=1)
+        assert count, f"{word!r} is not in {text!r}"
 
 
 def error_message(kind, function, *arguments, says=(), **keywords):
-    """The message of the error of this very class that the call must raise: one line, which says these words."""
-    with pytest.raises(kind) as caught:
+    """Asserts that the call raises exactly this class, with one line that contains these words. Returns the message."""
+    with pytest.raises(kind) as raised:
         function(*arguments, **keywords)
-    message = str(caught.value)
-    assert type(caught.value) is kind
+    message = str(raised.value)
+    assert type(raised.value) is kind
     assert len(message.splitlines()) == 1
     assert_says(message, *says)
     return message
 
 
 def logged(caplog, level=None):
-    """The package's own lines in the log, or those of one level."""
+    """The messages that this package logged, of one level or of all."""
     records = [record for record in caplog.records if record.name.startswith("minigpt_jax.")]
     return [record.getMessage() for record in records if level in (None, record.levelname)]
 
 
 def in_the_way(message, model_type):
-    """The settings, with their values, that a message names after an architecture of Hugging Face, up to the next."""
+    """The settings and values that a message lists after this Hugging Face architecture."""
     _, *parts = re.split(rf"\b({'|'.join(ARCHITECTURES)})\b", message)
     [named] = [part for name, part in zip(parts[::2], parts[1::2], strict=True) if name == model_type]
     return dict(re.findall(r"(\w+)=(\w+)", named))
 
 
 def disk_events(monkeypatch):
-    """What happens to the disk from here on: ("flush", path), ("rename", new path) and ("delete", path), in order."""
+    """Records what is done to the disk from now on: ("flush", path), ("rename", new path) and ("delete", path), in order."""
     events, fsync, replace, rmtree = [], os.fsync, os.replace, shutil.rmtree
 
     def spied_fsync(descriptor):
@@ -82,9 +81,9 @@ def disk_events(monkeypatch):
     return events
 
 
-# ---- What is computed with ------------------------------------------------------------------------------------------------
+# ---- Arrays and masks -----------------------------------------------------------------------------------------------------
 
-# Every set of kernels, by its name in the package, the equations among them.
+# Every set of kernels by its name in the package, including the plain equations.
 KERNELS = {name: value for name, value in vars(kernels).items() if isinstance(value, kernels.Kernels)}
 
 
@@ -97,9 +96,9 @@ def random_tokens(*shape, vocab_size, seed=0):
 
 
 def random_params(module, *inputs, scale=0.5):
-    """Parameters of the right shapes, far from their initial values, without the compilation that drawing them takes.
+    """Random parameters, far from their initial values. Faster than initialising them, which compiles.
 
-    Each follows from its path and shape alone.
+    Each array depends only on its path and shape.
     """
     shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
 
@@ -118,7 +117,7 @@ def assert_close(tree, other, **tolerance):
 
 
 def masks(num_rows, num_keys, num_heads):
-    """A mask of every kind, by name, for keys as many as these. Each query is allowed at least its own key or the first."""
+    """A mask of every kind, by name. Each query may attend at least to its own key or to the first."""
     slopes = tuple(0.02 * 4.0**head for head in range(num_heads))
     ends_B = np.resize([max(1, num_keys // 2), num_keys, min(3, num_keys)], num_rows)
     holes_B = np.resize([num_keys // 2, num_keys - 1, max(1, num_keys // 3)], num_rows)
@@ -129,7 +128,7 @@ def masks(num_rows, num_keys, num_heads):
         "window": Mask(causal=True, window=70),
         "narrow window": Mask(causal=True, window=3),
         "slopes": Mask(causal=True, slopes=slopes),
-        "slopes both ways": Mask(slopes=slopes),
+        "bidirectional slopes": Mask(slopes=slopes),
         "all at once": Mask(causal=True, window=70, slopes=slopes),
         "padding": Mask(padding_BS=ends_BS < 0),
         "causal padding": Mask(causal=True, padding_BS=holes_BS != 0),
@@ -140,7 +139,7 @@ MASKS = tuple(masks(1, 2, 1))
 
 
 def allowed_and_bias(mask, num_rows, num_queries, num_keys):
-    """(allowed_BTS, bias_HTS or None): a mask's docstring, word by word, for one row, query and key at a time."""
+    """(allowed_BTS, bias_HTS or None): the definition in `Mask`, evaluated for one row, query and key at a time."""
     shape = num_rows, num_queries, num_keys
     allowed_BTS = np.zeros(shape, bool)
     for b, t, s in np.ndindex(shape):
@@ -155,7 +154,7 @@ def allowed_and_bias(mask, num_rows, num_queries, num_keys):
 
 
 def attention_by_loop(q_BTHK, k_BSHK, v_BSHK, allowed_BTS, bias_HTS=None):
-    """Equation 1 of the paper for one batch row, query and head at a time."""
+    """Equation 1 of "Attention Is All You Need", for one batch row, query and head at a time."""
     B, T, H, K = q_BTHK.shape
     o_BTHK = np.zeros((B, T, H, K))
     for b, t, h in np.ndindex(B, T, H):
@@ -170,6 +169,6 @@ def attention_by_loop(q_BTHK, k_BSHK, v_BSHK, allowed_BTS, bias_HTS=None):
 
 @struct.dataclass
 class Fixed:
-    """Any optimizer of Optax for a training step, with its numbers as constants of the program."""
+    """Wraps an Optax optimizer for a training step. Its hyperparameters are compile-time constants."""
 
     chain: optax.GradientTransformation = struct.field(pytree_node=False)
