@@ -1,6 +1,6 @@
 """A mini-GPT in JAX and Flax.
 
-Read reference.py first, the whole on one page; then config.py, data/, models/, training/, generation/. From Python:
+Read reference.py first, the whole model on one page; then config.py, data/, models/, training/, generation/. From Python:
 
     import minigpt_jax as mg
     lm = mg.load("runs/shakespeare_char")
@@ -10,8 +10,8 @@ Read reference.py first, the whole on one page; then config.py, data/, models/, 
 import importlib
 from typing import Any
 
-# Public names and the modules that they live in, which are imported when a name is asked for and not before: who takes a
-# part that needs no JAX, such as the twin in PyTorch, does not get JAX into the process.
+# Public names and their modules, which are imported on first access. Parts that do not need JAX, such as the PyTorch twin,
+# can thus be imported without loading JAX.
 _HOMES = {
     "Config": "config",
     "DataConfig": "config",

@@ -1,6 +1,6 @@
-"""The edge for Python callers: where it is decided which kernels and devices a model runs on.
+"""Entry points for Python callers. They choose the kernels and devices that a model runs on.
 
-What trains and what reads runs is imported when it is asked for: who only decodes need not have it in memory.
+Training and loading code is imported on first use, so that programs that only decode do not hold it in memory.
 """
 
 import dataclasses
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 
 def choose_kernels(config: ModelConfig, kernels: str = "tuned") -> Kernels:
-    """The kernels that suit this machine's first device or, with "plain", the equations. UsageError for another choice."""
+    """The fastest kernels for this machine's first device ("tuned"), or the equations ("plain"). Else UsageError."""
     return kernels_room.select(config, jax.devices()[0], kernels)
 
 
 def default_sharding() -> jax.sharding.Sharding:
-    """Where restored arrays go: to this machine's first device, and not where they were saved, which may be a GPU."""
+    """Restores arrays to this machine's first device, not to the one they were saved from, which may be a GPU."""
     return jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
 def train(config: Config, workdir: str | Path, overwrite: bool = False, *, kernels: str = "tuned", **options) -> None:
-    """Trains in a run's folder, continuing from its newest checkpoint where it has one. `kernels` is "tuned" or "plain".
+    """Trains in a run's folder, resuming from its newest checkpoint if it has one. `kernels` is "tuned" or "plain".
 
-    For the options and what is raised see `training.loop.train`.
+    See `training.loop.train` for the options and exceptions.
     """
     from minigpt_jax.interop.load import check_not_foreign
     from minigpt_jax.training import loop
@@ -41,7 +41,7 @@ def train(config: Config, workdir: str | Path, overwrite: bool = False, *, kerne
 
 
 def load(folder: str | Path, *, kernels: str = "tuned") -> "LanguageModel":
-    """The language model in a folder: that of a run, or of Hugging Face. See `interop.load.load`."""
+    """Loads the language model of a run's folder or a Hugging Face folder. See `interop.load.load`."""
     from minigpt_jax.interop import load
 
     model = load.load(folder, default_sharding())

@@ -1,4 +1,4 @@
-"""What all scripts share: flags made from the settings, one line for what is wrong, logs on standard error."""
+"""Shared by all scripts: flags generated from the settings, one-line errors, logs on standard error."""
 
 import dataclasses
 import logging
@@ -22,13 +22,13 @@ DEFINE = {int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFI
 
 
 def define_setting_flags(*names: str) -> None:
-    """A flag for every setting, or for these, without a default of its own: what is not given comes from the preset."""
+    """Defines a flag for each setting, or for the named ones. Flags have no defaults: the preset provides those."""
     for name in names or SETTINGS:
         define_flag(SETTINGS[name].field)
 
 
 def define_section_flags(section: type[Section]) -> dict[str, flags.FlagHolder]:
-    """A flag for every setting of a section that is not part of a run, by name."""
+    """Defines a flag for each setting of a section that is not part of a run's config. Returns them by name."""
     return {field.name: define_flag(field) for field in dataclasses.fields(section)}
 
 
@@ -37,8 +37,8 @@ def define_flag(field: dataclasses.Field) -> flags.FlagHolder:
 
 
 def define_kernels_flag(what_for: str = "") -> flags.FlagHolder:
-    """Which implementation of the model runs. `what_for` says what it applies to, if not to all."""
-    text = what_for + "tuned: what is fast on this machine; plain: the equations as they are in models/"
+    """Defines --kernels, the implementation of the model. `what_for` says what the flag applies to, if not to everything."""
+    text = what_for + "the fastest implementation for this machine, or the equations as written in models/"
     return flags.DEFINE_enum("kernels", "tuned", ["tuned", "plain"], text)
 
 
@@ -49,34 +49,34 @@ def setting_help(field: dataclasses.Field) -> str:
 
 
 def given_settings() -> dict[str, Any]:
-    """The settings that the command line gives."""
+    """The settings given on the command line, by name."""
     values = {name: flags.FLAGS[name].value for name in SETTINGS if name in flags.FLAGS}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def newest_run() -> Path:
-    """The folder under `runs/` with the newest checkpoint. Raises DataError where there is none."""
+    """The folder under `runs/` with the newest checkpoint. Raises DataError if there is none."""
     checkpoints = sorted(RUNS_DIR.glob("*/checkpoints/*/manifest.json"), key=lambda path: path.stat().st_mtime)
     if not checkpoints:
         raise DataError(
-            f"there is no run under {RUNS_DIR}/: train one with scripts/train.py, or name its folder with --workdir"
+            f"no run found under {RUNS_DIR}/: train one with scripts/train.py, or give a run's folder with --workdir"
         )
     workdir = checkpoints[-1].parents[2]
-    log.info("The newest run is %s.", workdir)
+    log.info("Using the newest run: %s", workdir)
     return workdir
 
 
 def run(main: Callable[..., None], usage: str, positional: bool = False) -> None:
-    """Parses the command line and calls `main`, with the list of positional arguments where it takes any.
+    """Parses the command line and calls `main`, with the list of positional arguments if it takes any.
 
-    What a user got wrong ends in one line on standard error and its exit status, with no traceback: 2 for the command, 1 for
-    what it was to work on.
+    User errors print one line on standard error, without a traceback. The exit status is 2 for an invalid command, 1 for
+    unusable data.
     """
     project_log = logging.getLogger("minigpt_jax")
     project_log.setLevel(logging.INFO)
     project_log.propagate = False
     project_log.addHandler(LogHandler())
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs with a traceback what it also raises
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the exceptions that it raises, with tracebacks
     flags.DEFINE_bool("help", False, "show this help", short_name="h", allow_override=True)
     retain_heap()
     try:
@@ -88,7 +88,7 @@ def run(main: Callable[..., None], usage: str, positional: bool = False) -> None
         else:
             with compilation_cache():
                 main(*([arguments] if positional else []))
-        sys.stdout.flush()  # a reader that has gone is noticed here, and not after the end, where Python complains of it
+        sys.stdout.flush()  # a closed pipe raises here, not at interpreter exit, where Python would print it
     except flags.Error as error:
         sys.exit(report(str(error), UsageError.exit_status))
     except (UsageError, DataError) as error:
@@ -96,23 +96,23 @@ def run(main: Callable[..., None], usage: str, positional: bool = False) -> None
     except FloatingPointError as error:
         sys.exit(report(str(error), DataError.exit_status))
     except RuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):  # as JAX calls it
+        if "RESOURCE_EXHAUSTED" not in str(error):  # JAX's status code
             raise
-        message = f"out of memory: {error}; take a smaller --batch_size or model, or --remat"
+        message = f"out of memory: {error}; use a smaller --batch_size or model, or --remat"
         sys.exit(report(message, DataError.exit_status))
-    except StoppedError as stopped:  # it has said so itself
+    except StoppedError as stopped:  # already logged
         sys.exit(stopped.exit_status)
     except KeyboardInterrupt:
-        sys.exit(report("interrupted", 130))  # as a shell has it: 128 + SIGINT
-    except BrokenPipeError:  # the reader of standard output has gone, as after `| head`: nobody is left to tell
+        sys.exit(report("interrupted", 130))  # 128 + SIGINT, as in a shell
+    except BrokenPipeError:  # standard output was closed, as by `| head`: exit silently
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parsed_arguments() -> list[str]:
-    """The command line's arguments that are no flags."""
+    """The positional arguments on the command line."""
     try:
         return flags.FLAGS(sys.argv)[1:]
-    except ValueError as error:  # absl's, for --noNAME=VALUE
+    except ValueError as error:  # from absl, for --noNAME=VALUE
         raise UsageError(str(error)) from error
 
 
@@ -123,14 +123,14 @@ def report(message: str, exit_status: int) -> int:
 
 def print_help(usage: str) -> None:
     print(usage.strip(), "\n\nFlags:")
-    by_module = flags.FLAGS.flags_by_module_dict()  # absl, jax and orbax have flags too, which would bury ours
+    by_module = flags.FLAGS.flags_by_module_dict()  # to leave out the many flags of absl, jax and orbax
     own = {flag.name for module in (__name__, sys.argv[0]) for flag in by_module.get(module, [])}
     for name in sorted(own - {"help"}):
         print(f"  --{name}\n      {flags.FLAGS[name].help}")
 
 
 class LogHandler(logging.Handler):
-    """Plain lines on standard error, above a progress bar if there is one."""
+    """Writes plain lines to standard error, above the progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(record.getMessage(), file=sys.stderr)

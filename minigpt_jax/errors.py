@@ -1,7 +1,7 @@
-"""The two ways in which what a user asks for can be wrong, and the way in which a signal ends it.
+"""Exceptions for user errors, and for stopping on a signal.
 
-Everything that a user can get wrong ends in one of the first two, with a message of one line that says what was wrong and
-what is allowed. The scripts print that line and exit with `exit_status`; Python callers get an ordinary ValueError.
+Every user error raises UsageError or DataError, with a one-line message that says what is wrong and what is allowed. The
+scripts print that line and exit with `exit_status`; Python callers get an ordinary ValueError.
 """
 
 import difflib
@@ -9,32 +9,32 @@ from collections.abc import Collection, Iterable
 
 
 class UsageError(ValueError):
-    """The command or the call itself is wrong, whatever lies on the disk: an unknown flag, a width that does not divide."""
+    """The command or call itself is invalid, whatever the files contain: an unknown flag, an indivisible width."""
 
     exit_status = 2
 
 
 class DataError(ValueError):
-    """A file, a folder, a text or a run is not what the command needs: missing, damaged, too short, of another shape."""
+    """A file, folder, text or run cannot be used: it is missing, corrupt, too short or has the wrong shape."""
 
     exit_status = 1
 
 
 class StoppedError(Exception):
-    """A signal asked for the end, and what was under way has been brought to a good one."""
+    """Raised after SIGINT or SIGTERM, once the step is checkpointed."""
 
     def __init__(self, signal_number: int):
         super().__init__(f"stopped by signal {signal_number}")
-        self.exit_status = 128 + signal_number  # as a shell has it
+        self.exit_status = 128 + signal_number  # as in a shell
 
 
 def require_choice(name: str, value: str, allowed: Collection[str]) -> None:
-    """Raises UsageError unless `value` is one of `allowed`."""
+    """Raises UsageError if `value` is not one of `allowed`."""
     if value not in allowed:
         raise UsageError(f"{name}={value!r}{did_you_mean(value, allowed)} must be one of: {', '.join(allowed)}")
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
-    """` (did you mean 'rotary'?)` for the nearest of `allowed`, or nothing where none is near."""
-    nearest = difflib.get_close_matches(name, list(allowed), n=1)
-    return f" (did you mean {nearest[0]!r}?)" if nearest else ""
+    """` (did you mean 'rotary'?)` with the closest match in `allowed`, or an empty string if nothing is close."""
+    matches = difflib.get_close_matches(name, list(allowed), n=1)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""
