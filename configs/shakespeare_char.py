@@ -1,10 +1,10 @@
-"""The default: a small model of Shakespeare's characters, in minutes on a laptop's CPU.
+"""The default preset: a small character-level model of Shakespeare that trains in minutes on a laptop's CPU.
 
 python scripts/train.py
 
-Measured on 2026-11-24 on two cores of an Intel Xeon server (AVX-512), jax 0.10.2, Python 3.11: 103 to 131 seconds, 0.6 GB
-of memory at most. Loss over the whole validation split: 1.639 nats per character, between 1.633 and 1.644 for the seeds 0, 1
-and 2, which is 2.365 bits per character (2.355 to 2.371). On tiny Shakespeare, `--dataset tiny_shakespeare`: 1.624 (seed 0).
+Measured on 2026-11-24 on two cores of an Intel Xeon server (AVX-512), jax 0.10.2, Python 3.11: 103 to 131 seconds, peak
+memory 0.6 GB. Loss on the full validation split: 1.639 nats per character over seeds 0, 1 and 2 (1.633 to 1.644), which is
+2.365 bits per character (2.355 to 2.371). On tiny Shakespeare (`--dataset tiny_shakespeare`): 1.624 (seed 0).
 """
 
 from minigpt_jax.config import Config, ModelConfig, ReferenceResult, TrainingConfig

@@ -1,13 +1,13 @@
-"""The default preset with words for tokens, for the same time.
+"""The default preset with words as tokens, trained for about the same time.
 
 python scripts/train.py --config shakespeare_word --seed 0
 python scripts/evaluate.py --workdir runs/shakespeare_word
 
-Measured on 2026-11-24 on an Intel Xeon server (AVX-512), jax 0.10.2, Python 3.11: loss over the whole validation split 2.968
-nats per token, between 2.962 and 2.976 for the seeds 0, 1 and 2, which is 1.800 bits per character (1.796 to 1.805). That
-leaves out the spelling of unknown words, 3.6 % of the tokens and 10.7 % of the bytes there: at 8 bits a byte it would add
-0.86 bits per character. On 2026-11-23, on two cores of an AMD EPYC server, it took 82 to 95 seconds, of which the last
-evaluation takes some 20.
+Measured on 2026-11-24 on an Intel Xeon server (AVX-512), jax 0.10.2, Python 3.11, with seeds 0, 1 and 2. Loss on the full
+validation split: 2.968 nats per token (2.962 to 2.976), or 1.800 bits per character (1.796 to 1.805). This excludes the
+spelling of unknown words (3.6 % of the tokens, 10.7 % of the bytes), which at 8 bits per byte would add 0.86 bits per
+character. On 2026-11-23 it took 82 to 95 seconds on two cores of an AMD EPYC server, about 20 of them for the last
+evaluation.
 """
 
 import dataclasses
