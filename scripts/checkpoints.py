@@ -1,8 +1,8 @@
-"""Lists the checkpoints of a run: step, size, losses, and whether every byte is as it was written.
+"""Lists the checkpoints of a run with step, size and losses, and verifies their files.
 
 python scripts/checkpoints.py --workdir runs/shakespeare_char
 
-Exits with 1 where one is damaged.
+Exits with 1 if a checkpoint is corrupt.
 """
 
 import sys
@@ -24,28 +24,28 @@ def main() -> None:
     steps = checkpoints.steps(workdir)
     if not steps:
         raise DataError(f"{workdir} has no checkpoint yet")
-    infos, damages = {}, {}
+    infos, errors = {}, {}
     for step in steps:
         try:
             checkpoints.verify(workdir, step)
             infos[step] = checkpoints.read_info(workdir, step)
         except DataError as error:
-            damages[step] = error
+            errors[step] = error
     best = next((step for step in checkpoints.best_first(workdir) if step in infos), None)
     print("    step       MB  batch loss  val loss  state")
     for step in steps:
         if info := infos.get(step):
-            losses = f"{number(info.last_loss):>10}{number(info.val_loss):>10}"
-            state = "whole, the best" if step == best else "whole"
+            losses = f"{format_loss(info.last_loss):>10}{format_loss(info.val_loss):>10}"
+            state = "intact, best" if step == best else "intact"
         else:
-            losses, state = " " * 20, f"DAMAGED: {damages[step]}"
+            losses, state = " " * 20, f"CORRUPT: {errors[step]}"
         files = (path for path in (checkpoints.folder_of(workdir, step)).rglob("*") if path.is_file())
         print(f"{step:8d} {sum(path.stat().st_size for path in files) / 1e6:8.2f}  {losses}  {state}")
-    if damages:
+    if errors:
         sys.exit(DataError.exit_status)
 
 
-def number(loss: float | None) -> str:
+def format_loss(loss: float | None) -> str:
     return "" if loss is None else f"{loss:.4f}"
 
 

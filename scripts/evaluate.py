@@ -1,7 +1,7 @@
-"""The loss of a run over a whole split of its text, as JSON: per token, and in bits, by which tokenizers can be compared.
+"""Prints a run's loss on a full split of its text as JSON: per token, and in bits, which compare across tokenizers.
 
 python scripts/evaluate.py --workdir runs/shakespeare_char --split val
-python scripts/evaluate.py --stride 16                  each token with more before it, in more time
+python scripts/evaluate.py --stride 16                  more context for each token, but slower
 """
 
 import json
@@ -18,9 +18,9 @@ from minigpt_jax.tasks import prepare
 from minigpt_jax.tasks.task import Earlier, trained_params
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: the newest under runs/)")
-SPLIT = flags.DEFINE_string("split", "val", "which part of the data: val | train")
+SPLIT = flags.DEFINE_string("split", "val", "split of the data: val | train")
 STRIDE = flags.DEFINE_integer(
-    "stride", None, "tokens between the starts of two windows: the fewer, the more context (default context_length)"
+    "stride", None, "tokens between the starts of windows: fewer give each token more context (default: context_length)"
 )
 
 
@@ -32,8 +32,9 @@ def main() -> None:
     task = prepare(config, earlier, kernels=choose_kernels(config.model))
     measures = task.measures(trained_params(task, workdir, step, default_sharding()), SPLIT.value, STRIDE.value)
     result = {"workdir": str(workdir), "split": SPLIT.value} | measures
-    is_number = {name: not isinstance(value, float) or math.isfinite(value) for name, value in result.items()}
-    print(json.dumps({name: value if is_number[name] else None for name, value in result.items()}, indent=2))
+    # JSON has no NaN or infinity.
+    is_json = {name: not isinstance(value, float) or math.isfinite(value) for name, value in result.items()}
+    print(json.dumps({name: value if is_json[name] else None for name, value in result.items()}, indent=2))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Generates text with a trained model, on standard output.
+"""Generates text with a trained model and prints it on standard output.
 
 python scripts/generate.py --prompt "To be or not to be" --length 200
 python scripts/generate.py --workdir runs/mini_gpt --temperature 0.8 --top_k 40 --num_samples 3
@@ -25,20 +25,20 @@ from minigpt_jax.generation.strategy import BeamConfig, DecodingConfig, checked,
 from minigpt_jax.system import devices
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: the newest under runs/)")
-PROMPT = flags.DEFINE_string("prompt", "", "text to go on from; empty: a new line")
-PROMPTS = flags.DEFINE_string("prompts", None, "file with a prompt on each line; -: standard input")
-LENGTH = flags.DEFINE_integer("length", 200, "tokens to generate")
-NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "texts for each prompt")
-SEED = flags.DEFINE_integer("seed", 0, "root of the randomness: the same seed gives the same text")
-STOP = flags.DEFINE_multi_string("stop", [], "text that ends a sample and is left out of it; may be given several times")
-STOP_TOKENS = flags.DEFINE_multi_integer("stop_tokens", [], "token id that ends a sample; may be given several times")
+PROMPT = flags.DEFINE_string("prompt", "", "text to continue (default: a line break)")
+PROMPTS = flags.DEFINE_string("prompts", None, "file with one prompt per line; -: standard input")
+LENGTH = flags.DEFINE_integer("length", 200, "number of tokens to generate")
+NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "number of texts per prompt")
+SEED = flags.DEFINE_integer("seed", 0, "random seed: the same seed gives the same text")
+STOP = flags.DEFINE_multi_string("stop", [], "text that ends a sample, not included in the output; can be repeated")
+STOP_TOKENS = flags.DEFINE_multi_integer("stop_tokens", [], "token id that ends a sample; can be repeated")
 STRATEGY = cli.define_section_flags(DecodingConfig)
 BEAM = cli.define_section_flags(BeamConfig)
-FORMAT = flags.DEFINE_string("format", "text", "what is printed: text | jsonl")
-STREAM = flags.DEFINE_bool("stream", False, "print the text as it is made")
-INTERACTIVE = flags.DEFINE_bool("interactive", False, "ask for prompts, one after another; Ctrl-C stops a text, Ctrl-D ends")
+FORMAT = flags.DEFINE_string("format", "text", "output format: text | jsonl")
+STREAM = flags.DEFINE_bool("stream", False, "print the text while it is generated")
+INTERACTIVE = flags.DEFINE_bool("interactive", False, "read prompts one after another; Ctrl-C stops a text, Ctrl-D quits")
 EXPLAIN = flags.DEFINE_bool(
-    "explain", False, "show what each token was chosen from, on standard error (jsonl: in each line)"
+    "explain", False, "print the probabilities that each token was sampled with to standard error (jsonl: in each line)"
 )
 
 KERNELS = cli.define_kernels_flag()
@@ -68,31 +68,31 @@ def given(group: dict[str, flags.FlagHolder]) -> dict:
 
 
 def check(strategy: dict, beam: dict) -> None:
-    """Raises UsageError where the command asks for what does not go together. Reads nothing."""
+    """Raises UsageError for flags that cannot be combined. Reads no files."""
     processors(**strategy)
     checked(BeamConfig, beam)
     require_choice("format", FORMAT.value, ("text", "jsonl"))
     if beam and "beam_width" not in beam:
-        raise UsageError(f"{next(iter(beam))} is for beam search: give --beam_width too")
+        raise UsageError(f"{next(iter(beam))} only applies to beam search: give --beam_width too")
     one_at_a_time = STREAM.value or INTERACTIVE.value
     conflicts = [
-        (beam and strategy, f"beam search does not sample: give --beam_width or --{next(iter(strategy), '')}"),
+        (beam and strategy, f"beam search does not sample: give either --beam_width or --{next(iter(strategy), '')}"),
         (
             beam and (one_at_a_time or EXPLAIN.value),
-            "beam search works on whole texts: leave out --stream, --interactive, --explain",
+            "beam search only returns complete texts: omit --stream, --interactive, --explain",
         ),
-        (beam and NUM_SAMPLES.value > 1, "beam search finds --beam_width texts: leave out --num_samples"),
-        (STREAM.value and INTERACTIVE.value, "--interactive streams by itself: leave out --stream"),
+        (beam and NUM_SAMPLES.value > 1, "beam search already returns --beam_width texts: omit --num_samples"),
+        (STREAM.value and INTERACTIVE.value, "--interactive always streams: omit --stream"),
         (
             one_at_a_time and (PROMPTS.value or NUM_SAMPLES.value > 1),
-            "one text at a time: leave out --prompts, --num_samples",
+            "--stream and --interactive generate one text at a time: omit --prompts, --num_samples",
         ),
         (
             one_at_a_time and (FORMAT.value != "text" or EXPLAIN.value),
-            "as it is made there is only text: leave out --format, --explain",
+            "--stream and --interactive print plain text: omit --format, --explain",
         ),
-        (PROMPTS.value and PROMPT.value, "give --prompt or --prompts"),
-        (INTERACTIVE.value and PROMPT.value, "--interactive asks for prompts: leave out --prompt"),
+        (PROMPTS.value and PROMPT.value, "give either --prompt or --prompts"),
+        (INTERACTIVE.value and PROMPT.value, "--interactive reads prompts from the terminal: omit --prompt"),
     ]
     for condition, message in conflicts:
         if condition:
@@ -106,14 +106,14 @@ def read_prompts() -> list[str]:
     text = decode_text(sys.stdin.buffer.read(), "standard input") if path == "-" else read_text_file(path)
     prompts = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
     if "" in prompts:
-        raise DataError(f"line {prompts.index('') + 1} of {path!r} is empty; it must hold a prompt")
+        raise DataError(f"line {prompts.index('') + 1} of {path!r} is empty: each line must be a prompt")
     return prompts
 
 
 def texts(model: LanguageModel, prompts: list[str], settings: dict, beam: dict) -> Iterator[Completion | BeamText]:
     if beam:
-        for found in model.beam_search(prompts, LENGTH.value, **beam):
-            yield from found if FORMAT.value == "jsonl" else found[:1]
+        for beams in model.beam_search(prompts, LENGTH.value, **beam):
+            yield from beams if FORMAT.value == "jsonl" else beams[:1]
     else:
         yield from model.complete(prompts, LENGTH.value, num_samples=NUM_SAMPLES.value, **settings)
 
@@ -131,17 +131,17 @@ def print_texts(model: LanguageModel, results: Iterator[Completion | BeamText]) 
 
 
 def record(result: Completion | BeamText) -> dict:
-    """A line of the JSONL. `log_probs` and `score` are natural logarithms."""
+    """One line of JSONL. `log_probs` and `score` are natural logarithms."""
     if isinstance(result, BeamText):
-        found = result.hypothesis
+        hypothesis = result.hypothesis
         return {
             "prompt": result.prompt,
             "text": result.text,
-            "tokens": found.tokens,
-            "log_probs": found.log_probs,
-            "score": found.score,
-            "rank": found.rank,
-            "reason": "stop" if found.ended else "length",
+            "tokens": hypothesis.tokens,
+            "log_probs": hypothesis.log_probs,
+            "score": hypothesis.score,
+            "rank": hypothesis.rank,
+            "reason": "stop" if hypothesis.ended else "length",
         }
     return {
         "prompt": result.prompt,
@@ -155,7 +155,7 @@ def record(result: Completion | BeamText) -> dict:
 
 
 def table(model: LanguageModel, result: Completion) -> str:
-    """What each token was chosen from, in aligned columns."""
+    """The probabilities that each token was sampled with, in aligned columns."""
     lines = ["token       p(model)   p(drawn)  kept  mass kept  entropy"]
     for step in result.steps:
         piece, prob = repr(model.tokenizer.decode([step.token])), math.exp(step.log_prob)
@@ -166,13 +166,13 @@ def table(model: LanguageModel, result: Completion) -> str:
 
 
 def print_stream(model: LanguageModel, prompt: str, settings: dict) -> None:
-    for portion in model.stream(prompt, LENGTH.value, **settings):
-        print(portion, end="", flush=True)
+    for piece in model.stream(prompt, LENGTH.value, **settings):
+        print(piece, end="", flush=True)
     print()
 
 
 def converse(model: LanguageModel, settings: dict) -> None:
-    """A prompt, its text, and so on, until the end of the input. What is wrong with a prompt does not end the program."""
+    """Reads a prompt and streams its text, until the input ends. Logs errors in a prompt and continues."""
     while True:
         try:
             print("> ", end="", file=sys.stderr, flush=True)
@@ -186,7 +186,7 @@ def converse(model: LanguageModel, settings: dict) -> None:
             print()
         except DataError as error:
             log.info("%s", error)
-        settings["seed"] += 1  # so that asking again gives another text
+        settings["seed"] += 1  # so that repeating a prompt gives another text
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Draws the metrics of one or several runs into one picture: losses, learning rate, gradient norm and tokens per second.
+"""Plots the metrics of one or more runs in one PNG: losses, learning rate, gradient norm and throughput.
 
 python scripts/plot.py --workdir runs/shakespeare_char
 python scripts/plot.py --workdir runs/a --workdir runs/b --out compared.png
@@ -15,10 +15,10 @@ from minigpt_jax import cli
 from minigpt_jax.errors import DataError, UsageError
 from minigpt_jax.runs.metrics import read_metrics
 
-WORKDIR = flags.DEFINE_multi_string("workdir", [], "folder of a run, may be given several times (default: the newest)")
-OUT = flags.DEFINE_string("out", None, "the PNG to write (default: metrics.png in the folder of the first run)")
+WORKDIR = flags.DEFINE_multi_string("workdir", [], "folder of a run; can be repeated (default: the newest under runs/)")
+OUT = flags.DEFINE_string("out", None, "PNG file to write (default: metrics.png in the first run's folder)")
 
-PANELS = {  # the key of a row, or its end: what is counted per second depends on the task
+PANELS = {  # titles by metric name or suffix: what is counted per second depends on the task
     "loss": "Loss, nats",
     "learning_rate": "Learning rate",
     "grad_norm": "Gradient norm, before clipping",
@@ -38,23 +38,23 @@ def main(more_workdirs: list[str]) -> None:
         draw(runs).savefig(path, dpi=150)
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror or error}") from error
-    log.info("%s", path)
+    log.info("Wrote %s", path)
 
 
 def read_rows(workdir: Path) -> list[dict]:
-    """Raises DataError where there are no metrics."""
+    """The rows of a run's metrics. Raises DataError if there are none."""
     path = workdir / "metrics.jsonl"
     try:
         rows = read_metrics(path)
     except OSError as error:
-        raise DataError(f"{workdir} holds no run ({path.name}: {error.strerror})") from error
+        raise DataError(f"{workdir} is not the folder of a run ({path.name}: {error.strerror})") from error
     if not rows:
         raise DataError(f"{path} has no rows yet")
     return rows
 
 
 def draw(runs: dict[str, list[dict]]):
-    """A figure with one panel for each kind of number; in all of them a run has the same colour."""
+    """A figure with one panel per metric. A run has the same colour in all panels."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

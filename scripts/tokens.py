@@ -1,10 +1,10 @@
-"""Shows how a text is cut into tokens, on standard output.
+"""Prints how a tokenizer splits a text into tokens.
 
 python scripts/tokens.py --tokenizer word --text "To be, or not to be"
 python scripts/tokens.py --tokenizer bpe --vocab_size 1024 --dataset my_text.txt --text "naïve 漢字"
 python scripts/tokens.py --tokenizer runs/shakespeare_char/tokenizer.json --text "To be"
 
-A tokenizer that has something to learn learns it from the dataset, as for train.py.
+A tokenizer that needs training is trained on the dataset, as in train.py.
 """
 
 import os
@@ -19,15 +19,15 @@ from minigpt_jax.data.splits import read_texts, train_tokenizer
 from minigpt_jax.data.tokenizers import KINDS, read_tokenizer
 from minigpt_jax.errors import UsageError
 
-TEXT = flags.DEFINE_string("text", "", "what is cut into tokens")
+TEXT = flags.DEFINE_string("text", "", "text to split into tokens")
 cli.define_setting_flags("tokenizer", "vocab_size", "dataset", "val_dataset", "encoding", "data_dir")
 
-COLOURS = (24, 54, 22, 94)  # backgrounds, of the 256 that terminals have
+COLOURS = (24, 54, 22, 94)  # backgrounds, from the 256-colour palette of terminals
 
 
 def main() -> None:
     if not TEXT.value:
-        raise UsageError("there is nothing to cut: give --text TEXT")
+        raise UsageError("no text to split: give --text TEXT")
     config = Config().override(cli.given_settings())
     kind = config.data.tokenizer
     if kind in KINDS:
@@ -46,12 +46,12 @@ def main() -> None:
     length, V = len(TEXT.value), tokenizer.vocab_size
     print(
         f"\n{len(ids)} tokens for {length} characters ({len(TEXT.value.encode())} bytes), "
-        f"{length / len(ids):.2f} characters each; {V} tokens in the vocabulary"
+        f"{length / len(ids):.2f} characters per token; {V} tokens in the vocabulary"
     )
 
 
 def shown(piece: bytes) -> str:
-    """A token as it is, but for what cannot be seen: bytes that are part of a character, line breaks and the like."""
+    """A token as printable text: partial characters, line breaks and the like are escaped."""
     text = piece.decode("utf-8", errors="backslashreplace")
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
