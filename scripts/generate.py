@@ -92,7 +92,7 @@ def check(strategy: dict, beam: dict) -> None:
             "--stream and --interactive print plain text: omit --format, --explain",
         ),
         (PROMPTS.value and PROMPT.value, "give either --prompt or --prompts"),
-        (INTERACTIVE.value and PROMPT.value, "--interactive reads prompts from the terminal: omit --prompt"),
+        (INTERACTIVE.value and PROMPT.value, "--interactive reads prompts from standard input: omit --prompt"),
     ]
     for condition, message in conflicts:
         if condition:
