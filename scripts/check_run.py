@@ -179,7 +179,8 @@ class Checks:
         last_line = errors.strip().splitlines()[-1]
         is_data_error = process.returncode == DataError.exit_status and last_line.startswith("error: ")
         failed_cleanly = is_data_error and "Traceback" not in errors
-        return failed_cleanly and checkpoints.steps(workdir) == before and all(self.is_intact(workdir, step) for step in before)
+        untouched = checkpoints.steps(workdir) == before and all(self.is_intact(workdir, step) for step in before)
+        return failed_cleanly and untouched
 
     def corrupt_newest(self) -> None:
         """A run whose newest checkpoint is corrupt must resume from the previous one and equal the reference."""

@@ -1,4 +1,4 @@
-"""What the scripts share, where a script is not needed to see it. The scripts themselves: test_scripts.py."""
+"""The code shared by the scripts, tested without running one. test_scripts.py runs them."""
 
 import os
 import subprocess
@@ -20,13 +20,13 @@ def make_run(name, modified):
     os.utime(path, (modified, modified))
 
 
-def test_newest_run_is_the_one_with_the_newest_checkpoint_and_named(tmp_path, monkeypatch, caplog):
+def test_newest_run_has_the_newest_checkpoint_and_is_logged(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     for name, modified in (("b", 3000), ("c", 1000), ("a", 2000)):
         make_run(name, modified)
-    Path("runs", "no_run_at_all").mkdir()
-    Path("runs", "just_begun").mkdir()
-    Path("runs", "just_begun", "config.json").touch()
+    Path("runs", "not_a_run").mkdir()
+    Path("runs", "no_checkpoint").mkdir()
+    Path("runs", "no_checkpoint", "config.json").touch()
     with caplog.at_level("INFO"):
         assert cli.newest_run() == Path("runs/b")
     [line] = caplog.messages
@@ -34,14 +34,14 @@ def test_newest_run_is_the_one_with_the_newest_checkpoint_and_named(tmp_path, mo
 
 
 @pytest.mark.parametrize("folder", [None, "runs", "runs/without_a_config"])
-def test_where_there_is_no_run_the_way_to_one_is_told(tmp_path, monkeypatch, folder):
+def test_without_a_run_the_error_says_how_to_get_one(tmp_path, monkeypatch, folder):
     monkeypatch.chdir(tmp_path)
     if folder:
         Path(folder).mkdir(parents=True)
     error_message(DataError, cli.newest_run, says=("runs/", "scripts/train.py", "--workdir"))
 
 
-def test_help_of_a_setting_says_what_is_allowed_and_the_default_as_one_types_it():
+def test_setting_help_lists_choices_and_the_default_as_typed():
     for name, allowed, default in [
         ("norm", ": layernorm | rmsnorm", " (default rmsnorm)"),
         ("qk_norm", "", " (default true)"),
@@ -52,18 +52,18 @@ def test_help_of_a_setting_says_what_is_allowed_and_the_default_as_one_types_it(
         assert cli.setting_help(field) == field.metadata["help"] + allowed + default
 
 
-def test_messages_are_one_line_on_standard_error_whatever_is_in_them(capsys):
+def test_report_prints_one_line_on_standard_error(capsys):
     assert cli.report("two\n  lines: \t'x'", 1) == 1
     assert capsys.readouterr() == ("", "error: two lines: 'x'\n")
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("word, is_told", [("RESOURCE_EXHAUSTED", True), ("INTERNAL", False)])
-def test_memory_that_is_not_there_is_told_in_one_line_and_nothing_else_is_hidden(word, is_told):
-    failing = f"def main(): raise RuntimeError('{word}: no 40 bytes')"
-    program = f"from minigpt_jax import cli\n{failing}\ncli.run(main, '')"
+@pytest.mark.parametrize("status, is_reported", [("RESOURCE_EXHAUSTED", True), ("INTERNAL", False)])
+def test_out_of_memory_is_a_one_line_error_and_other_runtime_errors_are_not(status, is_reported):
+    main = f"def main(): raise RuntimeError('{status}: no 40 bytes')"
+    program = f"from minigpt_jax import cli\n{main}\ncli.run(main, '')"
     process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert process.returncode == 1
-    assert process.stderr.startswith("error: ") == (process.stderr.count("\n") == 1) == is_told
-    assert ("Traceback" in process.stderr) != is_told
-    assert_says(process.stderr, f"{word}: no 40 bytes", *(["--batch_size", "--remat"] if is_told else []))
+    assert process.stderr.startswith("error: ") == (process.stderr.count("\n") == 1) == is_reported
+    assert ("Traceback" in process.stderr) != is_reported
+    assert_says(process.stderr, f"{status}: no 40 bytes", *(["--batch_size", "--remat"] if is_reported else []))

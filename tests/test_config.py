@@ -1,4 +1,4 @@
-"""Configs: what is allowed, what the message says where it is not, and the way from preset and flags to JSON and back."""
+"""Configs: validation and its error messages, overrides, reference results, JSON and presets."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ REFERENCE_RESULT = ReferenceResult(val_loss=1.7, spread=0.01, seeds=3)
 
 
 def config_of(name):
-    """A config of a task that has this setting."""
+    """A config of the first task that has this setting."""
     sections = [section for section in TASKS.values() if name in settings_of(SECTIONS | {"data": section})]
     return Config(data=sections[0]()) if sections else Config()
 
@@ -39,22 +39,22 @@ def with_setting(name, value):
     return config_of(name).override({name: value})
 
 
-def names(where):
-    """Settings for which `where(rules, kind)` holds."""
-    return [name for name, known in SETTINGS.items() if where(known.field.metadata, setting_type(known.field))]
+def names(condition):
+    """The settings for which `condition(rules, kind)` is true."""
+    return [name for name, entry in SETTINGS.items() if condition(entry.field.metadata, setting_type(entry.field))]
 
 
 # ---- One field at a time --------------------------------------------------------------------------------------------------
 
 
-def test_every_setting_of_a_task_has_a_name_of_its_own_and_a_help_line():
+def test_settings_have_unique_names_and_a_help_text():
     for data in TASKS.values():
         sections = SECTIONS | {"data": data}
         assert len(settings_of(sections)) == sum(len(dataclasses.fields(section)) for section in sections.values())
-    assert all(known.field.metadata["help"] for known in SETTINGS.values())
+    assert all(entry.field.metadata["help"] for entry in SETTINGS.values())
 
 
-def test_settings_that_commands_are_written_with_keep_their_names():
+def test_public_settings_keep_their_names():
     public = """
         num_layers num_heads num_kv_heads embed_dim ff_dim context_length dropout bias positions norm norm_placement
         activation qk_norm tie_embeddings dtype
@@ -65,27 +65,26 @@ def test_settings_that_commands_are_written_with_keep_their_names():
     assert set(public.split()) <= set(SETTINGS)
 
 
-def test_only_what_changes_no_number_of_the_steps_done_may_change_on_resuming():
-    harmless = """steps epochs eval_every checkpoint_every sample_every log_every keep_checkpoints data_dir patience
+def test_only_settings_that_do_not_affect_completed_steps_may_change_on_resuming():
+    expected = """steps epochs eval_every checkpoint_every sample_every log_every keep_checkpoints data_dir patience
     max_bad_steps"""
-    assert sorted(names(lambda rules, kind: rules["may_change"])) == sorted(harmless.split())
+    assert sorted(names(lambda rules, kind: rules["may_change"])) == sorted(expected.split())
 
 
 @pytest.mark.parametrize("name", names(lambda rules, kind: rules["choices"]))
-def test_choices_are_all_allowed_and_a_slip_is_answered_with_the_nearest(name):
+def test_all_choices_are_accepted_and_a_typo_gets_a_suggestion(name):
     choices = SETTINGS[name].field.metadata["choices"]
     for choice in choices:
         assert get_setting(with_setting(name, choice), name) == choice
-    slip = choices[0][:-1]
-    error_message(
-        UsageError, with_setting, name, slip, says=(f"{name}={slip!r}", choices[0], *choices)
-    )  # the nearest, and all
+    typo = choices[0][:-1]
+    suggestion = choices[0]
+    error_message(UsageError, with_setting, name, typo, says=(f"{name}={typo!r}", suggestion, *choices))
 
 
 @pytest.mark.parametrize("name", names(lambda rules, kind: rules["at_least"] is not None))
-def test_lower_bounds_are_allowed_themselves_and_nothing_below(name):
+def test_inclusive_lower_bounds(name):
     bound, kind = SETTINGS[name].field.metadata["at_least"], setting_type(SETTINGS[name].field)
-    # What else must fit where a number is as small as it may be.
+    # Other settings that must fit the smallest value.
     companions = {"embed_dim": {"num_heads": 1, "positions": "learned"}, "batch_size": {"grad_accumulation": 1}}
     config = Config().override({name: bound} | companions.get(name, {}))
     assert get_setting(config, name) == bound
@@ -93,14 +92,14 @@ def test_lower_bounds_are_allowed_themselves_and_nothing_below(name):
 
 
 @pytest.mark.parametrize("name", names(lambda rules, kind: rules["above"] is not None))
-def test_exclusive_lower_bounds_are_not_allowed_themselves(name):
+def test_exclusive_lower_bounds(name):
     bound = SETTINGS[name].field.metadata["above"]
     for value in (bound, bound - 1.0):
         error_message(UsageError, with_setting, name, value, says=(f"{name}={value}", str(bound)))
 
 
 @pytest.mark.parametrize("name", names(lambda rules, kind: rules["below"] is not None))
-def test_upper_bounds_are_not_allowed_themselves(name):
+def test_exclusive_upper_bounds(name):
     bound, kind = SETTINGS[name].field.metadata["below"], setting_type(SETTINGS[name].field)
     just_below = bound - 1 if kind is int else math.nextafter(bound, 0)
     assert get_setting(with_setting(name, just_below), name) == just_below
@@ -121,11 +120,11 @@ def test_upper_bounds_are_not_allowed_themselves(name):
         ("grad_clip", 0.0, "0.0"),
         ("keep_checkpoints", 0, "1"),
         ("seed", -1, "0"),
-        ("seed", 2**32, f"{2**32}"),  # JAX would take it for 0
+        ("seed", 2**32, f"{2**32}"),  # JAX would truncate it to 0
         ("positions", "", "sinusoidal learned rotary"),
     ],
 )
-def test_bounds_that_matter_are_there(name, value, allowed):
+def test_important_bounds_are_enforced(name, value, allowed):
     error_message(UsageError, with_setting, name, value, says=(f"{name}={value!r}", *allowed.split()))
 
 
@@ -136,30 +135,30 @@ def test_numbers_must_be_finite(name, value):
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_values_of_another_type_are_refused(name):
+def test_values_of_the_wrong_type_are_rejected(name):
     kind = setting_type(SETTINGS[name].field)
     wrong = {int: (1.0, "1", True), float: ("0.5", True), bool: (1, "true"), str: (1, True)}[kind]
     for value in wrong:
         error_message(UsageError, with_setting, name, value, says=(f"{name}={value!r}", kind.__name__))
 
 
-def test_only_settings_that_can_be_unset_take_none():
-    for name, known in SETTINGS.items():
-        if known.field.default is None:
+def test_only_optional_settings_accept_none():
+    for name, entry in SETTINGS.items():
+        if entry.field.default is None:
             assert get_setting(with_setting(name, None), name) is None
         else:
-            error_message(UsageError, with_setting, name, None, says=(f"{name}=None", setting_type(known.field).__name__))
+            error_message(UsageError, with_setting, name, None, says=(f"{name}=None", setting_type(entry.field).__name__))
 
 
-def test_whole_numbers_will_do_where_fractions_are_allowed():
+def test_integers_are_accepted_for_floats():
     assert TrainingConfig(learning_rate=1, epochs=2).epochs == 2
 
 
-# ---- Fields together ------------------------------------------------------------------------------------------------------
+# ---- Combinations of fields -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "section, values, named",
+    "section, values, words",
     [
         (ModelConfig, {"embed_dim": 10, "num_heads": 3}, "embed_dim=10 num_heads=3"),
         (ModelConfig, {"num_heads": 4, "num_kv_heads": 3}, "num_heads=4 num_kv_heads=3"),
@@ -174,8 +173,8 @@ def test_whole_numbers_will_do_where_fractions_are_allowed():
         ),
     ],
 )
-def test_settings_that_do_not_fit_together_are_named_with_their_values(section, values, named):
-    error_message(UsageError, section, **values, says=named.split())
+def test_conflicting_settings_are_named_with_their_values(section, values, words):
+    error_message(UsageError, section, **values, says=words.split())
 
 
 def test_only_rotary_positions_need_an_even_head_size():
@@ -183,7 +182,7 @@ def test_only_rotary_positions_need_an_even_head_size():
         assert ModelConfig(embed_dim=12, num_heads=4, positions=positions).head_size == 3
 
 
-def test_kv_heads_are_as_many_as_heads_unless_given():
+def test_kv_heads_default_to_num_heads():
     assert ModelConfig(num_heads=4).kv_heads == 4
     assert ModelConfig(num_heads=4, num_kv_heads=2).kv_heads == 2
 
@@ -191,7 +190,7 @@ def test_kv_heads_are_as_many_as_heads_unless_given():
 # ---- Override -------------------------------------------------------------------------------------------------------------
 
 
-def test_override_changes_what_is_named_and_nothing_else():
+def test_override_changes_only_the_given_settings():
     preset = Config(model=ModelConfig(num_layers=3), data=DataConfig(dataset="a.txt"))
     changed = preset.override({"num_heads": 2, "batch_size": 7})
     assert differences(preset, changed) == {"num_heads": (4, 2), "batch_size": (12, 7)}
@@ -199,32 +198,32 @@ def test_override_changes_what_is_named_and_nothing_else():
     assert preset.override({}) == preset
 
 
-def test_flags_win_over_the_preset_which_wins_over_defaults():
+def test_overrides_take_precedence_over_the_preset_and_that_over_defaults():
     default, preset = ModelConfig(), load_preset("debug").model
     assert default.num_layers != preset.num_layers != 5
     assert load_preset("debug").override({"num_layers": 5}).model == dataclasses.replace(preset, num_layers=5)
 
 
-def test_override_checks_fields_and_their_fit():
+def test_override_validates_combinations():
     error_message(UsageError, with_setting, "num_heads", 3, says=("embed_dim=128", "num_heads=3"))
-    # Both at once fit, though neither would alone.
+    # The two are valid together, though num_heads=3 alone is not.
     assert Config().override({"num_heads": 3, "embed_dim": 96}).model.head_size == 32
 
 
-def test_unknown_settings_are_answered_with_the_nearest():
+def test_unknown_settings_get_a_suggestion():
     error_message(UsageError, with_setting, "num_layer", 3, says=("num_layer", "num_layers"))
     message = error_message(UsageError, with_setting, "xyzzy", 3, says=("xyzzy",))
     assert not set(re.findall(r"\w+", message)) & set(SETTINGS)
 
 
 @pytest.mark.parametrize("before, after", [("steps", "epochs"), ("epochs", "steps")])
-def test_steps_and_epochs_replace_a_presets_other_one(before, after):
+def test_steps_and_epochs_replace_each_other(before, after):
     training = Config().override({before: 20}).override({after: 3}).training
     assert getattr(training, after) == 3
     assert getattr(training, before) is None
 
 
-def test_steps_and_epochs_together_exclude_each_other():
+def test_steps_and_epochs_are_mutually_exclusive():
     error_message(UsageError, Config().override, {"steps": 20, "epochs": 1.0}, says=("steps=20", "epochs=1.0"))
 
 
@@ -234,14 +233,14 @@ def test_steps_and_epochs_together_exclude_each_other():
 @pytest.mark.parametrize(
     "changes", [{}, {"seed": 5}, {"eval_every": 7}, {"sample_every": 0}, {"data_dir": "elsewhere"}, {"num_layers": 4}]
 )
-def test_a_reference_result_is_kept_where_nothing_that_it_depends_on_changes(changes):
+def test_the_reference_result_is_kept_if_nothing_changes_that_affects_it(changes):
     assert Config(reference_result=REFERENCE_RESULT).override(changes).reference_result == REFERENCE_RESULT
 
 
 @pytest.mark.parametrize(
     "changes", [{"num_layers": 5}, {"batch_size": 4}, {"steps": 3}, {"epochs": 3.0}, {"dataset": "a.txt"}, {"dropout": 0.1}]
 )
-def test_a_reference_result_is_dropped_where_the_result_will_be_another(changes):
+def test_the_reference_result_is_dropped_if_a_change_affects_it(changes):
     assert Config(reference_result=REFERENCE_RESULT).override(changes).reference_result is None
 
 
@@ -256,17 +255,17 @@ def test_a_reference_result_is_dropped_where_the_result_will_be_another(changes)
         Config().override({"num_kv_heads": 2, "vocab_size": 65, "epochs": 0.5, "bias": True, "data_dir": "é"}),
     ],
 )
-def test_json_gives_an_equal_config(config):
+def test_json_round_trip_gives_an_equal_config(config):
     assert Config.from_json(config.to_json()) == config
 
 
-def test_the_name_that_the_reference_result_had_before_0_2_is_still_read():
+def test_the_old_name_of_the_reference_result_is_still_read():
     config = Config(reference_result=REFERENCE_RESULT)
     assert Config.from_json(config.to_json().replace('"reference_result"', '"expectation"')) == config
 
 
 def changed_json(**changes):
-    """A config's JSON with some of its top-level values replaced; None: removed."""
+    """The JSON of a config with some top-level values replaced, or removed if None."""
     values = json.loads(Config().to_json()) | changes
     return json.dumps({name: value for name, value in values.items() if value is not None} | {"reference_result": None})
 
@@ -292,32 +291,32 @@ def changed_json(**changes):
         json.dumps({"reference_result": {"val_loss": 1.0}}),
     ],
 )
-def test_damaged_json_is_a_data_error_and_never_half_a_config(text):
-    """A saved config that cannot be read is the disk's fault and not the command's, so it is not a UsageError."""
+def test_corrupt_json_is_a_data_error(text):
+    """Not a UsageError, even for an invalid setting: the file is at fault, not the command."""
     error_message(DataError, Config.from_json, text)
 
 
 # ---- Presets --------------------------------------------------------------------------------------------------------------
 
 
-def test_the_presets_that_the_commands_name_are_there():
+def test_the_presets_named_in_commands_exist():
     assert set(preset_names()) >= {"shakespeare_char", "mini_gpt", "nanogpt_cpu", "debug"}
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_every_preset_loads_and_survives_json(name):
+def test_every_preset_loads_and_round_trips_through_json(name):
     config = load_preset(name)
     assert Config.from_json(config.to_json()) == config
     assert config == load_preset(name)
 
 
-def test_preset_loads_by_the_path_of_a_file(tmp_path):
+def test_a_preset_loads_from_a_file(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text("from minigpt_jax import Config\ndef get_config(): return Config().override({'num_layers': 7})\n")
     assert load_preset(str(path)).model.num_layers == 7
 
 
-def test_unknown_preset_is_answered_with_the_nearest_and_all(tmp_path):
+def test_an_unknown_preset_gets_a_suggestion_and_the_list(tmp_path):
     error_message(UsageError, load_preset, "shakespear_char", says=("shakespear_char", "shakespeare_char", *preset_names()))
     error_message(
         UsageError, load_preset, str(tmp_path / "missing.py"), says=(str(tmp_path / "missing.py"), *preset_names())
@@ -325,7 +324,7 @@ def test_unknown_preset_is_answered_with_the_nearest_and_all(tmp_path):
 
 
 @pytest.mark.parametrize("source", ["", "get_config = None\n", "def get_config(): return {'num_layers': 7}\n"])
-def test_preset_file_must_make_a_config(tmp_path, source):
+def test_a_preset_file_must_return_a_config(tmp_path, source):
     path = tmp_path / "mine.py"
     path.write_text(source)
     error_message(UsageError, load_preset, str(path), says=(str(path), "get_config()", "Config"))
@@ -339,16 +338,16 @@ def test_preset_file_must_make_a_config(tmp_path, source):
         ("def get_config(): 1 / 0", "ZeroDivisionError: division by zero"),
     ],
 )
-def test_preset_file_that_fails_is_named_with_the_reason(tmp_path, source, reason):
+def test_a_failing_preset_file_is_named_with_the_reason(tmp_path, source, reason):
     path = tmp_path / "mine.py"
     path.write_text(source)
     error_message(UsageError, load_preset, str(path), says=(str(path), reason))
 
 
-# ---- Differences and near names -------------------------------------------------------------------------------------------
+# ---- Differences and suggestions ------------------------------------------------------------------------------------------
 
 
-def test_differences_name_settings_of_every_section_with_both_values():
+def test_differences_give_both_values_of_settings_in_every_section():
     changes = {"num_layers": 9, "batch_size": 3, "dataset": "a.txt"}
     assert differences(Config(), Config().override(changes)) == {
         "num_layers": (4, 9),
@@ -358,7 +357,7 @@ def test_differences_name_settings_of_every_section_with_both_values():
     assert differences(Config(), Config()) == {}
 
 
-def test_near_names_are_suggested_and_far_ones_are_not():
+def test_only_similar_names_are_suggested():
     suggestion = did_you_mean("rotery", ("learned", "rotary"))
     assert_says(suggestion, "rotary")
     assert "learned" not in suggestion

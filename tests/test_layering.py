@@ -1,4 +1,4 @@
-"""The rooms of the project: which may import which, and what may be used where. Read from the source, nothing is run."""
+"""The rooms of the project: which may import which, and what each may use. Checked in the source, without running it."""
 
 import ast
 from collections.abc import Iterator
@@ -9,19 +9,19 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "minigpt_jax"
 
-# From the bottom upwards: a room imports from itself and from the floors below.
+# From bottom to top. A room imports from itself and from the floors below.
 FLOORS = [
     {"errors", "files"},
     {"system"},
     {"config"},
-    {"data", "models", "runs"},  # which do not know each other
-    {"reference"},  # the page
+    {"data", "models", "runs"},  # independent of each other
+    {"reference"},  # the model on one page
     {"generation"},
     {"interop"},
     {"tasks"},
     {"training"},
-    {"kernels"},  # which nothing below the edge imports: they are passed down
-    {"api"},  # the edge for Python callers
+    {"kernels"},  # imported only by the entry points, which pass them down
+    {"api"},  # the entry points for Python callers
     {"cli"},
     {"compare"},
     {"benchmarks"},
@@ -30,7 +30,7 @@ FLOORS = [
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
-# Inside these folders the same holds for files and the folders in them. `__init__` is above them all.
+# The same order for the files and folders inside these folders, from bottom to top. `__init__` is above them all.
 ORDER_WITHIN = {
     "data": ["text_files", "download", "shakespeare", "corpora", "tokenizers", "token_file", "splits", "batches"],
     "data/tokenizers": ["base", "library", "char", "byte", "word", "bpe"],
@@ -45,7 +45,7 @@ ORDER_WITHIN = {
         "schedule", "optimizer", "state", "step", "clock", "compilations", "profile", "resume", "run", "callbacks", "loop",
     ],
 }  # fmt: skip
-# What `training` trains comes from a task: it knows neither tokens nor a model.
+# `training` trains a task. It knows neither tokens nor models.
 CLOSED_TO_TRAINING = (
     "data",
     "generation",
@@ -55,11 +55,11 @@ CLOSED_TO_TRAINING = (
     "models.layers",
     "tasks.language_modelling",
 )
-# Only the edge asks which devices there are, and passes on what it chose.
+# Only the entry points query the devices. They pass on the one that they chose.
 DEVICE_NAMES = {"devices", "local_devices", "default_backend", "device_count", "local_device_count"}
-MAY_ASK_FOR_DEVICES = {"api", "benchmarks", "cli", "compare", "scripts"}
+MAY_QUERY_DEVICES = {"api", "benchmarks", "cli", "compare", "scripts"}
 
-# Models know of nothing but numbers: no files, clocks, flags or logs.
+# Models are pure computation: no files, clocks, flags or logs.
 CLOSED_TO_MODELS = {
     "absl",
     "argparse",
@@ -76,8 +76,8 @@ CLOSED_TO_MODELS = {
 }
 UNSAFE_MODULES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 UNSAFE_NAMES = {"eval", "exec", "__import__", "exec_module", "allow_pickle"}
-# A preset is the user's own program, named on the command line, and never part of a run or a download.
-MAY_RUN_PROGRAMS = {("config.py", "exec_module")}
+# A preset is the user's own code, named on the command line. It is never part of a run or a download.
+MAY_RUN_USER_CODE = {("config.py", "exec_module")}
 MAY_JIT = {
     "system/hardware.py",
     "reference.py",
@@ -91,11 +91,11 @@ MAY_JIT = {
     "compare/traps.py",
     "benchmarks/generate.py",
 }
-MAY_IMPORT_TORCH = {"compare", "benchmarks"}  # a benchmark is about the others, too
+MAY_IMPORT_TORCH = {"compare", "benchmarks"}  # benchmarks also measure PyTorch
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
-    """The full name of everything that is imported, wherever in the file."""
+    """The full names of all imports, anywhere in the file."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -104,7 +104,7 @@ def imported(tree: ast.AST) -> Iterator[str]:
 
 
 def used(tree: ast.AST) -> Iterator[str]:
-    """Names, attributes and keywords that occur, without what they belong to: `jit` of `jax.jit`."""
+    """All names, attributes and keywords, without the object that they belong to: `jit` for `jax.jit`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Name):
             yield node.id
@@ -114,30 +114,30 @@ def used(tree: ast.AST) -> Iterator[str]:
             yield node.arg
 
 
-def asked_of_jax(tree: ast.AST) -> set[str]:
-    """Names that are taken directly from jax: `devices` of `jax.devices()`."""
+def used_from_jax(tree: ast.AST) -> set[str]:
+    """Names taken directly from jax: `devices` for `jax.devices()`."""
     attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)]
-    found = {node.attr for node in attributes if node.value.id == "jax"}
-    return found | {name.removeprefix("jax.") for name in imported(tree) if name.startswith("jax.")}
+    names = {node.attr for node in attributes if node.value.id == "jax"}
+    return names | {name.removeprefix("jax.") for name in imported(tree) if name.startswith("jax.")}
 
 
 def room_of(path: str) -> str:
     return path.split("/")[0].removesuffix(".py")
 
 
-def is_below(other: list[str], here: list[str]) -> bool:
-    """Whether what is imported is below the file that imports it, in the order of the folder where their paths part."""
-    for depth, (theirs, ours) in enumerate(zip(other, here, strict=False)):
-        if theirs != ours:
-            order = ORDER_WITHIN.get("/".join(here[:depth]), [])
-            return ours not in order or theirs in order[: order.index(ours)]
-    return False  # the file itself, or a package that it is in
+def is_below(module: list[str], importer: list[str]) -> bool:
+    """Whether a module is below the file that imports it, in the order of the folder where their paths diverge."""
+    for depth, (lower, upper) in enumerate(zip(module, importer, strict=False)):
+        if lower != upper:
+            order = ORDER_WITHIN.get("/".join(importer[:depth]), [])
+            return upper not in order or lower in order[: order.index(upper)]
+    return False  # the file itself, or a package that contains it
 
 
 def may_import(path: str, name: str) -> bool:
     room, (top, *rest) = room_of(path), name.split(".")
     if top == PACKAGE:
-        other = rest[0] if rest and rest[0] in FLOOR_OF else "__init__"  # what is no room is one of the public names
+        other = rest[0] if rest and rest[0] in FLOOR_OF else "__init__"  # anything but a room is a public name
         if room == "training" and f"{'.'.join(rest)}.".startswith(tuple(f"{closed}." for closed in CLOSED_TO_TRAINING)):
             return False
         if other == room:
@@ -151,20 +151,20 @@ def may_import(path: str, name: str) -> bool:
 
 
 def violations(path: str, source: str) -> set[str]:
-    """What a file does that its place does not allow. The path is taken from the package's folder or the root."""
+    """The rules that a file breaks. The path is relative to the package, or to the root."""
     tree, room = ast.parse(source), room_of(path)
     if room not in FLOOR_OF:
         return {f"has no floor: add {room!r} to FLOORS"}
-    found = {f"imports {name}" for name in imported(tree) if not may_import(path, name)}
+    broken = {f"imports {name}" for name in imported(tree) if not may_import(path, name)}
     names = set(used(tree)) | {name.split(".")[-1] for name in imported(tree)}
-    found |= {f"uses {name}" for name in names & UNSAFE_NAMES if (path, name) not in MAY_RUN_PROGRAMS}
+    broken |= {f"uses {name}" for name in names & UNSAFE_NAMES if (path, name) not in MAY_RUN_USER_CODE}
     if room == "models":
-        found |= {f"uses {name}" for name in names & {"open", "print"}}
-    if room not in MAY_ASK_FOR_DEVICES:
-        found |= {f"uses jax.{name}" for name in asked_of_jax(tree) & DEVICE_NAMES}
+        broken |= {f"uses {name}" for name in names & {"open", "print"}}
+    if room not in MAY_QUERY_DEVICES:
+        broken |= {f"uses jax.{name}" for name in used_from_jax(tree) & DEVICE_NAMES}
     if "jit" in names and path not in MAY_JIT:
-        found.add("uses jit")
-    return found
+        broken.add("uses jit")
+    return broken
 
 
 SOURCES = {path.relative_to(ROOT / PACKAGE).as_posix(): path for path in (ROOT / PACKAGE).rglob("*.py")} | {
@@ -173,13 +173,13 @@ SOURCES = {path.relative_to(ROOT / PACKAGE).as_posix(): path for path in (ROOT /
 
 
 @pytest.mark.parametrize("path", sorted(SOURCES))
-def test_file_does_only_what_its_place_allows(path):
+def test_file_keeps_the_rules_of_its_room(path):
     assert violations(path, SOURCES[path].read_text(encoding="utf-8")) == set()
 
 
-def test_all_rooms_have_been_looked_at():
+def test_all_rooms_are_checked():
     assert {room_of(path) for path in SOURCES} >= set(FLOOR_OF)
-    assert set(SOURCES) >= MAY_JIT | {path for path, _ in MAY_RUN_PROGRAMS}
+    assert set(SOURCES) >= MAY_JIT | {path for path, _ in MAY_RUN_USER_CODE}
     for folder, order in ORDER_WITHIN.items():
         inside = [path.removeprefix(f"{folder}/") for path in SOURCES if path.startswith(f"{folder}/")]
         assert {room_of(path) for path in inside} == {*order, "__init__"}
@@ -236,7 +236,7 @@ def test_all_rooms_have_been_looked_at():
         ("vision/a.py", "", "has no floor: add 'vision' to FLOORS"),
     ],
 )
-def test_a_violation_is_found(path, source, violation):
+def test_violations_are_detected(path, source, violation):
     assert violations(path, source) == {violation}
 
 
@@ -258,5 +258,5 @@ def test_a_violation_is_found(path, source, violation):
         ("config.py", "spec.loader.exec_module(module)"),
     ],
 )
-def test_what_is_allowed_is_not_taken_for_a_violation(path, source):
+def test_allowed_code_is_not_a_violation(path, source):
     assert violations(path, source) == set()

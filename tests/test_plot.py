@@ -1,4 +1,4 @@
-"""The pictures of runs: the lines in them are the rows of their metrics."""
+"""The lines in the plots of runs are the rows of their metrics."""
 
 import importlib.util
 from pathlib import Path
@@ -19,7 +19,7 @@ def plot():
 
 
 def rows_of(run):
-    """Two rows of training, one of them of a step that was not finite, and an evaluation."""
+    """Two training rows, one with a non-finite loss, and a validation row."""
     training = {"learning_rate": 0.1 * run, "grad_norm": 2.0 + run, "tokens_per_second": 1000.0 * run}
     return [
         {"step": 3, "train_loss": 4.0 + run, **training},
@@ -28,10 +28,10 @@ def rows_of(run):
     ]
 
 
-def test_every_panel_has_the_numbers_of_every_run_in_its_colour(plot):
+def test_every_panel_has_the_values_of_every_run_in_its_colour(plot):
     loss, *others = plot.draw({"one": rows_of(1), "two": rows_of(2)}).axes
-    found = {line.get_label(): (line.get_xydata().tolist(), line.get_color()) for line in loss.get_lines()}
-    assert found == {
+    lines = {line.get_label(): (line.get_xydata().tolist(), line.get_color()) for line in loss.get_lines()}
+    assert lines == {
         "one, training": ([[3.0, 5.0]], "C0"),
         "one, validation": ([[6.0, 4.0]], "C0"),
         "two, training": ([[3.0, 6.0]], "C1"),

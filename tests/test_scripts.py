@@ -1,6 +1,6 @@
-"""The commands as a user calls them, on a small text, judged by what they print, write and return.
+"""The commands as users run them, on a small text, checked by their output, files and exit status.
 
-What trains and generates runs in processes of its own. What ends before that runs in this one, in a fraction of the time.
+Training runs in processes of its own. Most of the other commands run in this process, in a fraction of the time.
 """
 
 import contextlib
@@ -39,33 +39,33 @@ pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Some of its characters take two or three bytes, so that counting bytes for characters would show.
+# Some characters take two or three bytes, so that counting bytes instead of characters fails.
 WORDS = "To be, or not to be: that is the question — naïve café 漢字".split()  # noqa: SIM905
 TEXT = "".join(f"{' '.join(random.Random(line).choices(WORDS, k=8))}\n" for line in range(100))
-LATER_TEXT = TEXT[::-1]  # the same characters, and so a vocabulary that fits
+LATER_TEXT = TEXT[::-1]  # the same characters, so that the vocabulary fits
 
 
-# ---- Running --------------------------------------------------------------------------------------------------------------
+# ---- Running commands -----------------------------------------------------------------------------------------------------
 
 
 def environment(folder):
-    """Of the user's own, what lets the scripts run anywhere and write nowhere else; less optimising: they compile faster."""
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    """The environment, changed so that scripts run in any folder, write only there and compile faster (less optimised)."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     cache = str(folder / "cache")
-    ours = {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", "XDG_CACHE_HOME": cache, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    return kept | ours
+    changed = {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", "XDG_CACHE_HOME": cache, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    return inherited | changed
 
 
 def spawn(folder, command, **keywords):
-    """`train --steps 5` starts scripts/train.py with the rest of the line as a shell would."""
+    """Starts a script: `train --steps 5` is `python scripts/train.py --steps 5` in a shell."""
     name, *arguments = shlex.split(command)
     program = ["-c", *arguments] if name == "python" else [str(ROOT / "scripts" / f"{name}.py"), *arguments]
     outputs = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | keywords
     return subprocess.Popen([sys.executable, *program], cwd=folder, env=environment(folder), encoding="utf-8", **outputs)
 
 
-def ended(process):
-    """A process that was spawned, with its output, when it has come to its end."""
+def wait_for(process):
+    """The finished process, with its output."""
     try:
         output = process.communicate(timeout=300)
         return subprocess.CompletedProcess(process.args, process.returncode, *output)
@@ -74,11 +74,11 @@ def ended(process):
 
 
 def start(folder, command, **keywords):
-    return ended(spawn(folder, command, **keywords))
+    return wait_for(spawn(folder, command, **keywords))
 
 
 def run(folder, *commands):
-    """The finished processes of the commands, two of which run at a time."""
+    """The finished processes of the commands. Two run at a time."""
     with ThreadPoolExecutor(2) as pool:
         return list(pool.map(lambda command: start(folder, command), commands))
 
@@ -91,12 +91,12 @@ def succeeded(process):
 
 @pytest.fixture
 def call(monkeypatch, capsys):
-    """A function that runs a command as `__main__` in this process, of which nothing stays behind."""
+    """A function that runs a command as `__main__` in this process, and cleans up after it."""
     monkeypatch.setattr(cli, "retain_heap", lambda: None)
     monkeypatch.setattr(cli, "compilation_cache", contextlib.nullcontext)
     log = logging.getLogger("minigpt_jax")
     for attribute, value in {"handlers": [], "propagate": log.propagate, "level": log.level}.items():
-        monkeypatch.setattr(log, attribute, value)  # to be set back after the script has changed it
+        monkeypatch.setattr(log, attribute, value)  # restored after the test
 
     def call(folder, command):
         name, *arguments = shlex.split(command)
@@ -120,7 +120,7 @@ def call(monkeypatch, capsys):
 
 
 def files(folder):
-    """Content and time of all files in a folder, but those of the cache: equal where nothing was written."""
+    """Contents and times of all files in a folder, except the cache. Equal if nothing was written."""
     paths = [path for path in folder.rglob("*") if path.is_file() and "cache" not in path.relative_to(folder).parts]
     return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in paths}
 
@@ -135,7 +135,7 @@ def checkpoint_steps(workdir):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """What `train.py` said, in a folder with a text and the run made from it; tests change nothing in that run."""
+    """The finished `train.py`, with the folder of its text and run. Tests must not change the run."""
     folder = tmp_path_factory.mktemp("scripts")
     (folder / "text.txt").write_text(TEXT, encoding="utf-8")
     process = succeeded(start(folder, "train --config debug --dataset text.txt"))
@@ -146,7 +146,7 @@ def trained(tmp_path_factory):
 # ---- Training -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_leaves_config_tokenizer_metrics_and_checkpoints(trained):
+def test_a_run_writes_config_tokenizer_metrics_and_checkpoints(trained):
     assert {path.name for path in trained.workdir.iterdir()} == {
         "config.json",
         "tokenizer.json",
@@ -161,7 +161,7 @@ def test_a_run_leaves_config_tokenizer_metrics_and_checkpoints(trained):
     assert checkpoint_steps(trained.workdir) == [10, 20]
 
 
-def test_rows_of_metrics_have_exactly_these_keys(trained):
+def test_metrics_rows_have_exactly_these_keys(trained):
     rows = metrics(trained.workdir)
     training_rows = [row for row in rows if "train_loss" in row]
     validation_rows = [row for row in rows if "val_loss" in row]
@@ -181,11 +181,11 @@ def test_samples_go_to_standard_output_and_logs_to_standard_error(trained):
     assert len(trained.stdout) > 2 * 250  # at steps 10 and 20
     assert_says(trained.stderr.splitlines()[0], "runs/debug", "text.txt", "20")
     assert re.search(r"\b20/20\b.*\d tokens/s", trained.stderr)
-    assert "%|" not in trained.stderr  # no progress bar where there is no terminal
+    assert "%|" not in trained.stderr  # no progress bar without a terminal
 
 
 @pytest.mark.parametrize("command", ["train --workdir runs/debug", "train --config debug --dataset text.txt"])
-def test_a_finished_run_says_so_and_how_to_go_on_and_touches_nothing(trained, call, command):
+def test_a_finished_run_says_how_to_continue_and_writes_nothing(trained, call, command):
     before = files(trained.folder)
     process = succeeded(call(trained.folder, command))
     assert process.stdout == ""
@@ -195,8 +195,8 @@ def test_a_finished_run_says_so_and_how_to_go_on_and_touches_nothing(trained, ca
 
 
 @pytest.fixture(scope="module")
-def gone_on(trained):
-    """Two copies of the run: one that was resumed, one that was restarted with another model."""
+def continued(trained):
+    """Two copies of the run: one resumed, one restarted with another model."""
     for copy in ("more", "restarted"):
         shutil.copytree(trained.workdir, trained.folder / copy)
     return run(
@@ -206,8 +206,8 @@ def gone_on(trained):
     )
 
 
-def test_more_steps_resume_and_say_so(trained, gone_on):
-    process, workdir = succeeded(gone_on[0]), trained.folder / "more"
+def test_more_steps_resume_the_run(trained, continued):
+    process, workdir = succeeded(continued[0]), trained.folder / "more"
     changed, resumed, *_ = process.stderr.splitlines()
     assert_says(changed, "steps=20", "30")
     assert_says(resumed, "more", "20", "30")
@@ -217,8 +217,8 @@ def test_more_steps_resume_and_say_so(trained, gone_on):
     assert checkpoint_steps(workdir)[-1] == 30
 
 
-def test_overwrite_restarts_with_the_preset_and_the_flags_given(trained, gone_on):
-    process, workdir = succeeded(gone_on[1]), trained.folder / "restarted"
+def test_overwrite_restarts_with_the_preset_and_flags(trained, continued):
+    process, workdir = succeeded(continued[1]), trained.folder / "restarted"
     assert_says(process.stderr.splitlines()[0], "restarted", "text.txt")
     config = Config.from_json((workdir / "config.json").read_text(encoding="utf-8"))
     assert (config.model.embed_dim, config.model.ff_dim, config.training.weight_decay) == (16, 64, 0.1)
@@ -258,22 +258,22 @@ def generated(trained):
 
 
 @pytest.mark.slow
-def test_texts_divided_among_devices_are_the_same_also_with_programs_that_were_kept(generated, trained):
+def test_texts_split_over_devices_are_the_same_with_cached_programs(generated, trained):
     [again] = run(trained.folder, GENERATE["four of seed 4"])
     assert succeeded(again).stdout == generated["four of seed 4"].stdout
     assert again.stdout.startswith(generated["three of seed 4"].stdout)
     assert len(again.stdout) == 4 * (len(PROMPT) + LENGTH + 1)
 
 
-def test_the_text_and_nothing_else_is_on_standard_output(generated):
+def test_only_the_text_is_on_standard_output(generated):
     text = generated["seed 3"].stdout
     assert text.startswith(PROMPT)
-    assert len(text) == len(PROMPT) + LENGTH + 1  # and a line's end
+    assert len(text) == len(PROMPT) + LENGTH + 1  # and a line break
     assert text.endswith("\n")
     assert set(text) <= set(TEXT)
 
 
-def test_several_samples_differ_and_are_counted_on_standard_error(generated):
+def test_samples_differ_and_are_numbered_on_standard_error(generated):
     process, length = generated["three of seed 4"], len(PROMPT) + LENGTH + 1
     assert len(process.stdout) == 3 * length
     texts = {process.stdout[i * length : (i + 1) * length] for i in range(3)}
@@ -295,35 +295,35 @@ def test_an_empty_prompt_is_allowed(generated):
     assert len(generated["newest run, empty prompt"].stdout) == LENGTH + 1
 
 
-def test_temperature_0_is_greedy_whatever_the_seed(generated):
+def test_temperature_0_is_greedy_for_any_seed(generated):
     assert generated["temperature 0"].stdout == generated["greedy"].stdout
 
 
-def test_a_prompt_longer_than_the_context_is_printed_whole_and_its_use_explained(generated):
+def test_a_prompt_longer_than_the_context_is_printed_in_full_with_a_note(generated):
     process = generated["greedy"]
     assert process.stdout.startswith(LONG_PROMPT)
     assert len(process.stdout) == len(LONG_PROMPT) + LENGTH + 1
     assert_says(process.stderr, str(len(LONG_PROMPT)), "16")
 
 
-# These run in this process, one after another, and share what is compiled.
+# These run in this process, one after another, and share compiled programs.
 RUN = "generate --workdir runs/debug --length 30"
 
 
 @pytest.mark.parametrize(
-    ("options", "is_split"),
+    ("options", "uses_two"),
     [("--num_samples 2", True), ("--prompts -", True), ("--num_samples 1", False), ("--prompts - --beam_width 2", False)],
 )
-def test_several_texts_split_the_cpu_before_anything_is_loaded(tmp_path, call, monkeypatch, options, is_split):
-    split = []
-    monkeypatch.setattr(devices, "use_two_cpu_devices", lambda: split.append("first"))
+def test_several_texts_use_two_cpu_devices_before_anything_is_loaded(tmp_path, call, monkeypatch, options, uses_two):
+    calls = []
+    monkeypatch.setattr(devices, "use_two_cpu_devices", lambda: calls.append("first"))
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b""), "utf-8"))
     assert call(tmp_path, f"generate {options}").returncode != 0  # there is no run
-    assert split == ["first"] * is_split
+    assert calls == ["first"] * uses_two
 
 
 def test_many_prompts_give_json_lines_in_order(trained, call, monkeypatch):
-    """From a file and from standard input; the texts are those of plain generation with the same numbers."""
+    """From a file and from standard input."""
     (trained.folder / "prompts.txt").write_bytes("To be\r\nnaïve café\n".encode())
     command = f"{RUN} --num_samples 2 --seed 7 --format jsonl --stop 'q'"
     from_file = succeeded(call(trained.folder, f"{command} --prompts prompts.txt"))
@@ -346,33 +346,33 @@ def test_many_prompts_give_json_lines_in_order(trained, call, monkeypatch):
     assert {record["reason"] for record in records} == {"stop", "length"}
 
 
-def test_a_stop_token_ends_a_text_and_is_left_out_of_it(trained, call):
+def test_a_stop_token_ends_a_text_and_is_not_part_of_it(trained, call):
     tokenizer = tokenizers.from_json((trained.workdir / "tokenizer.json").read_text(encoding="utf-8"))
-    whole = json.loads(succeeded(call(trained.folder, f"{RUN} --format jsonl")).stdout)
-    ending = whole["tokens"][12]
-    for settings in (f"--stop_tokens {ending}", f"--stop_tokens {ending} --stop_tokens {whole['tokens'][-1]}"):
+    full = json.loads(succeeded(call(trained.folder, f"{RUN} --format jsonl")).stdout)
+    stop = full["tokens"][12]
+    for settings in (f"--stop_tokens {stop}", f"--stop_tokens {stop} --stop_tokens {full['tokens'][-1]}"):
         stopped = json.loads(succeeded(call(trained.folder, f"{RUN} --format jsonl {settings}")).stdout)
-        assert stopped["tokens"] == whole["tokens"][: len(stopped["tokens"])]
+        assert stopped["tokens"] == full["tokens"][: len(stopped["tokens"])]
         assert stopped["text"] == tokenizer.decode(stopped["tokens"][:-1])
         assert stopped["reason"] == "stop"
-    beams = succeeded(call(trained.folder, f"{RUN} --format jsonl --stop_tokens {ending} --beam_width 2")).stdout
-    ended = [json.loads(line) for line in beams.splitlines()]
-    assert {(beam["reason"] == "stop") == (beam["tokens"][-1] == ending) for beam in ended} == {True}
+    lines = succeeded(call(trained.folder, f"{RUN} --format jsonl --stop_tokens {stop} --beam_width 2")).stdout
+    beams = [json.loads(line) for line in lines.splitlines()]
+    assert {(beam["reason"] == "stop") == (beam["tokens"][-1] == stop) for beam in beams} == {True}
 
 
-def test_a_stream_is_the_text(trained, call):
+def test_a_stream_gives_the_same_text(trained, call):
     settings = "--prompt 'To be' --temperature 0.9 --stop no"
-    whole = succeeded(call(trained.folder, f"{RUN} {settings}")).stdout
-    assert succeeded(call(trained.folder, f"{RUN} {settings} --stream")).stdout == whole
+    text = succeeded(call(trained.folder, f"{RUN} {settings}")).stdout
+    assert succeeded(call(trained.folder, f"{RUN} {settings} --stream")).stdout == text
 
 
-def test_interactive_asks_again_after_a_mistake_and_ends_with_the_input(trained, call, monkeypatch):
+def test_interactive_continues_after_a_mistake_and_ends_with_the_input(trained, call, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("To be\nZ\nTo be\n"))
     process = succeeded(call(trained.folder, f"{RUN} --interactive"))
     texts = process.stdout.split("To be")[1:]
     assert process.stdout.startswith("To be")
     assert len(texts) == 2
-    assert texts[0] != texts[1]  # a seed of its own each time
+    assert texts[0] != texts[1]  # each has its own seed
     assert "'Z'" in process.stderr
     assert process.stderr.count("> ") == 4
 
@@ -389,7 +389,7 @@ def test_interrupting_an_interactive_text_does_not_end_the_program(trained, call
     assert succeeded(call(trained.folder, f"{RUN} --interactive")).stdout == "To be\nTo be\n"
 
 
-def test_explain_shows_what_each_token_was_chosen_from(trained, call):
+def test_explain_shows_the_probabilities_of_each_token(trained, call):
     process = succeeded(call(trained.folder, f"{RUN} --prompt 'To be' --top_k 3 --explain"))
     header, *rows = process.stderr.splitlines()
     assert_says(header, "token", "p(model)", "p(drawn)", "entropy")
@@ -404,7 +404,7 @@ def test_explain_shows_what_each_token_was_chosen_from(trained, call):
 
 
 @pytest.mark.slow
-def test_beam_search_finds_a_text_at_least_as_probable_as_the_greedy_one(trained, call):
+def test_beam_search_is_at_least_as_probable_as_greedy(trained, call):
     command = f"{RUN} --prompt 'To be' --format jsonl"
     greedy = json.loads(succeeded(call(trained.folder, f"{command} --greedy")).stdout)
     beams = [json.loads(line) for line in succeeded(call(trained.folder, f"{command} --beam_width 4")).stdout.splitlines()]
@@ -417,77 +417,77 @@ def test_beam_search_finds_a_text_at_least_as_probable_as_the_greedy_one(trained
     assert best == beams[0]["text"] + "\n"
 
 
-# ---- Runs and their checkpoints -------------------------------------------------------------------------------------------
+# ---- Runs and checkpoints -------------------------------------------------------------------------------------------------
 
 
-def test_a_living_run_is_its_own_and_sigterm_ends_it_with_a_checkpoint(trained, call):
-    command = "train --config debug --dataset text.txt --workdir runs/living"
-    workdir, settings = trained.folder / "runs" / "living", "--steps 1000000 --sample_every 0 --eval_every 1000000"
-    living = spawn(trained.folder, f"{command} {settings}")
-    while living.poll() is None and not (workdir / "checkpoints" / "20").exists():
+def test_a_run_in_progress_is_locked_and_sigterm_checkpoints_it(trained, call):
+    command = "train --config debug --dataset text.txt --workdir runs/active"
+    workdir, settings = trained.folder / "runs" / "active", "--steps 1000000 --sample_every 0 --eval_every 1000000"
+    active = spawn(trained.folder, f"{command} {settings}")
+    while active.poll() is None and not (workdir / "checkpoints" / "20").exists():
         time.sleep(0.05)
     second = call(trained.folder, command)
-    living.terminate()
-    first = ended(living)
+    active.terminate()
+    first = wait_for(active)
     assert (second.returncode, second.stdout) == (1, "")
     assert second.stderr.startswith("error: ")
     assert second.stderr.count("\n") == 1
-    assert_says(second.stderr, "runs/living", "--workdir")
+    assert_says(second.stderr, "runs/active", "--workdir")
     assert first.returncode == 128 + signal.SIGTERM
     assert "Traceback" not in first.stderr
     last = first.stderr.splitlines()[-1]
     step = re.search(r"\b(\d+)/1000000\b", last)[1]
-    assert_says(last, "python scripts/train.py --workdir runs/living")
+    assert_says(last, "python scripts/train.py --workdir runs/active")
 
-    _, *listed = succeeded(call(trained.folder, "checkpoints --workdir runs/living")).stdout.splitlines()
+    _, *listed = succeeded(call(trained.folder, "checkpoints --workdir runs/active")).stdout.splitlines()
     assert [line.split()[0] for line in listed] == [*map(str, checkpoint_steps(workdir))]
     assert listed[-1].split()[0] == step
     assert sum("best" in line for line in listed) == 1
 
 
 @pytest.mark.slow
-def test_a_run_without_a_checkpoint_begins_again_with_its_settings_and_says_so(trained, call):
-    begun = trained.folder / "runs" / "begun"
-    begun.mkdir()
-    shutil.copy(trained.workdir / "config.json", begun)
-    process = succeeded(call(trained.folder, "train --workdir runs/begun"))
-    again, announced, *_ = process.stderr.splitlines()
-    assert_says(again, "runs/begun", "--overwrite")
-    assert_says(announced, "runs/begun", "text.txt", "20")
-    assert Config.from_json((begun / "config.json").read_text(encoding="utf-8")) == Config.from_json(
+def test_a_run_without_a_checkpoint_restarts_with_its_settings(trained, call):
+    workdir = trained.folder / "runs" / "restarted"
+    workdir.mkdir()
+    shutil.copy(trained.workdir / "config.json", workdir)
+    process = succeeded(call(trained.folder, "train --workdir runs/restarted"))
+    restarting, started, *_ = process.stderr.splitlines()
+    assert_says(restarting, "runs/restarted", "--overwrite")
+    assert_says(started, "runs/restarted", "text.txt", "20")
+    assert Config.from_json((workdir / "config.json").read_text(encoding="utf-8")) == Config.from_json(
         (trained.workdir / "config.json").read_text(encoding="utf-8")
     )
-    assert checkpoint_steps(begun) == [10, 20]
+    assert checkpoint_steps(workdir) == [10, 20]
 
 
-def test_a_damaged_checkpoint_is_listed_as_such_and_another_one_used(trained, call):
-    damaged = shutil.copytree(trained.workdir, trained.folder / "damaged")
-    best, other = checkpoints.best_first(damaged)
-    path = damaged / "checkpoints" / str(best) / "checkpoint.json"
+def test_a_corrupt_checkpoint_is_listed_and_another_one_used(trained, call):
+    corrupt = shutil.copytree(trained.workdir, trained.folder / "corrupt")
+    best, other = checkpoints.best_first(corrupt)
+    path = corrupt / "checkpoints" / str(best) / "checkpoint.json"
     path.write_bytes(path.read_bytes().replace(b"2", b"3"))
-    listed = call(trained.folder, "checkpoints --workdir damaged")
+    listed = call(trained.folder, "checkpoints --workdir corrupt")
     assert listed.returncode == 1
     _, *rows = listed.stdout.splitlines()
     assert [row.split()[0] for row in rows if "checkpoint.json" in row] == [str(best)]
     assert [row.split()[0] for row in rows if "best" in row] == [str(other)]
-    used = succeeded(call(trained.folder, "generate --workdir damaged --length 5"))
-    [warning] = used.stderr.splitlines()
-    assert_says(warning, f"damaged/checkpoints/{best}", "checkpoint.json", str(other))
-    assert len(used.stdout) == 6
+    process = succeeded(call(trained.folder, "generate --workdir corrupt --length 5"))
+    [warning] = process.stderr.splitlines()
+    assert_says(warning, f"corrupt/checkpoints/{best}", "checkpoint.json", str(other))
+    assert len(process.stdout) == 6
 
 
-def test_a_plot_of_two_runs_is_a_picture(trained, call):
+def test_a_plot_of_two_runs_is_a_png(trained, call):
     pytest.importorskip("matplotlib")
     succeeded(call(trained.folder, "plot --workdir runs/debug --workdir runs/debug --out compared.png"))
-    picture = (trained.folder / "compared.png").read_bytes()
-    assert picture.startswith(b"\x89PNG")
-    assert struct.unpack(">II", picture[16:24]) == (11 * 150, 7 * 150)
+    png = (trained.folder / "compared.png").read_bytes()
+    assert png.startswith(b"\x89PNG")
+    assert struct.unpack(">II", png[16:24]) == (11 * 150, 7 * 150)
 
 
 # ---- Evaluating -----------------------------------------------------------------------------------------------------------
 
 
-def test_evaluation_is_json_whose_figures_agree(trained):
+def test_evaluation_is_json_with_consistent_values(trained):
     commands = ("evaluate --workdir runs/debug", "evaluate --workdir runs/debug --split train")
     val, train = (json.loads(succeeded(process).stdout) for process in run(trained.folder, *commands))
     num_train = int(0.9 * len(TEXT))
@@ -499,8 +499,8 @@ def test_evaluation_is_json_whose_figures_agree(trained):
         assert result["bits_per_byte"] * len(text.encode()) == pytest.approx(result["bits_per_char"] * len(text))
         assert result["bits_per_byte"] < 0.97 * result["bits_per_char"]
     assert val["loss"] != train["loss"]
-    said_by_training = re.search(r"([\d.]+) nats per token", trained.stderr)[1]
-    assert val["loss"] == pytest.approx(float(said_by_training), abs=1e-4)
+    logged = re.search(r"([\d.]+) nats per token", trained.stderr)[1]
+    assert val["loss"] == pytest.approx(float(logged), abs=1e-4)
 
 
 @pytest.mark.slow
@@ -518,7 +518,7 @@ def test_words_and_bpe_train_evaluate_and_generate_from_files_of_every_kind(trai
         "train --config debug --workdir words --dataset texts --tokenizer word --sample_every 0",
         "train --config debug --workdir pairs --dataset 'texts/*' --val_dataset val.txt --tokenizer bpe --vocab_size 290",
     )
-    share = re.compile(r"\b\d+\.\d%")  # of the tokens that stand for unknown words
+    share = re.compile(r"\b\d+\.\d%")  # unknown words among the tokens
     assert share.findall(succeeded(words).stderr)[0] == "0.0%"
     assert not share.search(succeeded(pairs).stderr)
     results = run(trained.folder, "evaluate --workdir words --stride 8", "evaluate --workdir pairs")
@@ -526,8 +526,8 @@ def test_words_and_bpe_train_evaluate_and_generate_from_files_of_every_kind(trai
     assert of_words["stride"] == 8
     assert of_words["tokens_per_char"] < 1
     assert 0 < of_pairs["bits_per_byte"] < of_pairs["bits_per_char"] < 8 * 2
-    said = re.search(r"([\d.]+) bits per character", pairs.stderr)[1]
-    assert of_pairs["bits_per_char"] == pytest.approx(float(said), abs=1e-3)
+    logged = re.search(r"([\d.]+) bits per character", pairs.stderr)[1]
+    assert of_pairs["bits_per_char"] == pytest.approx(float(logged), abs=1e-3)
     texts = run(
         trained.folder,
         "generate --workdir words --prompt 'To be unheard' --length 20",
@@ -539,7 +539,7 @@ def test_words_and_bpe_train_evaluate_and_generate_from_files_of_every_kind(trai
     assert json.loads((trained.folder / "pairs" / "tokenizer.json").read_text(encoding="utf-8"))["model"]["type"] == "BPE"
 
 
-# ---- Showing tokens -------------------------------------------------------------------------------------------------------
+# ---- Tokens and twins -----------------------------------------------------------------------------------------------------
 
 
 def test_tokens_are_shown_with_ids_and_counts(trained, call):
@@ -563,11 +563,11 @@ def test_the_twins_are_compared_in_a_table(trained, call):
     assert lines[1].split()[0] == "logits"
     assert any(line.startswith("step 2: transformer.final_norm.weight") for line in lines)
     num_compared = len(lines[1 : lines.index("")])
-    assert_says(lines[-1], str(num_compared))  # where one differs the command does not succeed
+    assert_says(lines[-1], str(num_compared))  # the command fails if any differ
     assert [line.split()[0] for line in lines[-3:-1]] == ["minigpt_jax", "PyTorch"]
 
 
-def test_without_pytorch_it_is_said_what_to_install(trained, call, monkeypatch):
+def test_without_pytorch_the_error_says_what_to_install(trained, call, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     process = call(trained.folder, "compare_torch --config debug --dataset text.txt")
     assert process.returncode == USAGE
@@ -576,11 +576,11 @@ def test_without_pytorch_it_is_said_what_to_install(trained, call, monkeypatch):
     assert_says(process.stderr, "python -m pip install -e '.[torch]'")
 
 
-# ---- What users get wrong -------------------------------------------------------------------------------------------------
+# ---- Hugging Face ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_a_run_goes_to_hugging_face_and_training_goes_on_from_there(trained, call):
+def test_a_run_is_exported_to_hugging_face_and_trained_further(trained, call):
     shape = "--activation swiglu --noqk_norm --num_kv_heads 1 --sample_every 0"
     folder, small = trained.folder, "--config debug --dataset text.txt --steps 4"
     succeeded(start(folder, f"train {small} {shape} --workdir runs/llama"))
@@ -589,14 +589,14 @@ def test_a_run_goes_to_hugging_face_and_training_goes_on_from_there(trained, cal
     assert_says(exported.stderr, "exported", "llama")
     ours, theirs = (succeeded(call(folder, f"generate --workdir {name} {GREEDY}")) for name in ("runs/llama", "exported"))
     assert ours.stdout == theirs.stdout != ""
-    begun = f"train --init_from exported {small} --learning_rate 1e-7 --min_learning_rate 0"
-    first = succeeded(start(folder, f"{begun} --workdir runs/tuned"))
-    again = succeeded(start(folder, f"{begun} --workdir runs/tuned --steps 6"))
-    changed, resumed, *_ = again.stderr.splitlines()
+    train = f"train --init_from exported {small} --learning_rate 1e-7 --min_learning_rate 0"
+    first = succeeded(start(folder, f"{train} --workdir runs/tuned"))
+    second = succeeded(start(folder, f"{train} --workdir runs/tuned --steps 6"))
+    changed, resumed, *_ = second.stderr.splitlines()
     assert_says(changed, "steps=4", "6")
     assert_says(resumed, "runs/tuned", "exported", "4", "6")
     losses = [metrics(folder / "runs" / name)[-1]["val_loss"] for name in ("llama", "tuned")]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-4)  # what it began with; initialised again it would be far off
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)  # random weights would be far off
     config = Config.from_json((folder / "runs" / "tuned" / "config.json").read_text(encoding="utf-8"))
     assert (config.model.num_kv_heads, config.model.activation, config.data.tokenizer) == (1, "swiglu", "exported/")
     assert (folder / "runs" / "tuned" / "tokenizer.json").read_text() == (
@@ -608,14 +608,19 @@ def test_a_run_goes_to_hugging_face_and_training_goes_on_from_there(trained, cal
 GREEDY = "--prompt 'To be' --length 20 --greedy"
 
 
+# ---- Mistakes -------------------------------------------------------------------------------------------------------------
+
 NEW = "train --config debug --dataset text.txt --workdir new"
 PROMPTED = "generate --workdir runs/debug --prompt To"
 USAGE, DATA = 2, 1
 
 TOKENIZERS = tuple(tokenizers.KINDS)
-VOCABULARY, LONGEST = str(len(set(TEXT))), str(len(TEXT) - int(0.9 * len(TEXT)) - 1)  # a context that the end of it fills
+VOCABULARY, LONGEST = (
+    str(len(set(TEXT))),
+    str(len(TEXT) - int(0.9 * len(TEXT)) - 1),
+)  # the longest context that fits the validation text
 
-# Command, exit status, and names and values in the message. What is meant instead is there beside all that is allowed.
+# Command, exit status, and names and values in the message. A suggestion comes in addition to the list of allowed values.
 MISTAKES = [
     (f"{NEW} --num_leyers 3", USAGE, ["num_leyers", "num_layers"]),
     (f"{NEW} stray", USAGE, ["'stray'"]),
@@ -720,8 +725,8 @@ MISTAKES = [
 
 
 @pytest.fixture(scope="module")
-def mistaken_folder(trained):
-    """The folder of the run, with what mistakes are made with."""
+def folder_for_mistakes(trained):
+    """The folder of the run, with the files for the mistakes."""
     folder = trained.folder
     (folder / "later.txt").write_text(LATER_TEXT, encoding="utf-8")
     (folder / "foreign" / "checkpoints" / "epoch_3").mkdir(parents=True)
@@ -737,35 +742,35 @@ def mistaken_folder(trained):
     (folder / "bad.txt.gz").write_bytes(b"no gzip")
     (folder / "short.txt").write_text("To be", encoding="utf-8")
     (folder / "latin1.txt").write_bytes("café".encode("latin-1") * 100)
-    # A run whose text is now another one.
+    # A run whose text has changed.
     shutil.copytree(trained.workdir, folder / "changed")
     config = (folder / "changed" / "config.json").read_text(encoding="utf-8")
     (folder / "changed" / "config.json").write_text(config.replace("text.txt", "later.txt"), encoding="utf-8")
     return folder
 
 
-def the_first_of_each_script_and_slowly_the_others(mistakes):
-    known, cases = set(), []
+def slow_after_the_first_of_each_script(mistakes):
+    seen, cases = set(), []
     for mistake in mistakes:
         script = mistake[0].split()[0]
-        cases.append(pytest.param(*mistake, id=mistake[0], marks=[pytest.mark.slow] if script in known else []))
-        known.add(script)
+        cases.append(pytest.param(*mistake, id=mistake[0], marks=[pytest.mark.slow] if script in seen else []))
+        seen.add(script)
     return cases
 
 
-@pytest.mark.parametrize("command, status, words", the_first_of_each_script_and_slowly_the_others(MISTAKES))
-def test_a_mistake_is_told_in_one_line_and_nothing_is_written(mistaken_folder, call, command, status, words):
-    before = files(mistaken_folder)
-    process = call(mistaken_folder, command)
+@pytest.mark.parametrize("command, status, words", slow_after_the_first_of_each_script(MISTAKES))
+def test_a_mistake_is_a_one_line_error_and_nothing_is_written(folder_for_mistakes, call, command, status, words):
+    before = files(folder_for_mistakes)
+    process = call(folder_for_mistakes, command)
     assert process.stderr.startswith("error: ")
     assert process.stderr.count("\n") == 1
     assert_says(process.stderr, *words)
     assert process.returncode == status
     assert process.stdout == ""
-    assert files(mistaken_folder) == before
+    assert files(folder_for_mistakes) == before
 
 
-def test_a_mistake_ends_a_process_with_its_status_and_without_a_traceback(tmp_path):
+def test_a_mistake_sets_the_exit_status_without_a_traceback(tmp_path):
     usage, data = run(tmp_path, "train --config debgu", "generate --workdir nowhere")
     assert (usage.returncode, data.returncode) == (USAGE, DATA)
     for process in (usage, data):
@@ -794,8 +799,8 @@ def test_help_lists_the_flags_of_the_script(tmp_path, call, name, expected):
     assert files(tmp_path) == {}
 
 
-def test_a_reader_that_has_gone_is_no_error(tmp_path):
-    """As in `train.py --help | head -1`, where Python itself would complain at the very end."""
+def test_a_closed_pipe_is_not_an_error(tmp_path):
+    """As in `train.py --help | head -1`, where Python itself would print an error at exit."""
     read_end, write_end = os.pipe()
     os.close(read_end)
     process = start(tmp_path, "train --help", stdout=write_end)

@@ -1,4 +1,4 @@
-"""The public workflow and the README say the same: one test command, all extras, one version of ruff."""
+"""The CI workflow agrees with the README and pyproject.toml: test command, extras, versions of the tools."""
 
 import os
 import re
@@ -19,32 +19,33 @@ def read(path):
 EXTRAS = tomllib.loads(read("pyproject.toml"))["project"]["optional-dependencies"]
 
 
-def test_the_workflow_runs_the_readmes_command():
+def test_the_workflow_runs_the_test_command_of_the_readme():
     [command] = re.findall(
         r'^(python -m pip install -e "\.\[test\]" && python -m pytest -m "not slow")$', read("README.md"), re.MULTILINE
     )
     assert command in read(".github/workflows/tests.yml")
 
 
-def test_every_extra_is_installed_where_a_skip_is_a_failure():
+def test_every_extra_is_installed_with_no_skips():
     [extras] = re.findall(r"\.\[([a-z,]+)\]\".*--no-skips", read(".github/workflows/tests.yml"))
-    named = set(extras.split(","))
-    nested = re.findall(r"minigpt_jax\[([a-z,]+)\]", " ".join(requirement for name in named for requirement in EXTRAS[name]))
-    assert named.union(*(names.split(",") for names in nested)) == set(EXTRAS)
+    installed = set(extras.split(","))
+    requirements = " ".join(requirement for name in installed for requirement in EXTRAS[name])
+    nested = re.findall(r"minigpt_jax\[([a-z,]+)\]", requirements)
+    assert installed.union(*(names.split(",") for names in nested)) == set(EXTRAS)
 
 
-def test_there_is_one_version_of_ruff():
+def test_ruff_has_the_same_version_everywhere():
     [pinned] = [re.fullmatch(r"ruff==([\d.]+)", name)[1] for name in EXTRAS["test"] if name.startswith("ruff")]
     assert f"rev: v{pinned}\n" in read(".pre-commit-config.yaml")
 
 
-def test_there_is_one_version_of_the_type_checker():
+def test_the_type_checker_has_the_same_version_everywhere():
     assert len({*re.findall(r"basedpyright==[\d.]+", read(".ci/run") + read(".github/workflows/tests.yml"))}) == 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options, status", [([], 0), (["--no-skips"], 1)])
-def test_a_skipped_test_is_a_failure_where_that_is_asked_for(tmp_path, options, status):
+def test_no_skips_turns_a_skipped_test_into_a_failure(tmp_path, options, status):
     (tmp_path / "pytest.ini").touch()
     (tmp_path / "test_it.py").write_text("import pytest\ndef test_it(): pytest.skip('an extra')\n")
     command = [sys.executable, "-m", "pytest", "-p", "conftest", "--rootdir", str(tmp_path), *options, str(tmp_path)]
