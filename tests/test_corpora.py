@@ -23,7 +23,7 @@ from minigpt_jax.config import SETTINGS
 from minigpt_jax.data import corpora, download, shakespeare
 from minigpt_jax.errors import DataError
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+README = (Path(__file__).resolve().parents[1] / "minigpt_jax/data/README.md").read_text(encoding="utf-8")
 GOOD = b"First Citizen:\nBefore we proceed any further, hear me speak.\n" * 3000  # several reads long
 GOOD_SHA256 = hashlib.sha256(GOOD).hexdigest()
 

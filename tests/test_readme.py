@@ -1,16 +1,29 @@
-"""What the README says of the code: how many lines there are to read at most, and in which order processors run."""
+"""What the README files say of the code: lines to read, commands, extras, links, and the order of decoding settings."""
 
 import dataclasses
 import re
+import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from minigpt_jax.benchmarks import tables
+from minigpt_jax.config import SETTINGS, check_setting, preset_names, setting_type
 from minigpt_jax.generation.strategy import DecodingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-ROWS = re.findall(r"^\| `(minigpt_jax/\S+)` \| (\d+) \|", README, re.MULTILINE)
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in [
+        *tables.readmes(),
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "CHANGELOG.md",
+        *(ROOT / "minigpt_jax/compare").glob("*.md"),
+    ]
+}
+README = PAGES["README.md"]
+ROWS = re.findall(r"^\| `(minigpt_jax/\S+)` \| (\d+) \|", README + PAGES["minigpt_jax/README.md"], re.MULTILINE)
 
 # What a newcomer should have to read, at most.
 BOUNDS = {
@@ -40,6 +53,75 @@ def test_what_has_a_bound_is_in_the_readme():
     assert {pattern for pattern, _ in ROWS} >= set(BOUNDS)
 
 
-def test_the_order_of_the_processors_is_that_of_the_settings():
-    names = [f"`{field.name}`" for field in dataclasses.fields(DecodingConfig) if field.name != "greedy"]
-    assert ", ".join(names) in " ".join(README.split())
+def test_the_readme_is_short():
+    assert README.count("\n") <= 150
+
+
+def test_the_decoding_settings_are_listed_in_the_order_in_which_they_apply():
+    [table] = re.findall(
+        r"<!-- table: decoding -->\n(.*?)<!-- end -->", PAGES["minigpt_jax/generation/README.md"], re.DOTALL
+    )
+    assert re.findall(r"^\| `(\w+)`", table, re.MULTILINE) == [field.name for field in dataclasses.fields(DecodingConfig)]
+
+
+def test_every_extra_is_in_the_readme():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", README.partition("| extra |")[2], re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"\w+", row)} == set(extras)
+
+
+# ---- Commands -------------------------------------------------------------------------------------------------------------
+
+COMMAND = re.compile(r"(?:python scripts/|minigpt )([a-z]\w*)(?:\.py)?((?: '[^'\n]*'| \"[^\"\n]*\"| [^\s`#&|]+)*)")
+COMMANDS = sorted({(page, name, options.strip()) for page, text in PAGES.items() for name, options in COMMAND.findall(text)})
+PLACEHOLDERS = {"NAME", "TEXT", "DIR"}
+
+
+def own_flags(name):
+    """The names of the flags that a script defines, apart from those of settings."""
+    source = (ROOT / "scripts" / f"{name}.py").read_text(encoding="utf-8")
+    names = set(re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", source)) | {"help"}
+    if "define_section_flags(DecodingConfig)" in source:
+        names |= {field.name for field in dataclasses.fields(DecodingConfig)}
+    return names | ({"kernels"} if "define_kernels_flag" in source else set())
+
+
+def settings(name):
+    """The settings that are flags of a script: all of them, or those that it names."""
+    source = (ROOT / "scripts" / f"{name}.py").read_text(encoding="utf-8")
+    [names] = re.findall(r"define_setting_flags\((.*?)\)", source) or [None]
+    return set() if names is None else set(re.findall(r"\w+", names)) or set(SETTINGS)
+
+
+def test_there_are_commands():
+    assert {name for _, name, _ in COMMANDS} == {path.stem for path in (ROOT / "scripts").glob("*.py")}
+
+
+@pytest.mark.parametrize("page, name, options", COMMANDS)
+def test_commands_use_flags_and_values_that_exist(page, name, options):
+    words = shlex.split(options)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            assert name == "benchmark", word  # the only command with arguments
+            assert f'"{word}"' in (ROOT / "scripts/benchmark.py").read_text(encoding="utf-8")
+            continue
+        flag = word.removeprefix("--")
+        negated = flag.removeprefix("no")
+        if flag in settings(name):
+            field = SETTINGS[flag].field
+            if setting_type(field) is not bool:
+                check_setting(field, setting_type(field)(words.pop(0)))
+        elif flag != negated and negated in settings(name):
+            assert setting_type(SETTINGS[negated].field) is bool
+        else:
+            assert flag in own_flags(name)
+            value = words.pop(0) if words and not words[0].startswith("--") else None
+            if flag == "config":
+                assert value in {*preset_names(), *PLACEHOLDERS} or value.endswith(".py")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files(page):
+    targets = re.findall(r"\]\((?!https?:|#)([^)#]*)", PAGES[page])
+    assert [target for target in targets if not ((ROOT / page).parent / target).exists()] == []

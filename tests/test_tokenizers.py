@@ -30,7 +30,7 @@ from minigpt_jax.data.tokenizers.base import END_OF_TEXT
 from minigpt_jax.data.tokenizers.library import BYTE_SYMBOLS
 from minigpt_jax.errors import DataError, UsageError
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+README = (Path(__file__).resolve().parents[1] / "minigpt_jax/data/README.md").read_text(encoding="utf-8")
 
 # Code points at the limits of Unicode and its encodings: NUL, ASCII, one byte, two bytes of UTF-8, unpaired surrogates,
 # the last with 16 bits, the first beyond, and the very last.
