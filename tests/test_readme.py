@@ -36,7 +36,7 @@ BOUNDS = {
 
 
 def files(pattern):
-    """Braces as in a shell; a folder means all Python files in it."""
+    """Braces as in a shell; a folder stands for all Python files in it."""
     if pattern.endswith("/"):
         return sorted((ROOT / pattern).glob("*.py"))
     before, names, after = re.fullmatch(r"([^{]*)(?:\{(.*)\})?(.*)", pattern).groups()

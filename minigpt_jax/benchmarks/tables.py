@@ -19,7 +19,7 @@ from typing import Any
 from absl import flags
 
 from minigpt_jax import cli
-from minigpt_jax.config import SECTIONS, Config, Section, load_preset, setting_type
+from minigpt_jax.config import SECTIONS, Config, Section, get_setting, load_preset, setting_type
 from minigpt_jax.errors import DataError, UsageError, did_you_mean
 from minigpt_jax.generation.strategy import DecodingConfig
 
@@ -110,7 +110,7 @@ def short_presets_table() -> str:
 
 
 def model_and_tokens(config: Config) -> str:
-    return f"{described(config)[0]}; {config.data.tokenizer}"
+    return f"{described(config)[0]}; {get_setting(config, 'tokenizer')}"
 
 
 def preset(name: str) -> Config:
@@ -128,9 +128,9 @@ def described(config: Config) -> list[str]:
     parts += [model.positions, model.norm, model.activation]
     parts += [name for name in ("qk_norm", "tie_embeddings", "bias", "dropout") if getattr(model, name)]
     parts += [f"init {model.init}"] if model.init != "fan_in" else []
-    tokens = " ".join(str(part) for part in (config.data.tokenizer, model.vocab_size) if part)
+    tokens = " ".join(str(part) for part in (get_setting(config, "tokenizer"), model.vocab_size) if part)
     steps = f"{training.steps} × {training.batch_size * model.context_length}"
-    return [", ".join(parts), f"{config.data.dataset}, {tokens}", steps]
+    return [", ".join(parts), f"{get_setting(config, 'dataset')}, {tokens}", steps]
 
 
 def settings_table(section: type[Section]) -> str:
@@ -197,4 +197,4 @@ def update(root: Path = ROOT, check: bool = False) -> None:
 
 if __name__ == "__main__":
     CHECK = flags.DEFINE_bool("check", False, "change nothing, and exit with 1 if a table is out of date")
-    cli.run(lambda: update(check=CHECK.value), __doc__)
+    cli.run(lambda: update(check=CHECK.value), str(__doc__))
