@@ -10,6 +10,8 @@ Read reference.py first, the whole model on one page; then config.py, data/, mod
 import importlib
 from typing import Any
 
+__version__ = "0.2.0"
+
 # Public names and their modules, which are imported on first access. Parts that do not need JAX, such as the PyTorch twin,
 # can thus be imported without loading JAX.
 _HOMES = {
@@ -21,6 +23,7 @@ _HOMES = {
     "ModelConfig": "config",
     "TrainingConfig": "config",
     "UsageError": "errors",
+    "evaluate": "api",
     "load": "api",
     "load_preset": "config",
     "train": "api",
@@ -35,4 +38,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return [*__all__, "__version__"]

@@ -12,6 +12,8 @@ import jax
 from minigpt_jax import kernels as kernels_room
 from minigpt_jax.config import Config, ModelConfig
 from minigpt_jax.models.kernels import Kernels
+from minigpt_jax.system import logs
+from minigpt_jax.system.heap import retain_heap
 
 if TYPE_CHECKING:
     from minigpt_jax.generation.language_model import LanguageModel
@@ -30,14 +32,36 @@ def default_sharding() -> jax.sharding.Sharding:
 def train(config: Config, workdir: str | Path, overwrite: bool = False, *, kernels: str = "tuned", **options) -> None:
     """Trains in a run's folder, resuming from its newest checkpoint if it has one. `kernels` is "tuned" or "plain".
 
-    See `training.loop.train` for the options and exceptions.
+    Prints logs, samples and progress. A notebook also shows the loss curve, and interrupting its cell stops after a
+    checkpoint. See `training.loop.train` for the options and exceptions.
     """
     from minigpt_jax.interop.load import check_not_foreign
     from minigpt_jax.training import loop
 
     check_not_foreign(Path(workdir))
+    retain_heap()
     device, chosen = jax.devices()[0], choose_kernels(config.model, kernels)
-    loop.train(config, Path(workdir), overwrite, device=device, kernels=chosen, **options)
+    with logs.shown():
+        loop.train(config, Path(workdir), overwrite, device=device, kernels=chosen, **options)
+
+
+def evaluate(workdir: str | Path, split: str = "val", stride: int | None = None) -> dict[str, float]:
+    """The measures of a run's best checkpoint over all data of a split: `loss`, and what its task adds.
+
+    `stride` is the distance in tokens between the starts of two windows, by default the context length. Raises DataError
+    where the folder holds no run or its data has changed, UsageError for a bad split or stride.
+    """
+    from minigpt_jax.interop.load import read_run_config
+    from minigpt_jax.runs import checkpoints
+    from minigpt_jax.tasks import prepare
+    from minigpt_jax.tasks.task import Earlier, trained_params
+
+    workdir = Path(workdir)
+    config = read_run_config(workdir)
+    step = checkpoints.first_whole(workdir, checkpoints.best_first(workdir))
+    earlier = Earlier(workdir, checkpoints.read_info(workdir, step).sources)
+    task = prepare(config, earlier, kernels=choose_kernels(config.model))
+    return task.measures(trained_params(task, workdir, step, default_sharding()), split, stride)
 
 
 def load(folder: str | Path, *, kernels: str = "tuned") -> "LanguageModel":

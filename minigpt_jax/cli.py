@@ -3,18 +3,20 @@
 import dataclasses
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from absl import flags
-from tqdm import tqdm
 
+from minigpt_jax.commands import IS_CHECKOUT, command
 from minigpt_jax.config import SETTINGS, Section, setting_type
 from minigpt_jax.errors import DataError, StoppedError, UsageError
 from minigpt_jax.system.compilation_cache import compilation_cache
 from minigpt_jax.system.heap import retain_heap
+from minigpt_jax.system.logs import PROJECT_LOG, LogHandler
 
 log = logging.getLogger(__name__)
 RUNS_DIR = Path("runs")
@@ -59,7 +61,7 @@ def newest_run() -> Path:
     checkpoints = sorted(RUNS_DIR.glob("*/checkpoints/*/manifest.json"), key=lambda path: path.stat().st_mtime)
     if not checkpoints:
         raise DataError(
-            f"no run found under {RUNS_DIR}/: train one with scripts/train.py, or give a run's folder with --workdir"
+            f"no run found under {RUNS_DIR}/: train one with {command('train')}, or give a run's folder with --workdir"
         )
     workdir = checkpoints[-1].parents[2]
     log.info("Using the newest run: %s", workdir)
@@ -72,10 +74,9 @@ def run(main: Callable[..., None], usage: str, positional: bool = False) -> None
     User errors print one line on standard error, without a traceback. The exit status is 2 for an invalid command, 1 for
     unusable data.
     """
-    project_log = logging.getLogger("minigpt_jax")
-    project_log.setLevel(logging.INFO)
-    project_log.propagate = False
-    project_log.addHandler(LogHandler())
+    PROJECT_LOG.setLevel(logging.INFO)
+    PROJECT_LOG.propagate = False
+    PROJECT_LOG.addHandler(LogHandler())
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the exceptions that it raises, with tracebacks
     flags.DEFINE_bool("help", False, "show this help", short_name="h", allow_override=True)
     retain_heap()
@@ -122,15 +123,9 @@ def report(message: str, exit_status: int) -> int:
 
 
 def print_help(usage: str) -> None:
-    print(usage.strip(), "\n\nFlags:")
+    commands = usage if IS_CHECKOUT else re.sub(r"python scripts/(\w+)\.py", r"minigpt \1", usage)
+    print(commands.strip(), "\n\nFlags:")
     by_module = flags.FLAGS.flags_by_module_dict()  # to leave out the many flags of absl, jax and orbax
     own = {flag.name for module in (__name__, sys.argv[0]) for flag in by_module.get(module, [])}
     for name in sorted(own - {"help"}):
         print(f"  --{name}\n      {flags.FLAGS[name].help}")
-
-
-class LogHandler(logging.Handler):
-    """Writes plain lines to standard error, above the progress bar if there is one."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(record.getMessage(), file=sys.stderr)

@@ -15,9 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from minigpt_jax.commands import CONFIGS_DIR
 from minigpt_jax.errors import DataError, UsageError, did_you_mean, require_choice
-
-PRESETS_DIR = Path(__file__).resolve().parent.parent / "configs"
 
 
 def setting(
@@ -341,7 +340,7 @@ def differences(config: Config, other: Config) -> dict[str, tuple[Any, Any]]:
 
 @functools.cache
 def preset_names() -> tuple[str, ...]:
-    return tuple(sorted(path.stem for path in PRESETS_DIR.glob("*.py")))
+    return tuple(sorted(path.stem for path in CONFIGS_DIR.glob("*.py")))
 
 
 def load_preset(name: str) -> Config:
@@ -349,7 +348,7 @@ def load_preset(name: str) -> Config:
 
     Raises UsageError if there is no such preset, if the file fails, or if it has no `get_config() -> Config`.
     """
-    path = Path(name) if name.endswith(".py") else PRESETS_DIR / f"{name}.py"
+    path = Path(name) if name.endswith(".py") else CONFIGS_DIR / f"{name}.py"
     if not path.is_file():
         raise UsageError(
             f"no preset {name!r}{did_you_mean(name, preset_names())}; "

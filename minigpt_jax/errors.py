@@ -8,19 +8,26 @@ import difflib
 from collections.abc import Collection, Iterable
 
 
-class UsageError(ValueError):
+class OneLineError(Exception):
+    """Notebooks show the message of such an exception without a traceback."""
+
+    def _render_traceback_(self) -> list[str]:  # called by IPython
+        return [f"{type(self).__name__}: {self}"]
+
+
+class UsageError(OneLineError, ValueError):
     """The command or call itself is invalid, whatever the files contain: an unknown flag, an indivisible width."""
 
     exit_status = 2
 
 
-class DataError(ValueError):
+class DataError(OneLineError, ValueError):
     """A file, folder, text or run cannot be used: it is missing, corrupt, too short or has the wrong shape."""
 
     exit_status = 1
 
 
-class StoppedError(Exception):
+class StoppedError(OneLineError):
     """Raised after SIGINT or SIGTERM, once the step is checkpointed."""
 
     def __init__(self, signal_number: int):

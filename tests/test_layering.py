@@ -12,6 +12,7 @@ PACKAGE = "minigpt_jax"
 # From bottom to top. A room imports from itself and from the floors below.
 FLOORS = [
     {"errors", "files"},
+    {"commands"},
     {"system"},
     {"config"},
     {"data", "models", "runs"},  # independent of each other
@@ -38,7 +39,7 @@ ORDER_WITHIN = {
     "generation": [
         "seen", "logits", "strategy", "decode", "context", "devices", "sampling", "beam", "text", "language_model",
     ],
-    "runs": ["folder", "manifest", "arrays", "checkpoints", "metrics"],
+    "runs": ["folder", "manifest", "arrays", "checkpoints", "metrics", "plots"],
     "interop": ["architectures", "hf_files", "hf_reader", "hf_writer", "load"],
     "tasks": ["task", "next_token", "evaluation", "language_modelling"],
     "training": [

@@ -1,21 +1,10 @@
 """The lines in the plots of runs are the rows of their metrics."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 
+from minigpt_jax.runs import plots
+
 pytest.importorskip("matplotlib")
-
-PATH = Path(__file__).resolve().parents[1] / "scripts" / "plot.py"
-
-
-@pytest.fixture(scope="module")
-def plot():
-    spec = importlib.util.spec_from_file_location("minigpt_plot", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def rows_of(run):
@@ -28,8 +17,8 @@ def rows_of(run):
     ]
 
 
-def test_every_panel_has_the_values_of_every_run_in_its_colour(plot):
-    loss, *others = plot.draw({"one": rows_of(1), "two": rows_of(2)}).axes
+def test_every_panel_has_the_values_of_every_run_in_its_colour():
+    loss, *others = plots.draw({"one": rows_of(1), "two": rows_of(2)}).axes
     lines = {line.get_label(): (line.get_xydata().tolist(), line.get_color()) for line in loss.get_lines()}
     assert lines == {
         "one, training": ([[3.0, 5.0]], "C0"),
@@ -37,10 +26,10 @@ def test_every_panel_has_the_values_of_every_run_in_its_colour(plot):
         "two, training": ([[3.0, 6.0]], "C1"),
         "two, validation": ([[6.0, 5.0]], "C1"),
     }
-    names = [name for name in plot.PANELS if name != "loss"]
+    names = [name for name in plots.PANELS if name != "loss"]
     for axes, name in zip(others, names, strict=True):
         lines = [(line.get_xydata().tolist(), line.get_color()) for line in axes.get_lines()]
         key = "tokens_per_second" if name == "_per_second" else name
         expected = [[[row["step"], row[key]] for row in rows_of(run) if key in row] for run in (1, 2)]
         assert lines == [(expected[0], "C0"), (expected[1], "C1")]
-        assert axes.get_title(loc="left") == plot.PANELS[name]
+        assert axes.get_title(loc="left") == plots.PANELS[name]

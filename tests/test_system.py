@@ -2,6 +2,8 @@
 
 import os
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -159,3 +161,28 @@ def test_a_cache_folder_set_by_the_user_is_kept(monkeypatch, tmp_path):
     with compilation_cache.compilation_cache():
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mine")
     assert not Path(files.cache_dir()).exists()
+
+
+# ---- Logs -----------------------------------------------------------------------------------------------------------------
+
+
+PROGRAM = """
+import logging, sys
+from minigpt_jax.system import logs
+if sys.argv[1] == "stream": logging.basicConfig(format="elsewhere %(message)s")
+if sys.argv[1] == "info": logging.basicConfig(level=logging.INFO, format="elsewhere %(message)s")
+if sys.argv[1] == "quiet": logging.getLogger("minigpt_jax").setLevel(logging.WARNING)
+log = logging.getLogger("minigpt_jax.anything")
+with logs.shown():
+    log.info("inside")
+log.info("outside")
+"""
+
+
+@pytest.mark.parametrize(
+    "setup, lines",
+    [("none", ["inside"]), ("stream", ["inside"]), ("info", ["elsewhere inside", "elsewhere outside"]), ("quiet", [])],
+)
+def test_log_lines_are_shown_unless_the_program_has_set_up_logging(setup, lines):
+    process = subprocess.run([sys.executable, "-c", PROGRAM, setup], capture_output=True, text=True, check=True)
+    assert process.stderr.splitlines() == lines

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from minigpt_jax.benchmarks.interleave import with_spread
+from minigpt_jax.commands import SCRIPTS_DIR
 from minigpt_jax.errors import DataError
 from minigpt_jax.files import cache_dir
 
 ROUNDS = 5
-TRAIN = Path(__file__).resolve().parents[2] / "scripts" / "train.py"
+TRAIN = SCRIPTS_DIR / "train.py"
 PRESETS = "shakespeare_char", "mini_gpt"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from minigpt_jax.commands import command
 from minigpt_jax.config import Config, DataConfig
 from minigpt_jax.data import batches
 from minigpt_jax.data.splits import read_texts, tokenize_splits, train_tokenizer
@@ -91,7 +92,7 @@ class LanguageModelling:
         return f"{loss:.4f} nats per token, {bits:.3f} bits per character{self.unknown_tokens('val')}"
 
     def next_command(self, workdir: Path) -> str:
-        return f"Sample from it: python scripts/generate.py --workdir {workdir} --prompt TEXT --length 200"
+        return f"Sample from it: {command('generate')} --workdir {workdir} --prompt TEXT --length 200"
 
     def unknown_tokens(self, split: str) -> str:
         """How many tokens of a split are unknown words, with a tokenizer that may have such."""

@@ -1,6 +1,8 @@
 """What happens beside the training steps: each callback is one concern, and reads and extends the Run that it is given."""
 
+from minigpt_jax.system import notebook
 from minigpt_jax.training.callbacks.callback import Callback
+from minigpt_jax.training.callbacks.curve import Curve
 from minigpt_jax.training.callbacks.evaluate import Evaluate
 from minigpt_jax.training.callbacks.log import Log
 from minigpt_jax.training.callbacks.preview import Preview
@@ -14,4 +16,5 @@ from minigpt_jax.training.callbacks.time_limit import TimeLimit
 def standard(max_minutes: float | None = None, profile: bool = False) -> list[Callback]:
     """Those of every run, in their order: what is saved has been logged and evaluated."""
     limit = [] if max_minutes is None else [TimeLimit(max_minutes)]
-    return [Progress(), Log(), Evaluate(), Save(), Preview(), *limit, *([Profile()] if profile else []), Summary()]
+    curve, profiler = [Curve()] if notebook.is_active() else [], [Profile()] if profile else []
+    return [Progress(), Log(), Evaluate(), *curve, Save(), Preview(), *limit, *profiler, Summary()]

@@ -1,0 +1,51 @@
+"""Plots of the metrics of runs. They need matplotlib (extra plot)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from minigpt_jax.errors import UsageError
+
+PANELS = {  # titles by metric name or suffix: what is counted per second depends on the task
+    "loss": "Loss, nats",
+    "learning_rate": "Learning rate",
+    "grad_norm": "Gradient norm, before clipping",
+    "_per_second": "Throughput, per second",
+}
+
+
+def draw(runs: Mapping[str, Sequence[Mapping[str, Any]]], panels: Sequence[str] = tuple(PANELS), size: Any = (11, 7)) -> Any:
+    """A figure of the metrics of runs, given as rows by name, with one panel per metric. Colours are the same in all panels.
+
+    Raises UsageError if matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UsageError("plotting needs matplotlib: python -m pip install 'minigpt_jax[plot]'") from error
+
+    figure = Figure(figsize=size, layout="constrained")
+    num_columns = 2 if len(panels) > 1 else 1
+    all_axes = figure.subplots(-(-len(panels) // num_columns), num_columns, squeeze=False).flat
+    for axes, name in zip(all_axes, panels, strict=True):
+        for number, (run, rows) in enumerate(runs.items()):
+            colour = f"C{number}"
+            if name == "loss":
+                axes.plot(*series(rows, "train_loss"), color=colour, alpha=0.45, linewidth=1, label=f"{run}, training")
+                axes.plot(*series(rows, "val_loss"), color=colour, marker=".", linewidth=1.8, label=f"{run}, validation")
+            else:
+                axes.plot(*series(rows, name), color=colour, linewidth=1.2)
+        axes.set_title(PANELS[name], loc="left", fontsize=11)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+        if name != "loss":
+            axes.set_ylim(bottom=0)
+        else:
+            axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of the metric with this name or suffix, where it is known."""
+    points = [(row["step"], row[key]) for row in rows for key in row if key.endswith(name) and row[key] is not None]
+    return [step for step, _ in points], [value for _, value in points]
