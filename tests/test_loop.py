@@ -1,4 +1,4 @@
-"""The run: killed and resumed it is the same to the bit; what does not fit it refuses and leaves as it was."""
+"""Runs: resuming after a kill is bit-exact, and a run that does not match its config or data is refused, untouched."""
 
 import dataclasses
 import errno
@@ -39,14 +39,14 @@ pytestmark = pytest.mark.e2e
 
 TEXT = "".join(np.random.default_rng(0).choice(list("abcd \n"), 160)) + "abcd \n"
 STEPS = 13
-RHYTHM = {"eval_every": 4, "checkpoint_every": 5, "log_every": 3, "sample_every": 0, "keep_checkpoints": 2}
+INTERVALS = {"eval_every": 4, "checkpoint_every": 5, "log_every": 3, "sample_every": 0, "keep_checkpoints": 2}
 
-HERE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+SHARDING = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A folder for the text and its tokens."""
+    """A folder with the text, and for its tokens."""
     folder = tmp_path_factory.mktemp("data")
     (folder / "text.txt").write_text(TEXT)
     return folder
@@ -54,7 +54,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture
 def config(files):
-    """All that could go wrong on resuming: dropout, parts of batches, several epochs, and no two rhythms alike."""
+    """Everything that could break resuming: dropout, micro-batches, several epochs, intervals that all differ."""
     return Config(
         model=ModelConfig(num_layers=1, num_heads=2, embed_dim=8, ff_dim=8, context_length=8, dropout=0.2),
         training=TrainingConfig(
@@ -65,15 +65,15 @@ def config(files):
             learning_rate=1e-2,
             warmup_steps=3,
             eval_batches=1,
-            **RHYTHM,
+            **INTERVALS,
         ),
         data=DataConfig(dataset=str(files / "text.txt"), data_dir=str(files)),
     )
 
 
 @pytest.fixture(autouse=True)
-def hardware_not_measured(monkeypatch):
-    """Which takes longer at the end of each run than all of its steps."""
+def fixed_matmul_rate(monkeypatch):
+    """Measuring it at the end of each run would take longer than all of the steps."""
     monkeypatch.setattr(summary.hardware, "matmul_rate", lambda *_: 1e15)
 
 
@@ -82,45 +82,45 @@ class KilledError(Exception):
 
 
 def train_until(config, workdir, step, monkeypatch, during="after_step"):
-    """Trains, and dies when this step has been made, before (`after_step`) or while (`save`) it is dealt with."""
-    home = {"after_step": Log, "save": Run}[during]
-    original = getattr(home, during)
+    """Trains until this step is done, then raises KilledError before the callbacks run (`after_step`) or in `save`."""
+    owner = {"after_step": Log, "save": Run}[during]
+    original = getattr(owner, during)
 
-    def dies(self, *args):
+    def raise_at_step(self, *args):
         if (args[0] if args else self).step >= step:
             raise KilledError
         return original(self, *args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(home, during, dies)
+        patched.setattr(owner, during, raise_at_step)
         with pytest.raises(KilledError):
             train(config, workdir)
 
 
 def final_state(config, workdir, step=STEPS):
     task = prepare(config)
-    return resume.restore(workdir, step, jax.eval_shape(lambda: new_state(task)), HERE)
+    return resume.restore(workdir, step, jax.eval_shape(lambda: new_state(task)), SHARDING)
 
 
 def rows(workdir):
-    """The rows of metrics without what depends on the clock."""
+    """The rows of metrics without the values that depend on the clock."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    clock = ("seconds", "tokens_per_second")
-    return [{name: value for name, value in json.loads(line).items() if name not in clock} for line in lines]
+    timings = ("seconds", "tokens_per_second")
+    return [{name: value for name, value in json.loads(line).items() if name not in timings} for line in lines]
 
 
 def snapshot(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def announced(caplog):
-    """The lines with which the runs of this process began, new or resumed ones."""
+def first_lines(caplog):
+    """The first log line of each run of this process, new or resumed."""
     return [record.getMessage() for record in caplog.records if (record.module, record.funcName) == ("log", "begin")]
 
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-    """The folder for a run that nothing interrupts; made by the first test that needs it, not to be changed."""
+    """The folder of an uninterrupted run, trained by the first test that needs it. Tests must not change it."""
     return tmp_path_factory.mktemp("runs") / "straight"
 
 
@@ -133,7 +133,7 @@ def finished(straight, config):
 
 @pytest.fixture
 def workdir(finished, tmp_path):
-    """A copy of it that may be."""
+    """A copy of the finished run that a test may change."""
     return shutil.copytree(finished, tmp_path / "run")
 
 
@@ -144,7 +144,7 @@ def workdir(finished, tmp_path):
     "kills",
     [
         pytest.param(
-            [(2, "after_step"), (7, "after_step"), (11, "after_step")],  # the first before there is any checkpoint
+            [(2, "after_step"), (7, "after_step"), (11, "after_step")],  # the first one before any checkpoint
             marks=pytest.mark.slow,
         ),
         pytest.param([(5, "save"), (10, "save"), (10, "save"), (13, "save")], marks=pytest.mark.slow),
@@ -152,13 +152,12 @@ def workdir(finished, tmp_path):
     ],
     ids=str,
 )
-def test_a_run_that_was_killed_and_resumed_is_the_straight_run(config, finished, tmp_path, monkeypatch, kills):
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one(config, finished, tmp_path, monkeypatch, kills):
     workdir = tmp_path / "killed"
     for step, during in kills:
         train_until(config, workdir, step, monkeypatch, during)
     train(config, workdir)
-    one, other = final_state(config, finished), final_state(config, workdir)
-    assert_equal(one, other)
+    assert_equal(final_state(config, finished), final_state(config, workdir))
     assert rows(workdir) == rows(finished)
     assert checkpoints.steps(workdir) == checkpoints.steps(finished)
     for step in checkpoints.steps(finished):
@@ -167,40 +166,40 @@ def test_a_run_that_was_killed_and_resumed_is_the_straight_run(config, finished,
 
 
 def test_the_test_above_crosses_the_end_of_an_epoch(config):
-    parts = prepare(config)
-    windows = batches.num_windows(parts.splits["train"].ids, config.model.context_length)
+    task = prepare(config)
+    windows = batches.num_windows(task.splits["train"].ids, config.model.context_length)
     assert windows * 2 < STEPS * config.training.batch_size
-    assert windows % config.training.batch_size  # and within a batch
+    assert windows % config.training.batch_size  # an epoch ends within a batch
 
 
-def test_each_batch_is_trained_on_once_from_the_first_on(config, tmp_path, monkeypatch):
-    asked_for, original = [], batches.batch_at
+def test_each_step_reads_its_batch_once(config, tmp_path, monkeypatch):
+    requested, original = [], batches.batch_at
 
     def batch_at(tokens, context_length, batch_size, seed, step):
-        asked_for.append(step)
+        requested.append(step)
         return original(tokens, context_length, batch_size, seed, step)
 
     monkeypatch.setattr(batches, "batch_at", batch_at)
     train_until(config, tmp_path, 10, monkeypatch, "save")
     resumed_at = checkpoints.steps(tmp_path)[-1]
     train(config, tmp_path)
-    assert asked_for == [*range(10), *range(resumed_at, STEPS)]
+    assert requested == [*range(10), *range(resumed_at, STEPS)]
 
 
-def test_a_longer_run_goes_on_where_a_finished_one_ended(config, workdir, caplog):
+def test_more_steps_continue_a_finished_run(config, workdir, caplog):
     before, compiled = rows(workdir), train_step._cache_size()
     with caplog.at_level(logging.INFO), Compilations() as compilations:
         train(config.override({"steps": STEPS + 2}), workdir)
-    assert train_step._cache_size() == compiled  # another number of steps is the same program
+    assert train_step._cache_size() == compiled  # the number of steps is not part of the program
     assert "train_step" not in [name for name, _ in compilations.programs]
-    [line] = announced(caplog)
+    [line] = first_lines(caplog)
     assert_says(line, str(workdir), config.data.dataset, str(STEPS), str(STEPS + 2))
     assert checkpoints.steps(workdir)[-1] == STEPS + 2
     assert rows(workdir)[: len(before)] == before
     assert {row["step"] for row in rows(workdir)[len(before) :]} == {STEPS + 2}
 
 
-def test_a_finished_run_says_so_and_is_left_alone(config, finished, caplog):
+def test_a_finished_run_is_reported_and_left_unchanged(config, finished, caplog):
     before = snapshot(finished)
     with caplog.at_level(logging.INFO):
         train(config, finished)
@@ -209,7 +208,7 @@ def test_a_finished_run_says_so_and_is_left_alone(config, finished, caplog):
     assert snapshot(finished) == before
 
 
-def test_overwriting_begins_anew(config, workdir):
+def test_overwrite_restarts_the_run(config, workdir):
     other = config.override({"seed": 1})
     before = rows(workdir)
     shutil.copytree(workdir / "checkpoints" / str(STEPS), workdir / "checkpoints" / "99")
@@ -220,8 +219,8 @@ def test_overwriting_begins_anew(config, workdir):
     assert read_run_config(workdir).training.seed == 1
 
 
-def test_a_run_of_an_earlier_day_goes_on_to_where_it_would_have_come_then(tmp_path, monkeypatch):
-    """Made on 2026-11-28, before the models had kernels, and stopped at step 20 of 30; the figures are of that day, too."""
+def test_a_run_of_an_earlier_version_resumes_with_the_same_losses(tmp_path, monkeypatch):
+    """Both the run, stopped at step 20 of 30, and the expected values are of 2026-11-28, before the models had kernels."""
     workdir = shutil.copytree(Path(__file__).parent / "earlier_run", tmp_path / "run")
     numbers = ((i, i * 7 % 13) for i in range(200))
     (tmp_path / "text.txt").write_text("".join(f"{i} and {k} make {i + k}.\n" for i, k in numbers))
@@ -233,10 +232,10 @@ def test_a_run_of_an_earlier_day_goes_on_to_where_it_would_have_come_then(tmp_pa
     assert evaluated["val_loss"] == pytest.approx(2.2163802, abs=1e-4)
 
 
-# ---- What it writes -------------------------------------------------------------------------------------------------------
+# ---- Files and log lines --------------------------------------------------------------------------------------------------
 
 
-def test_metrics_have_the_rows_that_were_promised(finished, config):
+def test_metrics_have_the_documented_rows(finished, config):
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     training = [row for row in lines if "train_loss" in row]
     evaluations = [row for row in lines if "val_loss" in row]
@@ -255,7 +254,7 @@ def test_metrics_have_the_rows_that_were_promised(finished, config):
     )
 
 
-def test_the_folder_holds_what_the_contract_says(finished, config):
+def test_the_folder_has_the_documented_files(finished, config):
     assert {path.name for path in finished.iterdir()} == {
         "config.json", "tokenizer.json", "metrics.jsonl", "checkpoints", "train.lock"
     }  # fmt: skip
@@ -267,7 +266,7 @@ def test_the_folder_holds_what_the_contract_says(finished, config):
 
 
 @pytest.mark.slow
-def test_it_saves_when_that_is_due_and_when_the_loss_is_the_lowest_so_far(config, tmp_path, monkeypatch):
+def test_checkpoints_are_saved_when_due_and_at_each_new_lowest_loss(config, tmp_path, monkeypatch):
     losses, saved, original = iter([1.0, 2.0, 0.5, 3.0, 3.0]), [], checkpoints.save
 
     def save(workdir, trees, info):
@@ -282,8 +281,8 @@ def test_it_saves_when_that_is_due_and_when_the_loss_is_the_lowest_so_far(config
 
 
 @pytest.mark.slow
-def test_how_often_it_evaluates_saves_and_logs_changes_no_parameter(config, finished, tmp_path):
-    """And a row of metrics has the mean loss of the steps since the one before."""
+def test_how_often_a_run_evaluates_saves_and_logs_changes_no_parameter(config, finished, tmp_path):
+    """Also, a row of metrics has the mean loss of the steps since the previous row."""
     busy, quiet = tmp_path / "busy", tmp_path / "quiet"
     train(config.override({"eval_every": 1, "checkpoint_every": 1, "log_every": 1, "eval_batches": 2}), busy)
     train(config.override({"eval_every": 1000, "checkpoint_every": 1000, "log_every": 1000}), quiet)
@@ -297,11 +296,12 @@ def test_how_often_it_evaluates_saves_and_logs_changes_no_parameter(config, fini
 
 
 @pytest.mark.slow
-def test_plain_kernels_train_the_same_model_and_the_first_line_says_which_there_are(config, finished, tmp_path, caplog):
+def test_plain_kernels_train_the_same_model_and_the_first_line_names_the_kernels(config, finished, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         train(config, tmp_path / "tuned")
         train(config, tmp_path / "plain", kernels="plain")
-    for line, name, kernels in zip(announced(caplog), ("tuned", "plain"), ("tuned, split attention", "plain"), strict=True):
+    names = [("tuned", "tuned, split attention"), ("plain", "plain")]
+    for line, (name, kernels) in zip(first_lines(caplog), names, strict=True):
         assert_says(line, str(tmp_path / name), kernels)
     assert_close(final_state(config, tmp_path / "plain"), final_state(config, finished), atol=1e-4)
     with pytest.raises(UsageError, match="kernels='fast'"):
@@ -321,36 +321,36 @@ def test_samples_go_to_standard_output_and_change_no_parameter(config, finished,
 
 
 def conclude(config, workdir):
-    """What is said at the end of a run that has finished."""
+    """Logs the last lines of a finished run."""
     task = prepare(config)
     Summary().conclude(Run.open(task, workdir, STEPS, None, jax.devices()[0], "plain", Compilations()))
 
 
-@pytest.mark.parametrize("expected, is_it", [(math.log(6), True), (9.0, False), (0.1, False)])
-def test_the_last_line_says_whether_the_loss_is_as_expected(config, finished, caplog, expected, is_it):
-    known = dataclasses.replace(config, reference_result=ReferenceResult(val_loss=expected, spread=0.3, seeds=3))
+@pytest.mark.parametrize("expected, agrees", [(math.log(6), True), (9.0, False), (0.1, False)])
+def test_the_verdict_compares_the_loss_with_the_reference_result(config, finished, caplog, expected, agrees):
+    config = dataclasses.replace(config, reference_result=ReferenceResult(val_loss=expected, spread=0.3, seeds=3))
     with caplog.at_level(logging.INFO):
-        conclude(known, finished)
+        conclude(config, finished)
     [verdict] = [line for line in logged(caplog) if "±" in line]
     assert_says(verdict, "3", f"{expected:.3f}", "0.300")
-    assert bool(re.search(r"\bnot\b", verdict.lower())) != is_it
+    assert bool(re.search(r"\bnot\b", verdict.lower())) != agrees
 
 
-def test_without_an_expectation_there_is_no_verdict(config, finished, caplog):
+def test_without_a_reference_result_there_is_no_verdict(config, finished, caplog):
     with caplog.at_level(logging.INFO):
         conclude(config, finished)
     assert re.search(r"\d\.\d+ nats per token", caplog.text)
     assert "±" not in caplog.text
 
 
-def test_a_folder_that_has_gone_is_said_and_not_made_anew(config, tmp_path, monkeypatch):
+def test_a_folder_deleted_while_training_is_an_error_and_not_recreated(config, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
-    gone = AfterStep(4, lambda: shutil.rmtree(workdir))
-    error_message(DataError, train, config, workdir, callbacks=[gone], says=(str(workdir), os.strerror(errno.ENOENT)))
+    delete = AfterStep(4, lambda: shutil.rmtree(workdir))
+    error_message(DataError, train, config, workdir, callbacks=[delete], says=(str(workdir), os.strerror(errno.ENOENT)))
     assert not workdir.exists()
 
 
-def test_a_missing_extra_costs_nothing_of_a_run_to_be_replaced(config, finished, monkeypatch):
+def test_a_missing_extra_is_noticed_before_a_run_is_overwritten(config, finished, monkeypatch):
     before = snapshot(finished)
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(UsageError):
@@ -358,7 +358,7 @@ def test_a_missing_extra_costs_nothing_of_a_run_to_be_replaced(config, finished,
     assert snapshot(finished) == before
 
 
-# ---- What it refuses ------------------------------------------------------------------------------------------------------
+# ---- Refused --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -370,7 +370,7 @@ def test_a_missing_extra_costs_nothing_of_a_run_to_be_replaced(config, finished,
     ],
     ids=str,
 )
-def test_a_run_of_another_config_is_refused_and_left_alone(config, finished, changes, words):
+def test_a_run_with_another_config_is_refused_and_left_unchanged(config, finished, changes, words):
     before = snapshot(finished)
     error_message(
         DataError, train, config.override(changes), finished, says=(str(finished), *words, "--workdir", "--overwrite")
@@ -378,7 +378,7 @@ def test_a_run_of_another_config_is_refused_and_left_alone(config, finished, cha
     assert snapshot(finished) == before
 
 
-def test_another_text_of_the_same_name_is_refused(config, finished, files):
+def test_a_changed_text_is_refused(config, finished, files):
     before = snapshot(finished)
     try:
         (files / "text.txt").write_text(TEXT[::-1])
@@ -389,21 +389,19 @@ def test_another_text_of_the_same_name_is_refused(config, finished, files):
     assert snapshot(finished) == before
 
 
-def damage(workdir, step):
+def corrupt(workdir, step):
     path = next(path for path in (workdir / "checkpoints" / str(step) / "opt_state").rglob("*") if path.parent.name == "d")
     path.write_bytes(path.read_bytes()[:-1])
     return path
 
 
-def test_where_the_newest_checkpoint_is_damaged_the_run_goes_on_exactly_from_the_one_before(
-    config, finished, workdir, caplog
-):
+def test_a_run_whose_newest_checkpoint_is_corrupt_resumes_exactly_from_the_previous_one(config, finished, workdir, caplog):
     earlier = [step for step in checkpoints.steps(workdir) if step < STEPS][-1]
-    path = damage(workdir, STEPS)
+    path = corrupt(workdir, STEPS)
     before = snapshot(workdir / "checkpoints" / str(STEPS))
     with caplog.at_level("INFO"):
         train(config, workdir)
-    [warning], [line] = logged(caplog, "WARNING"), announced(caplog)
+    [warning], [line] = logged(caplog, "WARNING"), first_lines(caplog)
     folder = workdir / "checkpoints" / str(STEPS)
     assert_says(warning, str(folder), path.relative_to(folder).as_posix(), str(earlier))
     assert_says(line, str(workdir), config.data.dataset, str(earlier), str(STEPS))
@@ -413,54 +411,54 @@ def test_where_the_newest_checkpoint_is_damaged_the_run_goes_on_exactly_from_the
     assert sorted(aside.values()) == sorted(before.values())  # nothing is deleted
 
 
-def test_with_no_whole_checkpoint_left_it_refuses_and_deletes_nothing(config, workdir):
-    paths = [damage(workdir, step) for step in checkpoints.steps(workdir)]
+def test_a_run_without_an_intact_checkpoint_is_refused_and_left_unchanged(config, workdir):
+    paths = [corrupt(workdir, step) for step in checkpoints.steps(workdir)]
     before = snapshot(workdir)
     message = error_message(DataError, train, config.override({"steps": STEPS + 5}), workdir, says=(str(workdir),))
     assert paths[0].name in message
     assert snapshot(workdir) == before
 
 
-def test_a_folder_in_which_another_process_trains_is_refused(config, workdir):
+def test_a_folder_in_use_by_another_process_is_refused(config, workdir):
     with locked(workdir):
         error_message(DataError, train, config.override({"steps": STEPS + 5}), workdir, says=(str(workdir), "--workdir"))
     assert checkpoints.steps(workdir)[-1] == STEPS
 
 
-def test_harmless_changes_and_another_machine_are_said_and_recorded(config, workdir, caplog, monkeypatch):
-    here = resume.environment(jax.devices()[0])
-    another = here | {"jax": "9.9", "device": "a better one"}
-    for module in (resume, run):  # what it says, and what it writes
-        monkeypatch.setattr(module, "environment", lambda device: another)
+def test_allowed_changes_and_another_environment_are_logged_and_recorded(config, workdir, caplog, monkeypatch):
+    before = resume.environment(jax.devices()[0])
+    after = before | {"jax": "9.9", "device": "a better one"}
+    for module in (resume, run):  # for the log, and for the checkpoint
+        monkeypatch.setattr(module, "environment", lambda device: after)
     with caplog.at_level("INFO"):
         train(config.override({"steps": STEPS + 1, "log_every": 2}), workdir)
     changed, made_with = logged(caplog)[:2]
-    assert_says(changed, f"steps={STEPS}", str(STEPS + 1), f"log_every={RHYTHM['log_every']}", "2")
+    assert_says(changed, f"steps={STEPS}", str(STEPS + 1), f"log_every={INTERVALS['log_every']}", "2")
     assert logged(caplog, "WARNING") == [made_with]
-    assert_says(made_with, "jax", here["jax"], "9.9", "device", here["device"], "a better one")
+    assert_says(made_with, "jax", before["jax"], "9.9", "device", before["device"], "a better one")
     assert read_run_config(workdir).training.log_every == 2
     assert checkpoints.read_info(workdir, STEPS + 1).made_with["jax"] == "9.9"
 
 
-def test_a_folder_that_cannot_be_written_is_named(config, tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    below = tmp_path / "file" / "run"
-    error_message(DataError, train, config, below, says=(str(below), os.strerror(errno.ENOTDIR)))
-    assert (tmp_path / "file").read_text() == "in the way"
+def test_a_folder_that_cannot_be_written_is_an_error(config, tmp_path):
+    (tmp_path / "file").write_text("content")
+    workdir = tmp_path / "file" / "run"
+    error_message(DataError, train, config, workdir, says=(str(workdir), os.strerror(errno.ENOTDIR)))
+    assert (tmp_path / "file").read_text() == "content"
 
 
-def test_a_vocabulary_that_is_not_the_texts_is_refused(config, tmp_path):
+def test_a_vocab_size_that_does_not_match_the_text_is_refused(config, tmp_path):
     words = ("vocab_size=7", "tokenizer=char", "6")
     error_message(DataError, train, config.override({"vocab_size": 7}), tmp_path / "run", says=words)
     assert not (tmp_path / "run").exists()
 
 
-# ---- How it ends before its end -------------------------------------------------------------------------------------------
+# ---- Stopping early -------------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass
 class AfterStep(Callback):
-    """Something happens when this step has been dealt with."""
+    """Runs an action after this step."""
 
     step: int
     action: Callable[[], object]
@@ -471,10 +469,8 @@ class AfterStep(Callback):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("step", [pytest.param(5, marks=pytest.mark.slow), 7])  # the first one is saved anyway
-def test_a_signal_ends_the_run_with_a_checkpoint_from_which_it_goes_on_exactly(
-    config, finished, tmp_path, caplog, number, step
-):
+@pytest.mark.parametrize("step", [pytest.param(5, marks=pytest.mark.slow), 7])  # step 5 is saved anyway
+def test_a_signal_stops_the_run_with_a_checkpoint_that_resumes_exactly(config, finished, tmp_path, caplog, number, step):
     handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     interrupt = AfterStep(step, lambda: os.kill(os.getpid(), number))
     with caplog.at_level("INFO"), pytest.raises(StoppedError) as stopped:
@@ -488,25 +484,25 @@ def test_a_signal_ends_the_run_with_a_checkpoint_from_which_it_goes_on_exactly(
     assert rows(tmp_path) == rows(finished)
 
 
-def test_the_second_signal_is_not_held_back(config, tmp_path):
-    seen = []
-    end = AfterStep(7, lambda: (os.kill(os.getpid(), signal.SIGTERM), seen.append(signal.getsignal(signal.SIGTERM))))
+def test_a_second_signal_has_its_default_effect(config, tmp_path):
+    handlers = []
+    stop = AfterStep(7, lambda: (os.kill(os.getpid(), signal.SIGTERM), handlers.append(signal.getsignal(signal.SIGTERM))))
     with pytest.raises(StoppedError):
-        train(config, tmp_path, callbacks=[end])
-    assert seen == [signal.SIG_DFL]
+        train(config, tmp_path, callbacks=[stop])
+    assert handlers == [signal.SIG_DFL]
 
 
-def test_out_of_time_it_stops_with_a_checkpoint_and_no_error(config, finished, tmp_path, monkeypatch):
+def test_the_time_limit_stops_the_run_with_a_checkpoint_and_no_error(config, finished, tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(time_limit.time, "monotonic", lambda: now[0])
-    late = AfterStep(5, lambda: now.append(now.pop() + 61))
-    train(config, tmp_path, max_minutes=1, callbacks=[late])
+    pass_a_minute = AfterStep(5, lambda: now.append(now.pop() + 61))
+    train(config, tmp_path, max_minutes=1, callbacks=[pass_a_minute])
     assert checkpoints.steps(tmp_path)[-1] == 6
     train(config, tmp_path, max_minutes=1)
     assert_equal(final_state(config, tmp_path), final_state(config, finished))
 
 
-def test_without_a_lower_loss_it_ends_early_and_says_so(config, tmp_path, monkeypatch, caplog):
+def test_patience_stops_the_run_early_with_a_log_line(config, tmp_path, monkeypatch, caplog):
     losses = {4: 2.0, 8: 1.0, 12: 1.5}
     calls = iter([*losses.values(), 9.0])
     monkeypatch.setattr(LanguageModelling, "evaluate", lambda *args, **keywords: {"loss": next(calls)})
@@ -515,7 +511,7 @@ def test_without_a_lower_loss_it_ends_early_and_says_so(config, tmp_path, monkey
         train(impatient, tmp_path)
         *_, notice = [record.getMessage() for record in caplog.records if record.module == "evaluate"]
         assert_says(notice, "1")
-        assert f"12/{STEPS}" not in notice  # as the evaluation itself has
+        assert f"12/{STEPS}" not in notice  # that is the line of the evaluation itself
         assert checkpoints.steps(tmp_path)[-1] == 12
         assert checkpoints.best_first(tmp_path)[0] == 8
         before = snapshot(tmp_path)
@@ -524,13 +520,13 @@ def test_without_a_lower_loss_it_ends_early_and_says_so(config, tmp_path, monkey
     assert snapshot(tmp_path) == before
 
 
-def broken_steps(monkeypatch, bad):
-    """These steps count as not finite, and change nothing but the step's number."""
+def make_steps_non_finite(monkeypatch, bad):
+    """Makes these steps non-finite, so that they change nothing but the step number."""
     original = loop.train_step
 
-    def patched(state, batch, key, **how):
+    def patched(state, batch, key, **arguments):
         kept = jax.tree.map(jax.numpy.copy, state)
-        state, metrics = original(state, batch, key, **how)
+        state, metrics = original(state, batch, key, **arguments)
         if int(state.step) in bad:
             nan = jax.numpy.asarray(jax.numpy.nan)
             return kept.replace(step=state.step), {"loss": nan, "grad_norm": nan, "is_finite": jax.numpy.asarray(False)}
@@ -541,8 +537,8 @@ def broken_steps(monkeypatch, bad):
 
 
 @pytest.mark.slow
-def test_steps_that_are_not_finite_are_skipped_and_counted_also_over_a_kill(config, tmp_path, monkeypatch):
-    broken_steps(monkeypatch, {4, 5, 6, 7, 10})
+def test_non_finite_steps_are_skipped_and_counted_also_across_a_kill(config, tmp_path, monkeypatch):
+    make_steps_non_finite(monkeypatch, {4, 5, 6, 7, 10})
     patient = config.override({"max_bad_steps": 5})
     train(patient, tmp_path / "straight")
     train_until(patient, tmp_path / "killed", 7, monkeypatch)
@@ -552,9 +548,9 @@ def test_steps_that_are_not_finite_are_skipped_and_counted_also_over_a_kill(conf
     assert "NaN" not in text
     training = [row for row in rows(tmp_path / "straight") if "train_loss" in row]
     assert [(row["step"], row.get("skipped_steps", 0)) for row in training] == [(3, 0), (6, 3), (9, 4), (12, 5), (13, 5)]
-    rate = learning_rate_schedule(config.training, STEPS)  # the optimizer has not seen the steps that were skipped
+    schedule = learning_rate_schedule(config.training, STEPS)  # the optimizer does not count skipped steps
     for row in training:
-        assert row["learning_rate"] == pytest.approx(float(rate(row["step"] - 1 - row.get("skipped_steps", 0))))
+        assert row["learning_rate"] == pytest.approx(float(schedule(row["step"] - 1 - row.get("skipped_steps", 0))))
     assert training[1]["train_loss"] is None
     assert training[1]["grad_norm"] is None
     assert training[2]["train_loss"] > 0
@@ -562,8 +558,8 @@ def test_steps_that_are_not_finite_are_skipped_and_counted_also_over_a_kill(conf
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_too_many_in_a_row_end_the_run_with_the_step_the_last_loss_and_likely_causes(config, tmp_path, monkeypatch, killed):
-    broken_steps(monkeypatch, {2, 4, 5, 6, 7, 8})
+def test_too_many_non_finite_steps_in_a_row_are_an_error_with_likely_causes(config, tmp_path, monkeypatch, killed):
+    make_steps_non_finite(monkeypatch, {2, 4, 5, 6, 7, 8})
     strict = config.override({"max_bad_steps": 3})
     if killed:
         train_until(strict, tmp_path, 6, monkeypatch)
@@ -579,30 +575,30 @@ def test_too_many_in_a_row_end_the_run_with_the_step_the_last_loss_and_likely_ca
 
 
 def test_metrics_go_to_tensorboard_too(config, tmp_path):
-    """Every number of every row, and nothing else."""
+    """Each number of each row, and nothing else."""
     event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
     train(config, tmp_path, tensorboard=True)
     [path] = (tmp_path / "tensorboard").glob("events*")
-    data, found = path.read_bytes(), {}
-    while data:  # a record is its length, a checksum, the event, a checksum
+    data, scalars = path.read_bytes(), {}
+    while data:  # a record consists of its length, a checksum, the event and another checksum
         length = int.from_bytes(data[:8], "little")
         event = event_pb2.Event.FromString(data[12 : 12 + length])
-        found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+        scalars |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
         data = data[16 + length :]
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     expected = {(name, row["step"]): row[name] for row in lines for name in row.keys() - {"step"}}
-    # Both rows of a step have its seconds.
-    assert found == {key: pytest.approx(value, rel=1e-6) for key, value in expected.items()}
+    # The training and evaluation rows of a step both have its seconds.
+    assert scalars == {key: pytest.approx(value, rel=1e-6) for key, value in expected.items()}
 
 
-def test_without_tensorboardx_the_extra_is_named(config, tmp_path, monkeypatch):
+def test_without_tensorboardx_the_error_names_the_extra(config, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     words = ("--tensorboard", "python -m pip install -e '.[tensorboard]'")
     error_message(UsageError, train, config, tmp_path, tensorboard=True, says=words)
 
 
 @pytest.mark.slow
-def test_a_step_that_is_compiled_anew_is_warned_of(config, tmp_path, monkeypatch, caplog):
+def test_recompiling_the_step_logs_a_warning(config, tmp_path, monkeypatch, caplog):
     batch_at = batches.batch_at
 
     def narrow_later(*arguments):
@@ -617,31 +613,31 @@ def test_a_step_that_is_compiled_anew_is_warned_of(config, tmp_path, monkeypatch
 
 
 class Finished(Callback):
-    """Keeps the run."""
+    """Keeps a reference to the run."""
 
     def finish(self, run):
         self.run = run
 
 
 @pytest.mark.slow
-def test_at_the_end_it_is_told_where_time_and_memory_went(config, tmp_path, monkeypatch, caplog):
+def test_the_last_lines_report_time_and_memory(config, tmp_path, monkeypatch, caplog):
     batch_at = LanguageModelling.batch_at
     monkeypatch.setattr(LanguageModelling, "batch_at", lambda self, step: time.sleep(0.01) or batch_at(self, step))
     finished = Finished()
     with caplog.at_level("INFO"):
         train(config, tmp_path, profile=True, callbacks=[finished])
-    spent, rate, memory = (record.getMessage() for record in caplog.records if record.funcName == "report")
+    timing, throughput, memory = (record.getMessage() for record in caplog.records if record.funcName == "report")
     clock = finished.run.clock
     assert clock.seconds_waiting >= 0.01 * (STEPS - 1)
-    assert_says(spent, f"{clock.training_seconds:.1f} s", f"{clock.seconds_waiting:.2f}")
-    assert_says(rate, "tokens/s", "GFLOP/s", "0%", "1e+06", "float32")
+    assert_says(timing, f"{clock.training_seconds:.1f} s", f"{clock.seconds_waiting:.1f} s")
+    assert_says(throughput, "tokens/s", "GFLOP/s", "0 %", "1,000,000.0 GFLOP/s", "float32")
     assert float(re.search(r"(\d+) MB", memory)[1]) > 10
     heading, *rows_of_profile, last = (record.getMessage() for record in caplog.records if record.module == "profile")
     assert_says(heading, "ms/step")
     assert_says(last, str(tmp_path / "profile"))
-    longest = [row.split(maxsplit=2) for row in rows_of_profile]
-    assert len(longest) == 10
-    milliseconds = [float(row[0]) for row in longest]
+    slowest = [row.split(maxsplit=2) for row in rows_of_profile]
+    assert len(slowest) == 10
+    milliseconds = [float(row[0]) for row in slowest]
     assert milliseconds == sorted(milliseconds, reverse=True)
-    assert any(name.startswith("transformer/block/") for _, _, name in longest)
+    assert any(name.startswith("transformer/block/") for _, _, name in slowest)
     assert list((tmp_path / "profile").rglob("*.trace.json.gz"))

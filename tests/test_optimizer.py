@@ -1,4 +1,4 @@
-"""The schedule at its corners, and the whole chain against AdamW written out in NumPy."""
+"""The learning-rate schedule at its edge cases, and the whole Optax chain against AdamW written in NumPy."""
 
 import dataclasses
 
@@ -16,67 +16,68 @@ from minigpt_jax.training.schedule import DECAYS, learning_rate_schedule
 CONFIG = TrainingConfig(learning_rate=1e-2, min_learning_rate=1e-3, warmup_steps=10, weight_decay=0.1, grad_clip=1.0)
 
 
-def rates(num_steps, **changes):
+def learning_rates(num_steps, **changes):
     return np.asarray(learning_rate_schedule(dataclasses.replace(CONFIG, **changes), num_steps)(np.arange(num_steps)))
 
 
 # ---- The schedule ---------------------------------------------------------------------------------------------------------
 
 
-def test_rate_rises_in_a_line_from_a_first_step_that_already_learns():
-    np.testing.assert_allclose(rates(100)[:10], CONFIG.learning_rate * np.arange(1, 11) / 10, rtol=1e-6)
+def test_warmup_is_linear_and_starts_above_zero():
+    np.testing.assert_allclose(learning_rates(100)[:10], CONFIG.learning_rate * np.arange(1, 11) / 10, rtol=1e-6)
 
 
-def test_rate_falls_in_half_a_cosine_to_the_minimum_at_the_last_step():
-    falling = rates(100)[10:]
+def test_cosine_decay_reaches_the_minimum_at_the_last_step():
+    falling = learning_rates(100)[10:]
     assert falling[0] == pytest.approx(CONFIG.learning_rate)
     assert falling[-1] == pytest.approx(CONFIG.min_learning_rate)
     assert (np.diff(falling) < 0).all()
     np.testing.assert_allclose(falling + falling[::-1], CONFIG.learning_rate + CONFIG.min_learning_rate, rtol=1e-5)
-    assert falling[22] > np.linspace(falling[0], falling[-1], 90)[22]  # above a line in its first half
+    assert falling[22] > np.linspace(falling[0], falling[-1], 90)[22]  # in its first half above a straight line
 
 
-def test_rate_stays_at_the_minimum_after_the_last_step():
+def test_the_learning_rate_stays_at_the_minimum_after_the_last_step():
     assert learning_rate_schedule(CONFIG, 100)(5000) == pytest.approx(CONFIG.min_learning_rate)
 
 
-def test_without_warmup_the_first_step_has_the_peak():
-    no_warmup = rates(50, warmup_steps=0)
+def test_without_warmup_the_first_step_has_the_peak_learning_rate():
+    no_warmup = learning_rates(50, warmup_steps=0)
     assert no_warmup[0] == pytest.approx(CONFIG.learning_rate)
     assert no_warmup[-1] == pytest.approx(CONFIG.min_learning_rate)
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 9, 10])
-def test_warmup_as_long_as_the_run_is_cut_to_it(num_steps):
-    np.testing.assert_allclose(rates(num_steps), CONFIG.learning_rate * np.arange(1, num_steps + 1) / num_steps, rtol=1e-6)
+def test_a_warmup_as_long_as_the_run_or_longer_is_shortened_to_it(num_steps):
+    expected = CONFIG.learning_rate * np.arange(1, num_steps + 1) / num_steps
+    np.testing.assert_allclose(learning_rates(num_steps), expected, rtol=1e-6)
 
 
-def test_a_linear_schedule_falls_in_a_line_and_a_constant_one_not_at_all():
+def test_a_linear_schedule_decays_linearly_and_a_constant_one_does_not_decay():
     line = np.linspace(CONFIG.learning_rate, CONFIG.min_learning_rate, 90)
-    np.testing.assert_allclose(rates(100, schedule="linear")[10:], line, rtol=1e-5)
-    np.testing.assert_allclose(rates(100, schedule="constant")[10:], CONFIG.learning_rate, rtol=1e-6)
+    np.testing.assert_allclose(learning_rates(100, schedule="linear")[10:], line, rtol=1e-5)
+    np.testing.assert_allclose(learning_rates(100, schedule="constant")[10:], CONFIG.learning_rate, rtol=1e-6)
     for schedule in DECAYS:
-        np.testing.assert_array_equal(rates(100, schedule=schedule)[:10], rates(100)[:10])
+        np.testing.assert_array_equal(learning_rates(100, schedule=schedule)[:10], learning_rates(100)[:10])
 
 
-def test_there_is_a_decay_for_every_choice():
+def test_every_choice_of_schedule_has_a_decay():
     [field] = [field for field in dataclasses.fields(TrainingConfig) if field.name == "schedule"]
     assert tuple(DECAYS) == field.metadata["choices"]
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 10, 11, 12])
 @pytest.mark.parametrize("warmup_steps", [0, 1, 10])
-def test_rate_is_always_above_zero_and_never_above_the_peak(num_steps, warmup_steps):
-    found = rates(num_steps, warmup_steps=warmup_steps, min_learning_rate=0.0)
-    assert (found[:-1] > 0).all()
-    assert found[0] > 0
-    assert found.max() == pytest.approx(CONFIG.learning_rate)
+def test_the_learning_rate_is_above_zero_before_the_last_step_and_never_above_the_peak(num_steps, warmup_steps):
+    values = learning_rates(num_steps, warmup_steps=warmup_steps, min_learning_rate=0.0)
+    assert (values[:-1] > 0).all()
+    assert values[0] > 0
+    assert values.max() == pytest.approx(CONFIG.learning_rate)
 
 
 # ---- The chain ------------------------------------------------------------------------------------------------------------
 
 
-def test_weight_decay_is_for_matrices_only():
+def test_weight_decay_applies_to_matrices_only():
     config = ModelConfig(
         num_layers=2, num_heads=2, embed_dim=8, ff_dim=8, vocab_size=5, positions="learned", norm="layernorm", bias=True
     )
@@ -84,14 +85,14 @@ def test_weight_decay_is_for_matrices_only():
     optimizer, params = make_optimizer(CONFIG, 100), jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes)
     updates, _ = jax.jit(optimizer.chain.update)(jax.tree.map(np.zeros_like, params), optimizer.chain.init(params), params)
     names = {True: set(), False: set()}
-    for path, update in jax.tree.leaves_with_path(updates):  # without a gradient there is decay alone
+    for path, update in jax.tree.leaves_with_path(updates):  # with zero gradients, the update is weight decay alone
         [value] = set(np.asarray(update).ravel().tolist())
         names[value < 0].add(path[-1].key)
     assert names == {True: {"kernel", "embedding"}, False: {"bias", "scale"}}
 
 
-def test_chain_is_clipping_then_adamw():
-    """Five steps, with gradients far above and below the clip, against the equations of the paper."""
+def test_the_chain_is_clipping_followed_by_adamw():
+    """Five steps, with gradients far above and below the clipping norm, against the equations of the paper."""
     config = dataclasses.replace(CONFIG, warmup_steps=2, beta1=0.8, beta2=0.95)
     optimizer, random = make_optimizer(config, 5), np.random.default_rng(0)
     params = {"matrix": random.standard_normal((3, 4)), "vector": random.standard_normal(4)}
@@ -106,7 +107,7 @@ def test_chain_is_clipping_then_adamw():
         params = optax.apply_updates(params, updates)
 
         norm = np.sqrt(sum(np.square(grad).sum() for grad in grads.values()))
-        rate = rates(5, warmup_steps=2)[step]
+        learning_rate = learning_rates(5, warmup_steps=2)[step]
         for name, grad in grads.items():
             grad = grad * min(1, config.grad_clip / norm)
             mean, square = moments[name]
@@ -115,6 +116,6 @@ def test_chain_is_clipping_then_adamw():
             moments[name] = mean, square
             unbiased = mean / (1 - config.beta1 ** (step + 1)), square / (1 - config.beta2 ** (step + 1))
             decay = config.weight_decay * expected[name] if name == "matrix" else 0
-            expected[name] = expected[name] - rate * (unbiased[0] / (np.sqrt(unbiased[1]) + 1e-8) + decay)
+            expected[name] = expected[name] - learning_rate * (unbiased[0] / (np.sqrt(unbiased[1]) + 1e-8) + decay)
         for name in params:
             np.testing.assert_allclose(params[name], expected[name], rtol=1e-4, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Where a run's time went: what is counted, what is warned of, and how operations are called."""
+"""Where a run's time goes: FLOPs, compilations, the clock and the profile."""
 
 import logging
 from types import SimpleNamespace
@@ -20,20 +20,20 @@ from minigpt_jax.training.profile import Operation, operation_names, operations,
 
 
 @pytest.mark.parametrize("choices", [{}, {"activation": "swiglu"}, {"num_kv_heads": 1}, {"num_layers": 3, "ff_dim": 96}])
-def test_flops_are_six_for_each_weight_in_a_product_and_half_of_the_attention(choices):
+def test_flops_per_token_are_six_per_matmul_weight_plus_causal_attention(choices):
     sizes = {"num_layers": 2, "embed_dim": 16, "ff_dim": 64, "vocab_size": 11, "context_length": 32}
     config = ModelConfig(**sizes | choices)
     params = jax.eval_shape(lambda: init_params(jax.random.key(0), GPT(config)))
     kernels = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params) if "kernel" in jax.tree_util.keystr(path)]
     weights = sum(leaf.size for leaf in kernels)
-    # Two products of T x T x D, each two operations for every pair; half of the pairs; three times for forward and backward.
+    # Two T x T x D products of two operations each; causal: half of the pairs; forward and backward: three times as many.
     attention = config.num_layers * 2 * 2 * 32 * 32 * 16 / 2 * 3 / 32
     assert flops_per_token(config) == 6 * weights + attention
 
 
 @pytest.fixture
 def double():
-    """A function of its own for each test, since JAX remembers what it compiled for a function."""
+    """A new function for each test, since JAX caches compiled programs by function."""
 
     def double(x):
         return 2 * x
@@ -41,7 +41,7 @@ def double():
     return double
 
 
-def test_compilations_are_counted_by_name_while_they_are_watched(double):
+def test_compilations_are_recorded_by_name_while_the_context_is_open(double):
     with Compilations() as compilations:
         jax.jit(double)(jnp.ones(3)).block_until_ready()
     names = [name for name, _ in compilations.programs]
@@ -52,19 +52,19 @@ def test_compilations_are_counted_by_name_while_they_are_watched(double):
     assert len(compilations.programs) == num_programs
 
 
-def test_a_second_compilation_is_warned_of_with_its_reason(double, caplog):
+def test_a_recompilation_logs_a_warning_with_its_reason(double, caplog):
     with Compilations() as compilations:
-        watched = compilations.expect_one(jax.jit(double))
+        wrapped = compilations.warn_on_recompilation(jax.jit(double))
         with caplog.at_level(logging.WARNING):
-            assert watched(jnp.ones(3)).tolist() == [2, 2, 2]
-            watched(jnp.zeros(3))
+            assert wrapped(jnp.ones(3)).tolist() == [2, 2, 2]
+            wrapped(jnp.zeros(3))
             assert not caplog.records
-            watched(jnp.ones(5))
+            wrapped(jnp.ones(5))
     [warning] = logged(caplog, "WARNING")
     assert_says(warning, "double", "[0]", "float32[3]", "float32[5]")
 
 
-def test_reasons_for_a_second_compilation():
+def test_reasons_for_a_recompilation():
     def types(tree):
         return jax.tree.map(jax.typeof, tree)
 
@@ -75,14 +75,14 @@ def test_reasons_for_a_second_compilation():
     both = what_changed(before, types({"a": jnp.ones(4), "b": jnp.ones(3)}))
     assert_says(both, "['a']", "float32[3]", "float32[4]", "1")
     assert "['b']" not in both
-    other_parts = what_changed(before, types({"a": jnp.ones(3)}))
-    assert other_parts
-    assert "float32" not in other_parts
-    assert "JAX" not in other_parts
+    structure = what_changed(before, types({"a": jnp.ones(3)}))
+    assert structure
+    assert "float32" not in structure
+    assert "JAX" not in structure
     assert_says(what_changed(before, before), "JAX_EXPLAIN_CACHE_MISSES=1")
 
 
-def test_operations_are_called_by_their_place_in_the_model():
+def test_operations_are_named_after_layers_of_the_model():
     inner = "transformer/block_11/feed_forward/up/dot_general"
     assert readable(f"jit(train_step)/jvp(GPT)/{inner}") == "transformer/block/feed_forward/up/dot_general"
     assert readable(f"jit(train_step)/while/body/closed_call/checkpoint/transpose(jvp(GPT))/{inner}").endswith(
@@ -105,11 +105,11 @@ def run_at(workdir, step, num_steps):
 
 
 @pytest.mark.parametrize(
-    ("step_before", "last_step", "ended_at", "traced"),
+    ("step_before", "num_steps", "ended_at", "traced"),
     [(0, 100, 100, (6, 10)), (40, 43, 43, (43, 43)), (0, 8, 8, (6, 8)), (0, 100, 7, (6, 7)), (0, 100, 5, None)],
 )
-def test_five_steps_are_traced_or_those_that_are_left(monkeypatch, tmp_path, step_before, last_step, ended_at, traced):
-    events, run, profile = [], run_at(tmp_path, step_before, last_step), Profile()
+def test_five_steps_are_traced_or_as_many_as_are_left(monkeypatch, tmp_path, step_before, num_steps, ended_at, traced):
+    events, run, profile = [], run_at(tmp_path, step_before, num_steps), Profile()
     monkeypatch.setattr(jax.profiler, "start_trace", lambda folder, profiler_options: events.append(run.step + 1))
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: events.append(run.step))
     profile.begin(run)
@@ -122,7 +122,7 @@ def test_five_steps_are_traced_or_those_that_are_left(monkeypatch, tmp_path, ste
     assert profile.num_steps == (0 if traced is None else traced[1] - traced[0] + 1)
 
 
-def test_the_clock_does_not_count_what_a_trace_takes(monkeypatch, tmp_path):
+def test_the_clock_excludes_the_time_for_tracing(monkeypatch, tmp_path):
     now = [0.0]
     monkeypatch.setattr(clock_module.time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(jax.profiler, "start_trace", lambda folder, profiler_options: now.append(now.pop() + 100))
@@ -135,7 +135,7 @@ def test_the_clock_does_not_count_what_a_trace_takes(monkeypatch, tmp_path):
     assert run.clock.lap(20, None) == 1.0
 
 
-def test_a_profile_that_cannot_be_written_is_said_and_training_goes_on(tmp_path, caplog):
+def test_a_profile_that_cannot_be_written_is_a_warning_and_training_continues(tmp_path, caplog):
     (tmp_path / "profile").write_text("")
     run, profile = run_at(tmp_path, 0, 20), Profile()
     profile.begin(run)
@@ -147,7 +147,7 @@ def test_a_profile_that_cannot_be_written_is_said_and_training_goes_on(tmp_path,
     assert_says(warning, f"{tmp_path}/profile")
 
 
-def test_operations_are_those_of_the_program_alone_for_a_step(monkeypatch, tmp_path):
+def test_operations_are_per_step_and_only_of_the_given_program(monkeypatch, tmp_path):
     def event(instruction, module, nanoseconds, name=None):
         stats = [("hlo_op", instruction), ("hlo_module", module)]
         return SimpleNamespace(name=name or instruction, stats=stats, duration_ns=nanoseconds)

@@ -1,4 +1,4 @@
-"""The training step: what it computes, that it is a pure function, and that it learns."""
+"""The training step: what it computes, that it is a pure function compiled once, and that it learns."""
 
 import dataclasses
 import functools
@@ -28,7 +28,7 @@ ADAMW = make_optimizer(TrainingConfig(learning_rate=1e-2, warmup_steps=5, grad_c
 
 
 def random_batch(rows=4, seed=0):
-    """With masks that differ from row to row; all rows have something to learn from."""
+    """Masks differ from row to row, and every row has targets."""
     random = np.random.default_rng(seed)
     tokens_BT = random.integers(0, CONFIG.vocab_size, (rows, 9), np.int32)
     mask_BT = np.arange(8)[None, :] < np.resize([8, 1, 3, 5], rows)[:, None]
@@ -37,7 +37,7 @@ def random_batch(rows=4, seed=0):
 
 @functools.cache
 def some_params():
-    """Parameters as NumPy arrays, which a donating step leaves alone."""
+    """Parameters as NumPy arrays, which a step that donates its state does not delete."""
     random = np.random.default_rng(0)
     shapes = jax.eval_shape(PLAIN.init, jax.random.key(0))
     return jax.tree.map(lambda leaf: 0.3 * random.standard_normal(leaf.shape, np.float32), shapes)
@@ -51,7 +51,7 @@ def state_at(step, optimizer):
 @jax.jit
 @jax.value_and_grad
 def mean_loss_and_gradient(params, batch):
-    """What is to be minimised, written out once more, with plain kernels."""
+    """The objective, implemented independently with plain kernels."""
     logits_BTV, _ = GPT(CONFIG).apply({"params": params}, batch["inputs_BT"])
     total, count = next_token_loss(logits_BTV, batch["targets_BT"], batch["mask_BT"])
     return total / count
@@ -61,8 +61,8 @@ def mean_loss_and_gradient(params, batch):
 
 
 @pytest.mark.parametrize("grad_accumulation", [1, 2])
-def test_step_follows_the_gradient_of_the_mean_loss_however_the_batch_is_divided(grad_accumulation):
-    """Also where the parts have different numbers of targets."""
+def test_a_step_follows_the_gradient_of_the_mean_loss_with_any_number_of_micro_batches(grad_accumulation):
+    """The micro-batches have different numbers of targets."""
     batch = random_batch()
     loss, grads = mean_loss_and_gradient(some_params(), batch)
     state, metrics = train_step(
@@ -74,7 +74,7 @@ def test_step_follows_the_gradient_of_the_mean_loss_however_the_batch_is_divided
     assert state.step == 4
 
 
-def test_batch_without_targets_changes_nothing_and_poisons_nothing():
+def test_a_batch_without_targets_changes_nothing_and_causes_no_nan():
     batch = random_batch() | {"mask_BT": np.zeros((4, 8), bool)}
     state, metrics = train_step(state_at(0, SGD), batch, jax.random.key(0), objective=PLAIN, optimizer=SGD)
     assert jax.device_get(metrics) == {"loss": 0, "grad_norm": 0, "is_finite": True}
@@ -82,8 +82,8 @@ def test_batch_without_targets_changes_nothing_and_poisons_nothing():
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_step_that_is_not_finite_changes_nothing_but_its_number(value):
-    """Nor does it poison a later one."""
+def test_a_non_finite_step_changes_nothing_but_the_step_number(value):
+    """Later steps are not affected either."""
     params = jax.tree.map(np.copy, some_params())
     params["embedding"]["tokens"]["embedding"][0] = value
     state = state_at(3, ADAMW).replace(params=params, average=some_params())
@@ -101,7 +101,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_number(value):
     assert not np.array_equal(state.params["head"]["kernel"], some_params()["head"]["kernel"])
 
 
-def test_a_gradient_that_is_not_finite_counts_too_where_the_loss_is():
+def test_a_step_is_skipped_if_its_gradient_is_not_finite_but_its_loss_is():
     params = jax.tree.map(np.copy, some_params())
     params["head"]["kernel"] *= 1e22
     state, metrics = train_step(
@@ -113,9 +113,9 @@ def test_a_gradient_that_is_not_finite_counts_too_where_the_loss_is():
     assert_equal(state.params, params)
 
 
-def test_parameters_that_would_not_be_finite_are_not_taken():
-    far = Fixed(optax.chain(optax.sgd(1e30), optax.scale(1e20)))
-    state, metrics = train_step(state_at(0, far), random_batch(), jax.random.key(0), objective=PLAIN, optimizer=far)
+def test_a_step_is_skipped_if_its_new_parameters_are_not_finite():
+    huge = Fixed(optax.chain(optax.sgd(1e30), optax.scale(1e20)))
+    state, metrics = train_step(state_at(0, huge), random_batch(), jax.random.key(0), objective=PLAIN, optimizer=huge)
     assert np.isfinite([metrics["loss"], metrics["grad_norm"]]).all()
     assert not metrics["is_finite"]
     assert_equal(state.params, some_params())
@@ -134,9 +134,9 @@ def test_the_average_follows_the_parameters_and_forgets_their_initial_values():
 
 
 @pytest.mark.slow
-def test_one_batch_is_learned_by_heart():
+def test_training_overfits_a_single_batch():
     tokens_BT = np.random.default_rng(1).integers(0, CONFIG.vocab_size, (4, 9), np.int32)
-    tokens_BT[:, 0] = np.arange(4)  # so that it can be known which row it is
+    tokens_BT[:, 0] = np.arange(4)  # the first token identifies the row
     batch = {"inputs_BT": tokens_BT[:, :-1], "targets_BT": tokens_BT[:, 1:], "mask_BT": np.ones((4, 8), bool)}
     state, key = state_at(0, ADAMW), jax.random.key(0)
     history = []
@@ -144,44 +144,44 @@ def test_one_batch_is_learned_by_heart():
         state, metrics = train_step(state, batch, key, objective=PLAIN, optimizer=ADAMW)
         history.append(metrics)
     assert history[-1]["loss"] < 0.1
-    assert history[0]["grad_norm"] > 0.1  # as it was before clipping
+    assert history[0]["grad_norm"] > 0.1  # measured before clipping
     assert state.step == 150
 
 
 # ---- A pure function, compiled once ---------------------------------------------------------------------------------------
 
 
-def test_same_state_batch_and_key_give_the_same_bits():
+def test_the_same_state_batch_and_key_give_bit_identical_results():
     step = functools.partial(train_step, objective=DROPPING, optimizer=SGD, grad_accumulation=2)
     assert_equal(*(step(state_at(2, SGD), random_batch(), jax.random.key(7)) for _ in range(2)))
 
 
-def test_steps_do_not_compile_again():
+def test_later_steps_do_not_recompile():
     state, key = init_state(jax.random.key(0), objective=PLAIN, optimizer=ADAMW), jax.random.key(1)
     before, counts = (train_step._cache_size(), eval_step._cache_size()), []
     for step in range(4):
         state, _ = train_step(state, random_batch(seed=step), key, objective=PLAIN, optimizer=ADAMW)
         total, _, _ = eval_step(state.params, random_batch(seed=step), PLAIN)
         counts.append((train_step._cache_size(), eval_step._cache_size()))
-    assert len(set(counts)) == 1  # from the second step on, too
+    assert len(set(counts)) == 1
     assert all(now - then <= 1 for now, then in zip(counts[0], before, strict=True))
     assert np.isfinite(total)
 
 
-def test_a_step_takes_over_the_memory_of_the_state_before():
+def test_a_step_reuses_the_memory_of_the_previous_state():
     before = state_at(0, ADAMW)
     train_step(before, random_batch(), jax.random.key(0), objective=PLAIN, optimizer=ADAMW)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves((before.params, before.opt_state)))
 
 
-def test_initial_state_follows_its_key():
+def test_the_initial_state_depends_only_on_its_key():
     first, again, other = (init_state(jax.random.key(seed), objective=PLAIN, optimizer=ADAMW) for seed in (0, 0, 1))
     assert_equal(first, again)
     assert not np.array_equal(first.params["head"]["kernel"], other.params["head"]["kernel"])
     assert (first.step.dtype, int(first.step)) == (jnp.int32, 0)
 
 
-def test_parameters_stay_in_float32_when_the_computation_is_in_bfloat16():
+def test_parameters_stay_float32_when_computing_in_bfloat16():
     objective = NextToken(GPT(dataclasses.replace(CONFIG, dtype="bfloat16"), SPLIT))
     state = state_at(0, ADAMW)
     step = functools.partial(train_step, objective=objective, optimizer=ADAMW)
@@ -210,15 +210,15 @@ def test_without_dropout_the_key_changes_nothing():
     assert len({loss_at(step, seed, objective=PLAIN) for step, seed in [(0, 0), (1, 0), (0, 1)]}) == 1
 
 
-def test_parts_of_a_batch_drop_out_differently():
-    """Two equal parts, of which only the targets of one count."""
+def test_micro_batches_have_different_dropout_masks():
+    """Two equal micro-batches, of which only one has unmasked targets."""
     twice = jax.tree.map(lambda leaf: np.tile(leaf, (2, 1)), random_batch(rows=2))
     first, second = (twice | {"mask_BT": twice["mask_BT"] & (np.arange(4) // 2 == part)[:, None]} for part in (0, 1))
     assert loss_at(0, batch=first) != loss_at(0, batch=second)
     assert loss_at(0, batch=first, objective=PLAIN) == loss_at(0, batch=second, objective=PLAIN)
 
 
-def test_evaluation_does_not_drop_out():
+def test_evaluation_uses_no_dropout():
     batch = random_batch()
     total, count, _ = dropping = eval_step(some_params(), batch, DROPPING)
     assert dropping == eval_step(some_params(), batch, PLAIN)
@@ -232,7 +232,7 @@ NUMBERS = changes_of(TRAINING, but=OF_THE_LOOP | STRUCTURE)
 
 
 def run_of(config, num_steps=20, dropout=0.2):
-    """A first state and the arguments of its steps, fresh."""
+    """A new initial state and the arguments of its steps."""
     optimizer = make_optimizer(config, num_steps)
     objective = dataclasses.replace(NextToken.of(Config(CONFIG, config), SPLIT), dropout=dropout)
     params = jax.tree.map(jnp.array, some_params())
@@ -246,8 +246,8 @@ def three_steps(step, state, arguments):
     return state, metrics
 
 
-def test_runs_that_differ_in_numbers_alone_share_a_compiled_step_and_are_not_the_same():
-    """A number that is a constant of the program would compile another one, and one that nothing reads change nothing."""
+def test_runs_that_differ_only_in_numbers_share_a_compiled_step_but_not_a_result():
+    """A number that was a compile-time constant would recompile, and one that nothing uses would not change the result."""
     first, _ = three_steps(train_step, *run_of(TRAINING))
     before = train_step._cache_size()
     others = [run_of(dataclasses.replace(TRAINING, **change)) for change in NUMBERS]
@@ -260,7 +260,7 @@ def test_runs_that_differ_in_numbers_alone_share_a_compiled_step_and_are_not_the
     assert train_step._cache_size() == before
 
 
-def test_two_rates_under_vmap_are_two_separate_runs():
+def test_two_learning_rates_under_vmap_are_two_separate_runs():
     configs = [TRAINING, dataclasses.replace(TRAINING, learning_rate=5 * TRAINING.learning_rate, weight_decay=0.3)]
     separate = [three_steps(train_step, *run_of(config)) for config in configs]
     runs = zip(*map(run_of, configs), strict=True)

@@ -1,4 +1,4 @@
-"""The clock of a run."""
+"""Wall-clock time of a run."""
 
 import contextlib
 import time
@@ -9,49 +9,49 @@ import jax
 
 
 class Clock:
-    """Seconds of the run over all its processes, and seconds spent in training steps alone."""
+    """Seconds of the run, summed over all its processes, and seconds spent in training steps alone."""
 
     def __init__(self, seconds_before: float, step: int):
         now = time.perf_counter()
-        self.began = now - seconds_before
-        self.lap_began, self.lap_step = now, step
-        self.forget_laps()
+        self.start = now - seconds_before
+        self.lap_start, self.lap_step = now, step
+        self.reset_training_time()
 
     @property
     def seconds(self) -> float:
-        return time.perf_counter() - self.began
+        return time.perf_counter() - self.start
 
     def lap(self, step: int, state: Any) -> float:
-        """Seconds per training step since the last call, without the time in which the clock was stopped.
+        """Seconds per training step since the last call, excluding the time in which the clock was stopped.
 
-        Where there was none since then, as in the row of the first step, those of the last one.
+        If no step was made since then, as in the metrics row of the first step, returns the previous value.
         """
         jax.block_until_ready(state)
         now = time.perf_counter()
-        seconds, num_steps = now - self.lap_began, step - self.lap_step
-        self.lap_began, self.lap_step = now, step
+        seconds, num_steps = now - self.lap_start, step - self.lap_step
+        self.lap_start, self.lap_step = now, step
         self.training_seconds += seconds
         self.training_steps += num_steps
         if num_steps:
             self.seconds_per_step = seconds / num_steps
         return self.seconds_per_step
 
-    def forget_laps(self) -> None:
-        """Counts seconds in training steps from here on: after the first, which compiles."""
+    def reset_training_time(self) -> None:
+        """Sets the totals to zero: called after the first step, so that its compilation does not count."""
         self.training_seconds, self.training_steps = 0.0, 0
-        self.seconds_waiting = 0.0  # of these, for batches
+        self.seconds_waiting = 0.0  # the part of training_seconds spent waiting for batches
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """What happens inside is a wait for a batch."""
-        began = time.perf_counter()
+        """Counts the time inside this context as waiting for a batch."""
+        start = time.perf_counter()
         yield
-        self.seconds_waiting += time.perf_counter() - began
+        self.seconds_waiting += time.perf_counter() - start
 
     @contextlib.contextmanager
     def stopped(self, state: Any) -> Iterator[None]:
-        """Does not count what happens inside as training, once the steps up to `state` are done."""
+        """Waits for `state`, then excludes the time inside this context from the training time."""
         jax.block_until_ready(state)
-        began = time.perf_counter()
+        start = time.perf_counter()
         yield
-        self.lap_began += time.perf_counter() - began
+        self.lap_start += time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""The loop: training steps, and callbacks around them."""
+"""The training loop: steps, with callbacks around them."""
 
 import contextlib
 import logging
@@ -19,7 +19,7 @@ from minigpt_jax.system import heap, signals
 from minigpt_jax.tasks import prepare
 from minigpt_jax.training.callbacks import Callback, standard
 from minigpt_jax.training.compilations import Compilations
-from minigpt_jax.training.resume import check_folder, has_ended, resume
+from minigpt_jax.training.resume import check_folder, finished_message, resume
 from minigpt_jax.training.run import Run, step_arguments
 from minigpt_jax.training.state import init_state
 from minigpt_jax.training.step import train_step
@@ -31,12 +31,12 @@ def train(
     config: Config, workdir: Path, overwrite: bool = False, *, device: Any, kernels: Kernels = PLAIN,
     max_minutes: float | None = None, tensorboard: bool = False, profile: bool = False, callbacks: Sequence[Callback] = (),
 ) -> None:  # fmt: skip
-    """Trains in a run's folder, going on from its newest checkpoint where there is one, and reports on the way.
+    """Trains in the folder `workdir`, resuming from its newest checkpoint if there is one, and logs progress.
 
-    After `max_minutes` it stops with a checkpoint; so it does at Ctrl-C and SIGTERM, and then raises StoppedError. For
-    `profile` see `callbacks.Profile`. Your own `callbacks` are called after the standard ones.
-    Raises DataError where the data does not fit, the folder cannot be written, another process trains in it, or it holds a
-    run of another config; FloatingPointError after `max_bad_steps` steps in a row that were not finite.
+    Saves a checkpoint and stops after `max_minutes`. Ctrl-C and SIGTERM do the same and raise StoppedError. For `profile`
+    see `callbacks.Profile`. Your own `callbacks` are called after the standard ones.
+    Raises DataError if the data does not fit the config, the folder cannot be written, another process is training in it, or
+    it holds a run with another config; FloatingPointError after `max_bad_steps` non-finite steps in a row.
     """
     callbacks = [*standard(max_minutes, profile), *callbacks]
     make_writer = import_tensorboard_writer() if tensorboard else None
@@ -44,43 +44,43 @@ def train(
     def is_new() -> bool:
         return overwrite or not checkpoints.steps(workdir)
 
-    def begin():
+    def new_task():
         task = prepare(config, kernels=kernels)
         return task, task.initial_params(SingleDeviceSharding(device))
 
     try:
         check_folder(config, workdir, overwrite)
-        begun = begin() if is_new() else None  # what does not fit is told before a folder is made
+        prepared = new_task() if is_new() else None  # reports data errors before the folder is created
         with locked(workdir), Compilations() as compilations:
             if is_new():
-                (task, params), newest = begun or begin(), 0
+                (task, params), newest = prepared or new_task(), 0
             else:
                 (task, newest), params = resume(config, workdir, kernels, device), None
-                if ended := has_ended(task, workdir, newest):
-                    log.info("%s %s", workdir, ended)
+                if message := finished_message(task, workdir, newest):
+                    log.info("%s %s", workdir, message)
                     return
-            go(Run.open(task, workdir, newest, params, device, kernels.name, compilations, make_writer), callbacks)
+            run_loop(Run.open(task, workdir, newest, params, device, kernels.name, compilations, make_writer), callbacks)
     except BrokenPipeError:
-        raise  # that is standard output, which the samples go to
+        raise  # from standard output, where the samples go
     except OSError as error:
         raise DataError(f"cannot write the run to {workdir}: {error.strerror or error}") from error
 
 
-def go(run: Run, callbacks: Sequence[Callback]) -> None:
-    """All steps that are left or, if something stops the run, those until then; the last one is saved."""
+def run_loop(run: Run, callbacks: Sequence[Callback]) -> None:
+    """Runs the remaining steps, or those until something stops the run, and saves a checkpoint of the last one."""
     task, root_key = run.task, jax.random.key(run.settings.seed)
-    arguments, step_once = step_arguments(task), run.compilations.expect_one(train_step)
-    with contextlib.ExitStack() as at_the_end:
-        at_the_end.callback(run.metrics.close)
+    arguments, step_once = step_arguments(task), run.compilations.warn_on_recompilation(train_step)
+    with contextlib.ExitStack() as cleanup:
+        cleanup.callback(run.metrics.close)
         for callback in callbacks:
-            at_the_end.callback(callback.close)
+            cleanup.callback(callback.close)
             callback.begin(run)
         with signals.capture_signals() as received:
             while not (run.is_over or run.is_stopped):
                 with run.clock.waiting():
                     batch = task.batch_at(run.step)
                 if run.compiled_step is None:
-                    init_state.clear_cache()  # it has served, and its program takes some 50 MB  # pyright: ignore[reportAttributeAccessIssue]
+                    init_state.clear_cache()  # no longer needed, and its program takes about 50 MB  # pyright: ignore[reportAttributeAccessIssue]
                     run.compiled_step = train_step.lower(run.state, batch, root_key, **arguments).compile()
                     heap.trim_heap()
                 for callback in callbacks:

@@ -1,4 +1,4 @@
-"""The optimizer: one Optax chain of clipping, AdamW and the learning rate's schedule."""
+"""The optimizer: one Optax chain of gradient clipping, AdamW and the learning-rate schedule."""
 
 from types import SimpleNamespace
 
@@ -14,19 +14,19 @@ NUMBERS = "learning_rate", "min_learning_rate", "warmup_steps", "weight_decay", 
 
 @struct.dataclass
 class ClippedAdamW:
-    """Clips the gradient by its global norm, then AdamW (Loshchilov & Hutter 2019), which decays matrices alone.
+    """Clips the gradient by its global norm, then applies AdamW (Loshchilov & Hutter 2019). Only matrices are decayed.
 
-    Its numbers are leaves under jit, not constants of the program: runs that differ in them alone share a compiled step, and
-    can be stacked under vmap."""
+    The numbers are pytree leaves, not compile-time constants: runs that differ only in them share a compiled step and can be
+    stacked under vmap."""
 
-    numbers: dict[str, float]  # of TrainingConfig, and num_steps
+    numbers: dict[str, float]  # the fields of TrainingConfig named above, and num_steps
     schedule: str = struct.field(pytree_node=False)
 
     @property
     def chain(self) -> optax.GradientTransformation:
         c = SimpleNamespace(**self.numbers, schedule=self.schedule)
-        rate, are_matrices = learning_rate_schedule(c, c.num_steps), lambda tree: jax.tree.map(lambda x: x.ndim >= 2, tree)
-        adamw = optax.adamw(rate, c.beta1, c.beta2, weight_decay=c.weight_decay, mask=are_matrices)
+        schedule, is_matrix = learning_rate_schedule(c, c.num_steps), lambda tree: jax.tree.map(lambda x: x.ndim >= 2, tree)
+        adamw = optax.adamw(schedule, c.beta1, c.beta2, weight_decay=c.weight_decay, mask=is_matrix)
         return optax.chain(optax.clip_by_global_norm(c.grad_clip), adamw)
 
 

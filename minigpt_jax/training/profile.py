@@ -1,4 +1,4 @@
-"""From a profile of training steps: the operations that took longest, under the names that they have in the model."""
+"""Reads a profile of training steps: the operations that took longest, named after the model's layers."""
 
 import collections
 import dataclasses
@@ -11,29 +11,29 @@ import jax
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """What the equal operations of all layers took together."""
+    """One operation, summed over all layers."""
 
     name: str
-    milliseconds: float  # a step
-    share: float  # of all operations
+    milliseconds: float  # per step
+    share: float  # of the time of all operations
 
 
 def operations(trace_dir: Path, compiled_text: str, num_steps: int) -> list[Operation]:
-    """From a trace of `num_steps` runs of a compiled program: what it spent on each operation, the longest first.
+    """The time of each operation of a compiled program, slowest first, from a trace of `num_steps` executions of it.
 
-    Names are the model's own, as the compiled program keeps them for each of its instructions.
+    The compiled program records for each of its instructions the name that it has in the model.
     """
     [*_, path] = sorted(trace_dir.rglob("*.xplane.pb"))
     names = operation_names(compiled_text)
-    [module] = re.findall(r"\AHloModule ([\w.-]+)", compiled_text)  # other programs have instructions of the same names
+    [module] = re.findall(r"\AHloModule ([\w.-]+)", compiled_text)  # instruction names repeat between programs
     nanoseconds = collections.Counter()
     with warnings.catch_warnings():
-        # Python 3.13 warns of how the profile's types are made, which ends the process where warnings are errors.
+        # Python 3.13 warns about how the profile's types are created, which is fatal where warnings are errors.
         warnings.simplefilter("ignore", DeprecationWarning)
         for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
             for line in plane.lines:
                 for event in line.events:
-                    # On a CPU events are called as the instructions, on a device as its kernels.
+                    # On a CPU an event is named after its instruction, on an accelerator after the kernel.
                     if event.name not in names and not plane.name.startswith("/device:"):
                         continue
                     stats = dict(event.stats)
@@ -45,20 +45,20 @@ def operations(trace_dir: Path, compiled_text: str, num_steps: int) -> list[Oper
 
 
 INSTRUCTION = re.compile(r'^ *(?:ROOT )?%?([\w.-]+) = .*? ([\w-]+)\(.*\bop_name="([^"]*)"', re.MULTILINE)
-CONTAINERS = {"while", "call", "conditional"}  # their time is that of the instructions in them
+CONTAINERS = {"while", "call", "conditional"}  # their time is that of the instructions inside
 
 
 def operation_names(compiled_text: str) -> dict[str, str]:
-    """For each instruction of a compiled program the operation that it comes from, without the number of its layer."""
-    found = INSTRUCTION.findall(compiled_text)
-    return {name: readable(op_name) for name, opcode, op_name in found if opcode not in CONTAINERS}
+    """Maps each instruction of a compiled program to the operation it comes from, without its layer number."""
+    instructions = INSTRUCTION.findall(compiled_text)
+    return {name: readable(op_name) for name, opcode, op_name in instructions if opcode not in CONTAINERS}
 
 
-INSERTED = {"while", "body", "closed_call", "eval_jaxpr", "checkpoint"}  # by JAX, into the names
+INSERTED = {"while", "body", "closed_call", "eval_jaxpr", "checkpoint"}  # parts of names that JAX inserts
 
 
 def readable(op_name: str) -> str:
-    """`jit(train_step)/…/transpose(jvp(GPT))/transformer/block_3/feed_forward/up/dot_general` as
+    """`jit(train_step)/…/transpose(jvp(GPT))/transformer/block_3/feed_forward/up/dot_general` becomes
     `transformer/block/feed_forward/up/dot_general, backward`."""
     parts = [re.sub(r"^block_\d+$", "block", part) for part in op_name.split("/")]
     kept = [part for part in parts if "(" not in part and part not in INSERTED]

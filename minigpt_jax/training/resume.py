@@ -1,4 +1,4 @@
-"""Resuming: a run's newest whole checkpoint, if the config and the data are those that it was made with."""
+"""Resuming a run from its newest intact checkpoint, if its config and data still match."""
 
 import logging
 import os
@@ -24,78 +24,78 @@ log = logging.getLogger(__name__)
 
 
 def resume(config: Config, workdir: Path, kernels: Kernels, device: Any) -> tuple[Task, int]:
-    """The task, and the step of the newest whole checkpoint; damaged ones are set aside.
+    """The task, and the step of the newest intact checkpoint. Corrupt checkpoints newer than it are set aside.
 
-    Raises DataError where the run there is another one, its data has changed, or all of its checkpoints are damaged.
+    Raises DataError if the folder holds a run with another config, its data has changed, or no checkpoint is intact.
     """
     before = read_config(workdir)
     config = config.with_data_settings_of(before)
     changes = {name: f"{name}={a} (now {b})" for name, (a, b) in differences(before, config).items()}
     may_change = {name for name, setting in config.settings.items() if setting.field.metadata["may_change"]}
-    refuse(workdir, [change for name, change in changes.items() if name not in may_change])
+    require_unchanged(workdir, [change for name, change in changes.items() if name not in may_change])
     steps = checkpoints.steps(workdir)[::-1]
     newest = checkpoints.first_whole(workdir, steps)
     info = checkpoints.read_info(workdir, newest)
     task = prepare(config, Earlier(workdir, info.sources), kernels=kernels)
     if newest > task.num_steps:
-        refuse(workdir, [f"{newest} steps done (now {task.num_steps})"])
-    for damaged in steps[: steps.index(newest)]:
-        checkpoints.set_aside(workdir, damaged)
+        require_unchanged(workdir, [f"{newest} completed steps (more than {task.num_steps})"])
+    for corrupt in steps[: steps.index(newest)]:
+        checkpoints.set_aside(workdir, corrupt)
     if changes:
-        log.info("Changed in the run: %s.", ", ".join(changes.values()))
+        log.info("Changed settings: %s.", ", ".join(changes.values()))
     now = environment(device)
-    others = [f"{name} {was} (now {now.get(name)})" for name, was in info.made_with.items() if was != now.get(name)]
-    if others:
-        log.warning("The run was made with %s: from here on its bits may be others.", ", ".join(others))
+    updates = [f"{name} {old} (now {now.get(name)})" for name, old in info.made_with.items() if old != now.get(name)]
+    if updates:
+        log.warning("This run was trained with %s: results may no longer be bit-identical.", ", ".join(updates))
     return task, newest
 
 
 def check_folder(config: Config, workdir: Path, overwrite: bool) -> None:
-    """Raises DataError or UsageError where the folder holds something that training in it would destroy."""
+    """Raises DataError or UsageError if training in the folder would destroy something in it."""
     is_new, init_from = overwrite or not checkpoints.steps(workdir), config.training.init_from
     if is_new and init_from and Path(init_from).resolve() == workdir.resolve():
-        raise UsageError(f"init_from={init_from} is the run's own folder, which would be lost: choose another --workdir")
+        raise UsageError(f"init_from={init_from} is the run's own folder and would be overwritten: choose another --workdir")
     if not overwrite:
         checkpoints.check_owned(workdir)
 
 
-def refuse(workdir: Path, changed: list[str]) -> None:
-    """Raises DataError if anything has changed that must not."""
+def require_unchanged(workdir: Path, changed: list[str]) -> None:
+    """Raises DataError if `changed` lists anything that must stay the same within a run."""
     if changed:
         raise DataError(
             f"{workdir} holds a run with {', '.join(changed)}: choose another --workdir, or replace the run with --overwrite"
         )
 
 
-def has_ended(task: Task, workdir: Path, newest: int) -> str | None:
-    """What to say of a run that has nothing left to do at its newest checkpoint."""
+def finished_message(task: Task, workdir: Path, newest: int) -> str | None:
+    """The log message for a run with nothing left to do at its newest checkpoint; None if there is something to do."""
     if newest == task.num_steps:
-        return f"has finished its {newest} steps. Continue with --steps N, N above that; start over with --overwrite."
+        return f"is complete ({newest} steps). Train longer with --steps N (N > {newest}), or restart with --overwrite."
     patience = task.config.training.patience
-    in_vain = checkpoints.read_info(workdir, newest).evaluations_since_best
-    if 0 < patience <= in_vain:
+    evaluations = checkpoints.read_info(workdir, newest).evaluations_since_best
+    if 0 < patience <= evaluations:
         return (
-            f"has gone {in_vain} evaluations without a lower loss, at step {newest}. "
-            f"Continue with --patience N, N above {in_vain}, or 0."
+            f"stopped early at step {newest}: no lower validation loss in {evaluations} evaluations. "
+            f"Train longer with --patience N (N > {evaluations}, or 0 for no limit)."
         )
     return None
 
 
 def restore(workdir: Path, step: int, like: TrainState, sharding: jax.sharding.Sharding) -> TrainState:
-    """The state at a checkpoint that was verified; `like` is a state or its `jax.eval_shape`.
+    """The state saved in a verified checkpoint. `like` is a state, or its `jax.eval_shape`.
 
-    Raises DataError where its arrays are others.
+    Raises DataError if the saved arrays do not match `like`.
     """
     saved = checkpoints.folder_of(workdir, step)
     return TrainState(
-        # Placed like the arrays: were it left to JAX where it goes, the second step would compile once more.
+        # Placed on the same device as the arrays; otherwise the second step would be recompiled.
         step=jax.device_put(np.int32(step), sharding),
         **{name: arrays.restore(saved / name, tree, sharding) for name, tree in like.trees.items()},
     )
 
 
 def environment(device: Any) -> dict[str, str]:
-    """What the bits of a step depend on beside the config: versions, device and flags of the compiler."""
+    """What the exact result of a step depends on besides the config: versions, device and compiler flags."""
     return {
         "python": platform.python_version(),
         "jax": jax.__version__,

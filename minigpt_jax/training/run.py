@@ -1,4 +1,4 @@
-"""A run in one process: what is trained, and how far it has come."""
+"""A run in one process: what is trained, and its progress."""
 
 import dataclasses
 import errno
@@ -22,7 +22,7 @@ from minigpt_jax.training.state import TrainState, init_state
 
 
 def step_arguments(task: Task) -> dict[str, Any]:
-    """The keyword arguments of `train_step`, on the device, so that they are not sent there again for each step."""
+    """The keyword arguments of `train_step`, already on the device, so that they are not transferred again at each step."""
     settings = task.config.training
     optimizer = make_optimizer(settings, task.num_steps)
     leaves = jax.device_put({"objective": task.objective, "optimizer": optimizer, "ema": settings.ema})
@@ -30,9 +30,9 @@ def step_arguments(task: Task) -> dict[str, Any]:
 
 
 def new_state(task: Task, params: Any = None) -> TrainState:
-    """The state before the first step, with these parameters or freshly drawn ones.
+    """The state before the first step, with the given parameters or randomly initialised ones.
 
-    Its `jax.eval_shape` is what `resume.restore` needs.
+    `resume.restore` takes its `jax.eval_shape`.
     """
     settings = task.config.training
     optimizer, key = make_optimizer(settings, task.num_steps), jax.random.key(settings.seed)
@@ -41,37 +41,37 @@ def new_state(task: Task, params: Any = None) -> TrainState:
 
 @dataclasses.dataclass
 class Run:
-    """What the loop and its callbacks share. `step` counts the steps that are done."""
+    """What the loop and its callbacks share. `step` is the number of completed steps."""
 
     task: Task
     workdir: Path
-    device: Any  # that it trains on
-    kernels: str  # their name
+    device: Any  # to train on
+    kernels: str  # name of the kernels
     state: TrainState
-    info: CheckpointInfo  # what the next checkpoint will say
+    info: CheckpointInfo  # for the next checkpoint
     metrics: MetricsFile
     clock: Clock
     compilations: Compilations
     step: int
-    saved_step: int  # of the newest checkpoint; 0: there is none
-    means: dict[str, float | None] | None = None  # of the evaluation after this step, where there was one
-    unread: list[dict[str, jax.Array]] = dataclasses.field(default_factory=list)  # what steps returned, not waited for yet
+    saved_step: int  # step of the newest checkpoint; 0 if there is none
+    means: dict[str, float | None] | None = None  # from the evaluation after this step, if there was one
+    unread: list[dict[str, jax.Array]] = dataclasses.field(default_factory=list)  # metrics of steps not waited for yet
     compiled_step: Any = None
-    is_stopped: bool = False  # before its end, to be continued
+    is_stopped: bool = False  # before its last step, to be resumed later
 
     @classmethod
     def open(
         cls, task: Task, workdir: Path, newest: int, params: Any, device: Any, kernels: str, compilations: Compilations,
         make_writer: type | None = None,
     ) -> "Run":  # fmt: skip
-        """At the checkpoint of step `newest`; with 0 at the beginning, in place of any other run in the folder."""
+        """The run at the checkpoint of step `newest`. 0 starts from scratch and replaces any other run in the folder."""
         sharding = jax.sharding.SingleDeviceSharding(device)
         if newest:
             info = checkpoints.read_info(workdir, newest)
             state = restore(workdir, newest, jax.eval_shape(lambda: new_state(task)), sharding)
             checkpoints.delete_leftovers(workdir)
         else:
-            # Placed as restored ones are, so that both run the same compiled step.
+            # Placed like a restored state, so that both use the same compiled step.
             info, state = CheckpointInfo(0, dict(task.sources)), jax.device_put(new_state(task, params), sharding)
             checkpoints.delete_all(workdir)
         info = dataclasses.replace(info, made_with=environment(device))
@@ -86,7 +86,7 @@ class Run:
 
     @property
     def is_over(self) -> bool:
-        """Nothing is left to do."""
+        """Whether nothing is left to do."""
         return self.step >= self.task.num_steps or self.is_out_of_patience
 
     @property
@@ -94,20 +94,20 @@ class Run:
         return 0 < self.settings.patience <= self.info.evaluations_since_best
 
     def due(self, every: int) -> bool:
-        """Whether what happens every so many steps happens now; all does after the last step."""
+        """Whether an action that is taken every `every` steps is due now. After the last step all of them are."""
         return self.step % every == 0 or self.step == self.task.num_steps
 
     def count_step(self, metrics: dict[str, jax.Array]) -> None:
-        """One more step is done, and has returned these."""
+        """Records one more completed step and the metrics that it returned."""
         self.step, self.means = self.step + 1, None
         self.unread.append(metrics)
 
-    def note(self, **known: Any) -> None:
-        """For the next checkpoint to say."""
-        self.info = dataclasses.replace(self.info, **known)
+    def note(self, **values: Any) -> None:
+        """Updates what the next checkpoint will record."""
+        self.info = dataclasses.replace(self.info, **values)
 
     def read_losses(self) -> None:
-        """Waits for the losses of the steps so far. Raises FloatingPointError after too many that are not finite."""
+        """Waits for the losses of all steps so far. Raises FloatingPointError after too many non-finite steps in a row."""
         first = self.step - len(self.unread) + 1
         for number, metrics in enumerate(jax.device_get(self.unread), first):
             info = self.info
@@ -117,19 +117,19 @@ class Run:
                 continue
             self.note(num_skipped=info.num_skipped + 1, bad_steps=info.bad_steps + 1)
             if self.info.bad_steps >= self.settings.max_bad_steps:
-                saved = f"Saved is step {self.saved_step}, which is finite" if self.saved_step else "Nothing is saved yet"
+                saved = f"Checkpoint {self.saved_step} is finite" if self.saved_step else "There is no checkpoint yet"
                 raise FloatingPointError(
-                    f"loss or gradient were not finite in {self.info.bad_steps} steps in a row, up to step {number}; the "
-                    f"last finite loss was {info.last_loss}. Likely causes: --learning_rate too high, --warmup_steps too "
-                    f"few, --dtype bfloat16. {saved}"
+                    f"loss or gradient not finite in {self.info.bad_steps} steps in a row, up to step {number}; the last "
+                    f"finite loss was {info.last_loss}. Likely causes: --learning_rate too high, --warmup_steps too low, "
+                    f"--dtype bfloat16. {saved}"
                 )
         self.unread = []
 
     def save(self) -> None:
-        """A checkpoint, unless this step has one. Raises FileNotFoundError where the run's folder has gone."""
+        """Saves a checkpoint, unless this step has one. Raises FileNotFoundError if the run's folder no longer exists."""
         if self.step == self.saved_step:
             return
-        if not self.metrics.path.exists():  # saving would create the folder again, without what belongs to it
+        if not self.metrics.path.exists():  # saving would recreate the folder without its other files
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         self.read_losses()
         with self.clock.stopped(self.state):

@@ -1,4 +1,4 @@
-"""The training step: pure functions from a state and a batch to the next state."""
+"""The training step: pure functions that map a state and a batch to the next state."""
 
 import functools
 
@@ -10,15 +10,15 @@ from minigpt_jax.training.state import TrainState
 
 
 def accumulate_gradients(params, batch, key, loss, num_parts):
-    """(mean loss, its gradient) over the batch's targets, with the memory of one of `num_parts` equal parts of it."""
+    """(mean loss over the batch's targets, its gradient), accumulated over `num_parts` micro-batches to save memory."""
 
     def total_and_count(params, part, part_key):
         return loss(params, part, part_key)[:2]
 
     def add_part(sums, part_and_index):
         part, index = part_and_index
-        found = jax.value_and_grad(total_and_count, has_aux=True)(params, part, jax.random.fold_in(key, index))
-        return jax.tree.map(jnp.add, sums, found), None
+        part_sums = jax.value_and_grad(total_and_count, has_aux=True)(params, part, jax.random.fold_in(key, index))
+        return jax.tree.map(jnp.add, sums, part_sums), None
 
     parts = jax.tree.map(lambda leaf: leaf.reshape(num_parts, -1, *leaf.shape[1:]), batch)
     zeros = (jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, params)
@@ -27,24 +27,24 @@ def accumulate_gradients(params, batch, key, loss, num_parts):
 
 
 def apply_gradients(state, grads, optimizer, ema):
-    """The state after the optimizer's update, with the number of the step as it was."""
+    """The state after the optimizer's update. Its step number is not incremented yet."""
     updates, opt_state = optimizer.chain.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    decay = jnp.minimum(ema, (1 + state.step) / (10 + state.step))  # less at first: initial values are soon forgotten
+    decay = jnp.minimum(ema, (1 + state.step) / (10 + state.step))  # small at first, to forget the initial values
     average = state.average and jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.average, params)
     return TrainState(state.step, params, opt_state, average)
 
 
 def keep_if_finite(new, old, is_finite):
-    """`new` if all is finite, else `old`: one NaN would spread to every parameter. The step counts either way."""
+    """`new` if `is_finite`, else `old`: one NaN would spread to every parameter. The step number advances either way."""
     return jax.tree.map(functools.partial(jnp.where, is_finite), new, old).replace(step=old.step + 1)
 
 
 @functools.partial(jax.jit, static_argnames="grad_accumulation", donate_argnames="state")
 def train_step(state: TrainState, batch, key, *, objective, optimizer, ema: float = 0.0, grad_accumulation: int = 1):
-    """One optimizer step on the mean loss over the batch's targets. `key` is the run's root key; `state` is donated; numbers
-    in the other arguments are leaves, of which another value compiles nothing again. Returns the next state and
-    {"loss": nats per target, "grad_norm": before clipping, "is_finite": whether all were}."""
+    """One optimizer step on the mean loss over the batch's targets. `key` is the run's root key; `state` is donated. Numbers
+    in the other arguments are pytree leaves: changing them does not recompile. Returns the next state and
+    {"loss": nats per target, "grad_norm": before clipping, "is_finite": whether both and the new parameters are finite}."""
     step_key = jax.random.fold_in(key, state.step)
     loss, grads = accumulate_gradients(state.params, batch, step_key, objective.loss, grad_accumulation)
     new_state, grad_norm = apply_gradients(state, grads, optimizer, ema), optax.tree.norm(grads)

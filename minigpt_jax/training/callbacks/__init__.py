@@ -1,4 +1,4 @@
-"""What happens beside the training steps: each callback is one concern, and reads and extends the Run that it is given."""
+"""What happens around the training steps. Each callback does one thing; it reads and updates the Run that it is given."""
 
 from minigpt_jax.system import notebook
 from minigpt_jax.training.callbacks.callback import Callback
@@ -14,7 +14,7 @@ from minigpt_jax.training.callbacks.time_limit import TimeLimit
 
 
 def standard(max_minutes: float | None = None, profile: bool = False) -> list[Callback]:
-    """Those of every run, in their order: what is saved has been logged and evaluated."""
+    """The callbacks of every run, in order: a step is logged and evaluated before it is saved."""
     limit = [] if max_minutes is None else [TimeLimit(max_minutes)]
     curve, profiler = [Curve()] if notebook.is_active() else [], [Profile()] if profile else []
     return [Progress(), Log(), Evaluate(), *curve, Save(), Preview(), *limit, *profiler, Summary()]

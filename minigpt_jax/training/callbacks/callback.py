@@ -1,20 +1,20 @@
-"""What a callback can do."""
+"""The interface of callbacks."""
 
 from minigpt_jax.training.run import Run
 
 
 class Callback:
-    """Its methods do nothing. The loop calls each of them on every callback, in the order of their list."""
+    """Base class whose methods do nothing. The loop calls each method on all callbacks, in the order of the list."""
 
     def begin(self, run: Run) -> None:
-        """Before the first step of this process."""
+        """Called before the first step of this process."""
 
     def before_step(self, run: Run) -> None: ...
 
     def after_step(self, run: Run) -> None: ...
 
     def finish(self, run: Run) -> None:
-        """After the last step of this process, which is saved; not where a signal or an error ends it."""
+        """Called after the last step of this process is saved, but not if a signal or an error ended it."""
 
     def close(self) -> None:
-        """Whatever happened."""
+        """Always called at the end, also after an error."""

@@ -1,4 +1,4 @@
-"""Evaluation while training."""
+"""Evaluation during training."""
 
 import logging
 import math
@@ -10,7 +10,7 @@ log = logging.getLogger(__name__)
 
 
 class Evaluate(Callback):
-    """Every `eval_every` steps, on `eval_batches` batches. Means that are not finite become None."""
+    """Evaluates every `eval_every` steps on `eval_batches` batches. Non-finite means are recorded as None."""
 
     def after_step(self, run: Run) -> None:
         if not run.due(run.settings.eval_every):
@@ -28,4 +28,4 @@ class Evaluate(Callback):
         else:
             run.note(evaluations_since_best=run.info.evaluations_since_best + 1)
         if run.is_out_of_patience and run.step < run.task.num_steps:
-            log.info("No lower validation loss in %d evaluations: ending early.", run.settings.patience)
+            log.info("No lower validation loss in %d evaluations: stopping early.", run.settings.patience)

@@ -1,4 +1,4 @@
-"""Rows of training metrics, in metrics.jsonl and in words."""
+"""Training metrics, as rows of metrics.jsonl and as log lines."""
 
 import logging
 import math
@@ -15,15 +15,15 @@ log = logging.getLogger(__name__)
 
 
 class Log(Callback):
-    """Announces the run, and writes a row every `log_every` steps."""
+    """Logs the start of the run, and writes a row of metrics every `log_every` steps."""
 
     def begin(self, run: Run) -> None:
         self.first_step = run.step + 1
         self.learning_rate = jax.jit(learning_rate_schedule(run.settings, run.task.num_steps))  # one program, not ten
         log.info(
-            "%s in %s%s: %.2f M parameters; %s; %d steps of %d %s; on %s, kernels: %s.",
+            "%s in %s%s: %.2f M parameters; %s; %d steps of %d %s; device: %s; kernels: %s.",
             f"Resuming at step {run.step}" if run.step else "New run",
-            run.workdir, f", begun from {run.settings.init_from}" if run.settings.init_from else "",
+            run.workdir, f", initialised from {run.settings.init_from}" if run.settings.init_from else "",
             sum(leaf.size for leaf in jax.tree.leaves(run.state.params)) / 1e6,
             run.task.describe_data(), run.task.num_steps, run.task.units_per_step, run.task.unit,
             run.device.device_kind, run.kernels,
@@ -32,25 +32,25 @@ class Log(Callback):
     def after_step(self, run: Run) -> None:
         if run.step == self.first_step:
             seconds = run.clock.lap(run.step, run.state)
-            log.info("The first step, with its compilation, took %.1f s.", seconds)
-            run.clock.forget_laps()
+            log.info("The first step took %.1f s, including compilation.", seconds)
+            run.clock.reset_training_time()
         if run.due(run.settings.log_every):
             self.write_row(run)
 
     def write_row(self, run: Run) -> None:
-        """The mean loss since the last row, rate and gradient norm of this step."""
+        """Writes the mean loss since the last row, and the learning rate and gradient norm of this step."""
         grad_norm, num_steps = float(run.unread[-1]["grad_norm"]), run.task.num_steps
         run.read_losses()
-        with run.clock.stopped(run.state):  # it compiles at first
+        with run.clock.stopped(run.state):  # the first call compiles
             learning_rate = float(self.learning_rate(run.step - 1 - run.info.num_skipped))
         seconds_per_step, losses = run.clock.lap(run.step, run.state), run.info.pending_losses
-        rate = round(run.task.units_per_step / seconds_per_step, 1)
+        units_per_second = round(run.task.units_per_step / seconds_per_step, 1)
         row = {
             "step": run.step,
-            "train_loss": float(np.mean(losses)) if losses else None,  # no step was finite; JSON knows no NaN
+            "train_loss": float(np.mean(losses)) if losses else None,  # None if no step was finite: JSON has no NaN
             "learning_rate": learning_rate,
             "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
-            f"{run.task.unit}_per_second": rate,
+            f"{run.task.unit}_per_second": units_per_second,
             "seconds": round(run.clock.seconds, 3),
         }
         if run.info.num_skipped:
@@ -58,8 +58,9 @@ class Log(Callback):
         run.note(pending_losses=())
         run.metrics.append(row)
         log.info(
-            "step %d/%d  loss %.4f  rate %.1e  gradient %.2f  %.0f %s/s  %s left%s",
+            "step %d/%d  loss %.4f  lr %.1e  grad norm %.2f  %s %s/s  %s left%s",
             run.step, num_steps, math.nan if row["train_loss"] is None else row["train_loss"], learning_rate,
-            grad_norm, rate, run.task.unit, tqdm.format_interval(seconds_per_step * (num_steps - run.step)),
-            f"  {run.info.num_skipped} steps skipped, not finite" if run.info.num_skipped else "",
+            grad_norm, f"{units_per_second:,.0f}", run.task.unit,
+            tqdm.format_interval(seconds_per_step * (num_steps - run.step)),
+            f"  {run.info.num_skipped} non-finite steps skipped" if run.info.num_skipped else "",
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the model makes so far."""
+"""Samples from the model during training."""
 
 import sys
 
@@ -9,7 +9,7 @@ from minigpt_jax.training.run import Run
 
 
 class Preview(Callback):
-    """The task's preview on standard output, every `sample_every` steps."""
+    """Prints the task's preview to standard output every `sample_every` steps."""
 
     def after_step(self, run: Run) -> None:
         if run.settings.sample_every and run.due(run.settings.sample_every):

@@ -1,4 +1,4 @@
-"""A progress bar, where standard error is a terminal."""
+"""A progress bar, if standard error is a terminal."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""An end before the last step. Patience needs no callback: see `Run.is_over`."""
+"""A time limit. Patience needs no callback: see `Run.is_over`."""
 
 import time
 
@@ -7,7 +7,7 @@ from minigpt_jax.training.run import Run
 
 
 class TimeLimit(Callback):
-    """Stops after so many minutes from when it was made, unless nothing is left to do then."""
+    """Stops the run a number of minutes after this callback was created, unless the run is complete by then."""
 
     def __init__(self, minutes: float):
         self.deadline = time.monotonic() + 60 * minutes
