@@ -1,4 +1,4 @@
-"""The loss, against the definition of cross-entropy, and what the objective makes of it."""
+"""The next-token loss, against the definition of cross-entropy, and the objective."""
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ MASK_BT = np.array([[1, 1, 1, 1], [1, 0, 0, 1], [0, 0, 0, 0]], bool)
 loss = jax.jit(next_token_loss)
 
 
-def test_loss_is_the_sum_of_minus_log_probabilities_where_the_mask_is_true():
+def test_the_loss_is_the_sum_of_negative_log_probabilities_of_unmasked_targets():
     probs_BTV = np.exp(LOGITS_BTV) / np.exp(LOGITS_BTV).sum(axis=-1, keepdims=True)
     expected = sum(-np.log(probs_BTV[b, t, TARGETS_BT[b, t]]) for b, t in zip(*np.nonzero(MASK_BT), strict=True))
     total, count = loss(LOGITS_BTV, TARGETS_BT, MASK_BT)
@@ -25,13 +25,13 @@ def test_loss_is_the_sum_of_minus_log_probabilities_where_the_mask_is_true():
     assert count == 6
 
 
-def test_parts_add_up_to_the_whole():
-    whole = loss(LOGITS_BTV, TARGETS_BT, MASK_BT)
-    parts = [loss(LOGITS_BTV[i : i + 1], TARGETS_BT[i : i + 1], MASK_BT[i : i + 1]) for i in range(B)]
-    np.testing.assert_allclose(np.sum(parts, axis=0), whole, rtol=1e-6)
+def test_losses_of_rows_add_up_to_the_loss_of_the_batch():
+    total = loss(LOGITS_BTV, TARGETS_BT, MASK_BT)
+    rows = [loss(LOGITS_BTV[i : i + 1], TARGETS_BT[i : i + 1], MASK_BT[i : i + 1]) for i in range(B)]
+    np.testing.assert_allclose(np.sum(rows, axis=0), total, rtol=1e-6)
 
 
-def test_what_is_masked_does_not_count():
+def test_masked_targets_do_not_count():
     changed_BTV, changed_BT = LOGITS_BTV.copy(), TARGETS_BT.copy()
     changed_BTV[~MASK_BT], changed_BT[~MASK_BT] = 77, 0
     np.testing.assert_array_equal(loss(changed_BTV, changed_BT, MASK_BT), loss(LOGITS_BTV, TARGETS_BT, MASK_BT))
@@ -39,7 +39,7 @@ def test_what_is_masked_does_not_count():
 
 
 @pytest.mark.parametrize("key", [None, jax.random.key(0)], ids=["in evaluation", "in training"])
-def test_whatever_the_objective_measures_leaves_out_what_is_masked(key):
+def test_the_objective_ignores_masked_targets(key):
     objective = NextToken.of(Config(BASE))
     params = random_params(objective.model, np.zeros((B, T), np.int32))
     batch = {"inputs_BT": TARGETS_BT, "targets_BT": TARGETS_BT, "mask_BT": MASK_BT}

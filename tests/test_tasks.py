@@ -1,4 +1,4 @@
-"""The seam of tasks: one that has nothing to do with text, all of it in this file, goes through the same loop."""
+"""The task interface: a task unrelated to text, defined in this file, is trained by the same loop."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ from minigpt_jax.training.callbacks import Callback
 from minigpt_jax.training.resume import restore
 from minigpt_jax.training.run import new_state
 
-# ---- The task: a row of digits in, the same digits sorted out -------------------------------------------------------------
+# ---- The task: sort a row of digits ---------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class SortingConfig(Section):
 
 
 class Sorter(nn.Module):
-    """An encoder: every position sees all the others."""
+    """An encoder: every position attends to all the others."""
 
     config: ModelConfig
 
@@ -62,8 +62,8 @@ class Sorted:
         dropout, rngs = (None, {}) if key is None else (self.dropout, {"dropout": key})
         logits_BTV = self.model.apply({"params": params}, batch["digits_BT"], dropout, rngs=rngs)
         nats_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, batch["sorted_BT"])
-        right_BT = logits_BTV.argmax(axis=-1) == batch["sorted_BT"]
-        return nats_BT.sum(), jnp.asarray(nats_BT.size), {"accuracy": right_BT.sum()}
+        correct_BT = logits_BTV.argmax(axis=-1) == batch["sorted_BT"]
+        return nats_BT.sum(), jnp.asarray(nats_BT.size), {"accuracy": correct_BT.sum()}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,18 +98,18 @@ class Sorting:
         return self.evaluate(params)
 
     def next_command(self, workdir):
-        return f"Sort with it: sort {workdir}"
+        return f"Sort digits: sort {workdir}"
 
     def preview(self, params):
         digits_BT = self.rows(2)["digits_BT"][:1]
-        found_BT = self.objective.model.apply({"params": params}, digits_BT).argmax(axis=-1)
-        return f"{''.join(map(str, digits_BT[0]))} becomes {''.join(map(str, found_BT[0].tolist()))}"
+        output_BT = self.objective.model.apply({"params": params}, digits_BT).argmax(axis=-1)
+        return f"{''.join(map(str, digits_BT[0]))} becomes {''.join(map(str, output_BT[0].tolist()))}"
 
     def describe_data(self):
         return f"rows of {self.config.data.digits} digits"
 
     def describe_result(self, means):
-        return f"{means['loss']:.4f} nats per digit, {means['accuracy']:.1%} of them right"
+        return f"{means['loss']:.4f} nats per digit, accuracy {means['accuracy']:.1%}"
 
 
 def prepare(config, earlier=None, kernels=None):
@@ -120,11 +120,11 @@ def prepare(config, earlier=None, kernels=None):
     return Sorting(config, objective, {"digits": "decimal"}, config.training.steps or 20)
 
 
-# ---- What holds -----------------------------------------------------------------------------------------------------------
+# ---- The tests ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(autouse=True)
-def the_table_of_tasks(monkeypatch):
+def register_the_task(monkeypatch):
     monkeypatch.setitem(config.TASKS, "sorting", SortingConfig)
     monkeypatch.setitem(tasks.TASKS, "sorting", __name__)
 
@@ -148,8 +148,8 @@ def rows(workdir):
 
 def state_at(workdir, step):
     task = prepare(CONFIG)
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return restore(workdir, step, jax.eval_shape(lambda: new_state(task)), here)
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return restore(workdir, step, jax.eval_shape(lambda: new_state(task)), sharding)
 
 
 class Interrupt(Callback):
@@ -163,7 +163,7 @@ def test_another_task_trains_evaluates_previews_and_resumes_bit_for_bit(tmp_path
     with caplog.at_level(logging.INFO):
         train(CONFIG, tmp_path / "straight")
     assert_says(logged(caplog)[0], str(tmp_path / "straight"), "rows of 4 digits", "20", "32", "digits")
-    assert " of them right" in caplog.text
+    assert " nats per digit, accuracy " in caplog.text
     assert capsys.readouterr().out.count(" becomes ") == 2
     assert (tmp_path / "straight" / "digits.txt").read_text() == "0123456789\n"
     assert read_run_config(tmp_path / "straight") == CONFIG
@@ -172,9 +172,9 @@ def test_another_task_trains_evaluates_previews_and_resumes_bit_for_bit(tmp_path
     assert checkpoints.steps(tmp_path / "killed")[-1] == 7
     train(read_run_config(tmp_path / "killed"), tmp_path / "killed")
     assert_equal(state_at(tmp_path / "killed", 20), state_at(tmp_path / "straight", 20))
-    found = rows(tmp_path / "straight")
-    assert rows(tmp_path / "killed") == found
-    evaluations = [row for row in found if "val_loss" in row]
+    metrics = rows(tmp_path / "straight")
+    assert rows(tmp_path / "killed") == metrics
+    evaluations = [row for row in metrics if "val_loss" in row]
     assert [row["step"] for row in evaluations] == [5, 10, 15, 20]
     assert all(set(row) == {"step", "val_loss", "val_accuracy"} for row in evaluations)
     assert evaluations[-1]["val_loss"] < evaluations[0]["val_loss"]
@@ -182,7 +182,7 @@ def test_another_task_trains_evaluates_previews_and_resumes_bit_for_bit(tmp_path
 
 
 @pytest.mark.e2e
-def test_what_a_resumed_run_was_made_of_is_asked_of_the_task(tmp_path):
+def test_resuming_checks_the_sources_and_settings_of_the_task(tmp_path):
     with pytest.raises(StoppedError):
         train(CONFIG, tmp_path, callbacks=[Interrupt()])
     error_message(DataError, train, CONFIG.override({"digits": 5}), tmp_path, says=(str(tmp_path), "digits=4", "5"))
@@ -192,14 +192,14 @@ def test_what_a_resumed_run_was_made_of_is_asked_of_the_task(tmp_path):
     error_message(DataError, train, text, tmp_path, says=(str(tmp_path), "task=sorting", "language_modelling"))
 
 
-def test_a_setting_belongs_to_its_task_alone():
+def test_a_setting_belongs_only_to_its_task():
     assert CONFIG.override({"digits": 6}).data.digits == 6
     assert Config.from_json(CONFIG.to_json()) == CONFIG
     error_message(UsageError, CONFIG.override, {"dataset": "shakespeare"}, says=("dataset", "sorting"))
     error_message(UsageError, Config().override, {"digits": 6}, says=("digits",))
 
 
-def test_the_tables_of_tasks_name_the_same_ones():
+def test_both_tables_of_tasks_have_the_same_names():
     assert config.TASKS.keys() == tasks.TASKS.keys()
     assert tasks.TASKS["language_modelling"] == "minigpt_jax.tasks.language_modelling"
 
@@ -211,6 +211,6 @@ def test_a_measure_is_a_mean_over_the_targets_of_all_batches():
     batches = [task.rows(1, n) for n in range(3)]
     digits_NT, sorted_NT = (np.concatenate([batch[name] for batch in batches]) for name in ("digits_BT", "sorted_BT"))
     logits_NTV = task.objective.model.apply({"params": params}, digits_NT)
-    found = task.evaluate(params, limit=3)
-    assert found["accuracy"] == pytest.approx((np.argmax(logits_NTV, axis=-1) == sorted_NT).mean())
-    assert list(found) == ["loss", "accuracy"]
+    measured = task.evaluate(params, limit=3)
+    assert measured["accuracy"] == pytest.approx((np.argmax(logits_NTV, axis=-1) == sorted_NT).mean())
+    assert list(measured) == ["loss", "accuracy"]

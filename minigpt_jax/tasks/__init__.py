@@ -1,6 +1,7 @@
-"""What is trained. A task knows its data and its loss; the loop in `training/` depends only on task.py.
+"""What is trained. A task defines its data and its loss; the loop in `training/` depends only on task.py.
 
-A new task is a file in this folder, a row in TASKS and the section of its settings, with its row in `config.TASKS`.
+A new task needs a file in this folder, an entry in TASKS, and a config section with its settings and an entry in
+`config.TASKS`.
 """
 
 import importlib
@@ -9,13 +10,13 @@ from minigpt_jax.config import Config
 from minigpt_jax.models.kernels import PLAIN, Kernels
 from minigpt_jax.tasks.task import Earlier, Task
 
-# The module of each task, imported when the task is. It has `prepare(config, earlier, kernels) -> Task`.
+# The module of each task, imported on first use. It has `prepare(config, earlier, kernels) -> Task`.
 TASKS = {"language_modelling": "minigpt_jax.tasks.language_modelling"}
 
 
 def prepare(config: Config, earlier: Earlier | None = None, *, kernels: Kernels = PLAIN) -> Task:
-    """The config's task, with its data read; of a run to resume, with what that was trained on.
+    """Reads the data and returns the config's task. To resume a run, pass as `earlier` what it was trained on.
 
-    Raises DataError where the data does not fit the config, or is not that of the run.
+    Raises DataError if the data does not fit the config or is not what the earlier run was trained on.
     """
     return importlib.import_module(TASKS[config.task]).prepare(config, earlier, kernels)

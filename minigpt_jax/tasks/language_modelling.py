@@ -1,4 +1,4 @@
-"""Language modelling: a GPT learns to predict each next token of a text."""
+"""Language modelling: a GPT is trained to predict each next token of a text."""
 
 import dataclasses
 import math
@@ -31,7 +31,7 @@ PREVIEW_LENGTH = 250  # tokens
 class LanguageModelling:
     """See `tasks.Task`."""
 
-    config: Config  # with the vocabulary's size filled in
+    config: Config  # with vocab_size filled in
     tokenizer: Tokenizer
     splits: dict[str, Tokens]  # train, val
     sources: dict[str, str]
@@ -67,8 +67,8 @@ class LanguageModelling:
         require_choice("split", split, self.splits)
         if stride is not None and not 1 <= stride <= T:
             raise UsageError(f"stride={stride} must be at least 1 and at most context_length={T}")
-        found = self.means_over(split, params, None, stride)
-        return {"stride": stride or T} | found | in_every_unit(self, split, found["loss"])
+        measured = self.means_over(split, params, None, stride)
+        return {"stride": stride or T} | measured | loss_in_other_units(self, split, measured["loss"])
 
     def means_over(self, split: str, params: Any, limit: int | None, stride: int | None) -> dict[str, float]:
         """See `batches.evaluation_batches`."""
@@ -79,7 +79,7 @@ class LanguageModelling:
         """A sample that continues the first character of the validation text."""
         tokenizer, ids = self.tokenizer, self.splits["val"].ids
         model = LanguageModel(self.config.model, tokenizer, params, self.objective.model.kernels)
-        # The first character, which may be four tokens; words need not know the one with which the text was cut.
+        # The first character may be up to four tokens. A word tokenizer may not know it, as the split can cut a word.
         start = tokenizer.decode(ids[:4])[:1] if tokenizer.unknown is None else "\n"
         return model.generate(start, PREVIEW_LENGTH, temperature=0.8)
 
@@ -92,24 +92,24 @@ class LanguageModelling:
         return f"{loss:.4f} nats per token, {bits:.3f} bits per character{self.unknown_tokens('val')}"
 
     def next_command(self, workdir: Path) -> str:
-        return f"Sample from it: {command('generate')} --workdir {workdir} --prompt TEXT --length 200"
+        return f"Generate text: {command('generate')} --workdir {workdir} --prompt TEXT --length 200"
 
     def unknown_tokens(self, split: str) -> str:
-        """How many tokens of a split are unknown words, with a tokenizer that may have such."""
-        return "" if self.tokenizer.unknown is None else f" ({self.splits[split].unknown_share:.1%} of the tokens unknown)"
+        """The share of unknown words in a split, for the log. Empty if the tokenizer has no unknown token."""
+        return "" if self.tokenizer.unknown is None else f" ({self.splits[split].unknown_share:.1%} of tokens unknown)"
 
 
 def data_of(config: Config) -> DataConfig:
-    assert isinstance(config.data, DataConfig)  # by which `config.task` is this one
+    assert isinstance(config.data, DataConfig)  # guaranteed by `config.task`, which is derived from its type
     return config.data
 
 
 def prepare(config: Config, earlier: Earlier | None = None, kernels: Kernels = PLAIN) -> LanguageModelling:
-    """Reads the texts and tokenizes them, with the tokenizer of the earlier run or one that is trained on them."""
+    """Reads and tokenizes the texts, with the tokenizer of the earlier run or a newly trained one."""
     data, training = data_of(config), config.training
     texts = read_texts(data)
     if earlier is not None and earlier.sources["text"] != texts.sha256:
-        raise DataError(f"{data.dataset} is no longer the text of the run: bring that back, or start over with --overwrite")
+        raise DataError(f"{data.dataset} has changed since this run started: restore it, or restart with --overwrite")
     if earlier is None:
         tokenizer = train_tokenizer(data, config.model.vocab_size, texts)
     else:
@@ -119,24 +119,24 @@ def prepare(config: Config, earlier: Earlier | None = None, kernels: Kernels = P
     num_steps = training.steps
     if num_steps is None:
         num_rows = (training.epochs or 1) * batches.num_windows(splits["train"].ids, config.model.context_length)
-        if num_rows / training.batch_size >= 2**31:  # JAX counts them in 32 bits
-            raise UsageError(f"epochs={training.epochs} are too many: there can be at most {2**31 - 1} steps")
+        if num_rows / training.batch_size >= 2**31:  # JAX counts steps in 32 bits
+            raise UsageError(f"epochs={training.epochs} is too large: a run has at most {2**31 - 1} steps")
         num_steps = math.ceil(num_rows / training.batch_size)
     sources = {"text": texts.sha256, "tokenizer": tokenizer.sha256}
     return LanguageModelling(config, tokenizer, splits, sources, num_steps, NextToken.of(config, kernels))
 
 
-def in_every_unit(task: LanguageModelling, split: str, loss: float) -> dict[str, float]:
-    """What a mean loss over a split, in nats per token, is in units that do not depend on the tokenizer.
+def loss_in_other_units(task: LanguageModelling, split: str, loss: float) -> dict[str, float]:
+    """Converts a mean loss over a split, in nats per token, into units that do not depend on the tokenizer.
 
-    The first token has nothing before it and is not predicted, so its characters do not count. What a word tokenizer takes
-    for unknown it need not spell: its bits leave that out, and `unknown_share` says how much it is.
+    The first token is not predicted, since nothing precedes it, so its characters are not counted. A word tokenizer does not
+    spell out unknown words, so the bits for doing so are missing; `unknown_share` is the share of such tokens.
     """
     part, tokenizer = task.splits[split], task.tokenizer
     num_tokens, first = len(part.ids) - 1, part.ids[:1]
     num_characters = max(part.num_characters - len(tokenizer.decode(first)), 1)
     bits = loss * num_tokens / math.log(2)
-    with np.errstate(over="ignore"):  # infinity will do
+    with np.errstate(over="ignore"):  # infinity is fine
         perplexity = float(np.exp(np.float64(loss)))
     return {
         "perplexity": perplexity,

@@ -1,4 +1,4 @@
-"""The objective of language modelling: each next token of a text."""
+"""The objective of language modelling: predict each next token of a text."""
 
 import dataclasses
 from typing import Any
@@ -15,8 +15,8 @@ from minigpt_jax.models.kernels import PLAIN, Kernels
 
 
 def next_token_loss(logits_BTV: jax.Array, targets_BT: jax.Array, mask_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cross-entropy of the next token, in nats: the *sum* over the targets that the mask lets count, and their number.
-    Sums of parts add up to that of the batch; means of parts with different numbers of targets would not."""
+    """Cross-entropy of the next token, in nats: the *sum* over the unmasked targets, and their number. Sums over
+    micro-batches add up to the sum over the batch; means over micro-batches with different numbers of targets would not."""
     nats_BT = optax.softmax_cross_entropy_with_integer_labels(logits_BTV, targets_BT)
     return (nats_BT * mask_BT).sum(), mask_BT.sum()
 
@@ -30,7 +30,7 @@ class NextToken:
 
     @classmethod
     def of(cls, config: Config, kernels: Kernels = PLAIN) -> "NextToken":
-        """The rate of dropout is taken out of the model, which is static, so that another rate compiles nothing again."""
+        """The dropout rate is kept outside the model, which is static, so that changing it does not recompile."""
         model = GPT(dataclasses.replace(config.model, dropout=0.0), kernels)
         return cls(model, config.model.dropout or None)
 

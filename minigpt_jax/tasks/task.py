@@ -1,4 +1,4 @@
-"""What a task is."""
+"""The interface of a task."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,80 +13,82 @@ from minigpt_jax.runs import arrays, checkpoints
 
 
 class Objective(Protocol):
-    """What a training step minimises: pure functions. It is a pytree whose numbers, such as a rate of dropout, are leaves;
-    the model is static. So it goes into jit and vmap as an argument."""
+    """What a training step minimises, as pure functions. It is a pytree that can be passed to jit and vmap: its numbers,
+    such as the dropout rate, are leaves, and the model is static."""
 
     def init(self, key: jax.Array) -> Any:
         """Randomly initialised parameters."""
         ...
 
     def loss(self, params: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        """(sum of the loss over the batch's targets, their number, sums of other measures by name). Without a key nothing is
-        random, as in evaluation. Sums of parts add up to that of the batch, which means would not."""
+        """(sum of the loss over the batch's targets, their number, sums of other measures by name). Without a key there is
+        no dropout, as in evaluation. Sums over micro-batches add up to the sum over the batch; averages would not."""
         ...
 
 
 class Task(Protocol):
-    """An objective with its data: what `training.loop` trains, evaluates and shows."""
+    """An objective with its data: what `training.loop` trains, evaluates and previews."""
 
     @property
-    def config(self) -> Config: ...  # with what follows from the data filled in
+    def config(self) -> Config: ...  # with the settings that follow from the data filled in
     @property
     def objective(self) -> Objective: ...
     @property
     def num_steps(self) -> int: ...
     @property
-    def unit(self) -> str: ...  # what a rate counts, in the plural: tokens
+    def unit(self) -> str: ...  # what throughput is measured in, as a plural: tokens
     @property
     def units_per_step(self) -> int: ...
     @property
     def flops_per_step(self) -> float: ...
     @property
-    def sources(self) -> Mapping[str, str]: ...  # sha256 by name of what a resumed run must find unchanged
+    def sources(self) -> Mapping[str, str]: ...  # sha256 by name of everything that must not change when a run is resumed
     @property
-    def files(self) -> Mapping[str, str]: ...  # texts by name that go into the run's folder
+    def files(self) -> Mapping[str, str]: ...  # contents by name of text files to write into the run's folder
 
     def initial_params(self, sharding: jax.sharding.Sharding) -> Any:
-        """Trained parameters to begin with; None where the objective draws them. Raises DataError if they do not fit."""
+        """Pretrained parameters to start from, or None for the objective's randomly initialised ones. Raises DataError if
+        they do not fit the model."""
         ...
 
     def batch_at(self, step: int) -> Batch:
-        """What a step trains on: a pure function of the number of steps before it."""
+        """The batch of step number `step`, counted from 0: a pure function."""
         ...
 
     def evaluate(self, params: Any, limit: int | None = None) -> dict[str, float]:
-        """Mean loss and other measures on the validation data, or on `limit` batches of it, always the same ones."""
+        """Mean loss and other measures on the validation data, or on `limit` batches of it, which are always the same."""
         ...
 
     def preview(self, params: Any) -> str:
-        """Something short to look at, the same for the same parameters."""
+        """A short sample of the model's output. Deterministic: it depends only on the parameters."""
         ...
 
     def describe_data(self) -> str: ...
 
     def measures(self, params: Any, split: str = "val", stride: int | None = None) -> dict[str, float]:
-        """What `evaluate` returns and more, on all data of a split. `stride` is the distance between the starts of two
-        windows. Raises UsageError for a split or stride that the task does not have."""
+        """What `evaluate` returns and more, on all data of a split. `stride` is the distance between the starts of adjacent
+        windows. Raises UsageError for a split or stride that the task does not support."""
         ...
 
     def describe_result(self, measures: Mapping[str, float]) -> str:
-        """The measures of all validation data in words, with their units."""
+        """One line for the log: the measures on all validation data, with units."""
         ...
 
     def next_command(self, workdir: Path) -> str:
-        """What to do with the trained run: a sentence that ends in a command."""
+        """One line for the log: the command to run next on the trained run."""
         ...
 
 
 def trained_params(task: Task, workdir: Path, step: int, sharding: jax.sharding.Sharding) -> Any:
-    """The parameters of a verified checkpoint that evaluation uses: with `ema` their average. Raises DataError."""
+    """The parameters of a verified checkpoint, for evaluation: with `ema`, their average. Raises DataError if they do not
+    match the task's model."""
     saved = checkpoints.folder_of(workdir, step) / ("average" if task.config.training.ema else "params")
     return arrays.restore(saved, jax.eval_shape(task.objective.init, jax.random.key(0)), sharding)
 
 
 @dataclasses.dataclass(frozen=True)
 class Earlier:
-    """What a run was trained on before: its folder, and the `sources` that its checkpoint names."""
+    """What a run to be resumed was trained on: its folder, and the `sources` recorded in its checkpoint."""
 
     workdir: Path
     sources: Mapping[str, str]
