@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there at all, and the checksums by which they are known again."""
+"""Atomic writes of files and folders, checksums, and the cache folder."""
 
 import contextlib
 import errno
@@ -15,18 +15,18 @@ def sha256(data: bytes) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """The same of a file, which need not fit into memory."""
+    """The sha256 of a file, which need not fit into memory."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
 def replaced(path: Path, aside: Path | None = None) -> Iterator[Path]:
-    """A new path for a file or a folder, which is renamed to `path` at the end; if anything fails it is deleted.
+    """Yields a temporary path for a new file or folder, which is renamed to `path` at the end, or deleted after an error.
 
-    What was at `path` stays there until then, and after a power cut there is either the old or the new content: the new one
-    is flushed to the disk before it is renamed, and then the rename. Several processes may do this at once. Raises OSError
-    where it cannot be written, or a folder is in the way.
+    Until then `path` itself is unchanged. The new content is flushed to the disk before it is renamed, so that a power cut
+    leaves either the old or the new one. Several processes may do this at once. Raises OSError if the file or folder cannot
+    be written, or another folder is already there.
     """
     aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp") if aside is None else aside
     try:
@@ -72,7 +72,7 @@ def write_text(path: Path, text: str) -> None:
 def cache_dir() -> Path:
     """$XDG_CACHE_HOME/minigpt_jax, else ~/.cache/minigpt_jax.
 
-    Source: XDG Base Directory Specification, by which a value that is empty or relative is to be ignored.
+    Source: XDG Base Directory Specification, which says to ignore an empty or relative value.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (cache if cache.is_absolute() else Path.home() / ".cache") / "minigpt_jax"

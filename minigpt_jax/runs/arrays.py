@@ -1,4 +1,4 @@
-"""Trees of arrays on the disk, by Orbax."""
+"""Saves and restores trees of arrays with Orbax."""
 
 import errno
 import os
@@ -14,19 +14,19 @@ from minigpt_jax.errors import DataError
 
 
 def save(folder: Path, trees: Mapping[str, Any]) -> None:
-    """Writes each tree into a folder of its name. Raises OSError where that fails, as on a full disk."""
-    require_room(folder, 2**20 + sum(leaf.nbytes for leaf in jax.tree.leaves(trees)))  # and what Orbax adds
+    """Writes each tree to a subfolder of its name. Raises OSError if that fails, for example because the disk is full."""
+    require_room(folder, 2**20 + sum(leaf.nbytes for leaf in jax.tree.leaves(trees)))  # 1 MiB for what Orbax adds
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             for name, tree in trees.items():
                 checkpointer.save(folder / name, tree)
-                checkpointer.wait_until_finished()  # a save that fails in the background says so only here
-    except ValueError as error:  # its way to tell of a full disk
+                checkpointer.wait_until_finished()  # raises the errors of saving in the background
+    except ValueError as error:  # Orbax raises this when the disk is full
         raise OSError(f"Orbax could not save: {str(error).splitlines()[0]}") from error
 
 
 def require_room(folder: Path, num_bytes: int) -> None:
-    """Raises OSError where so much cannot be written. Orbax's threads meet a full disk with a page of tracebacks each."""
+    """Raises OSError if `num_bytes` cannot be written. Otherwise each of Orbax's threads would print a long traceback."""
     path = folder / "room"
     with path.open("wb") as file:
         if hasattr(os, "posix_fallocate"):
@@ -37,12 +37,12 @@ def require_room(folder: Path, num_bytes: int) -> None:
 
 
 def restore(folder: Path, like: Any, sharding: jax.sharding.Sharding) -> Any:
-    """The tree that was saved in a folder, with the structure, shapes and types of `like`, placed as `sharding` says and
-    not where it was when it was saved. Raises DataError where the folder holds another tree."""
+    """The tree saved in a folder, with the structure, shapes and dtypes of `like`. It is placed according to `sharding`, not
+    on the devices it was saved from. Raises DataError if the folder holds a different tree."""
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), like)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore(folder.absolute(), like)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).split(". ")[0].split("\n")[0]
-        raise DataError(f"the arrays in {folder} are not those of the model that config.json describes: {reason}") from error
+        raise DataError(f"the arrays in {folder} do not match the model described by config.json: {reason}") from error

@@ -1,4 +1,4 @@
-"""The checkpoints of a run: written whole, verified, ranked and pruned."""
+"""The checkpoints of a run: written atomically, verified, ranked and pruned."""
 
 import contextlib
 import dataclasses
@@ -23,24 +23,24 @@ FORMAT = 3
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointInfo:
-    """What is known of a checkpoint without its arrays. Losses are those of the task, on the evaluation batches."""
+    """A checkpoint's metadata: everything but its arrays. Validation losses are measured on the evaluation batches."""
 
     step: int
-    sources: dict[str, str]  # sha256 by name of what it was trained on
-    val_loss: float | None = None  # None where this step was not evaluated
+    sources: dict[str, str]  # sha256 by name of the data it was trained on
+    val_loss: float | None = None  # None if this step was not evaluated
     best_val_loss: float | None = None  # the lowest up to this step
     pending_losses: tuple[float, ...] = ()  # training losses of the steps since the last row of metrics
-    seconds: float = 0.0  # that the run took up to this step, over all its processes
-    num_skipped: int = 0  # steps whose loss or gradient was not finite, which changed nothing
-    bad_steps: int = 0  # how many of them were the last ones
-    last_loss: float | None = None  # the last training loss that was finite
+    seconds: float = 0.0  # run time up to this step, over all processes
+    num_skipped: int = 0  # skipped steps, whose loss or gradient was not finite
+    bad_steps: int = 0  # consecutive skipped steps up to this one
+    last_loss: float | None = None  # the last finite training loss
     evaluations_since_best: int = 0
-    made_with: dict[str, str] = dataclasses.field(default_factory=dict)  # what its bits depend on: versions, device, flags
+    made_with: dict[str, str] = dataclasses.field(default_factory=dict)  # versions, device, flags: decide the exact bits
     format: int = FORMAT
 
 
 def from_format_2(values: dict[str, Any]) -> dict[str, Any]:
-    """Format 2 had the sums of a text and its tokenizer as two entries, as there was one task."""
+    """Format 2 had only one task, and stored the checksums of its text and tokenizer as two separate entries."""
     sources = {name: values[f"{name}_sha256"] for name in ("text", "tokenizer")}
     kept = {name: value for name, value in values.items() if name not in ("text_sha256", "tokenizer_sha256")}
     return kept | {"sources": sources, "format": 3}
@@ -55,45 +55,45 @@ def folder_of(workdir: Path, step: int) -> Path:
 
 
 def steps(workdir: Path) -> list[int]:
-    """Steps of the checkpoints in a run's folder, in ascending order."""
+    """The steps that have a checkpoint in a run's folder, in ascending order."""
     folder = checkpoints_dir(workdir)
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
 
 
 def check_owned(workdir: Path) -> None:
-    """Raises DataError where a folder holds a config or checkpoints of something else, which are not ours to replace."""
+    """Raises DataError if the folder holds a config or checkpoints of another program, which must not be overwritten."""
     if (workdir / "config.json").exists():
         read_config(workdir)
     folder = checkpoints_dir(workdir)
     strangers = [path.name for path in folder.iterdir() if not is_own(path)] if folder.is_dir() else []
     if strangers:
         raise DataError(
-            f"{folder} holds {strangers[0]!r}, which is not a checkpoint of this program: choose another --workdir"
+            f"{folder} contains {strangers[0]!r}, which is not a minigpt_jax checkpoint: choose another --workdir"
         )
 
 
 def is_own(path: Path) -> bool:
-    """Whether it is a checkpoint's folder: whole, set aside, or left behind by a kill while it was written or deleted."""
+    """Whether this is a checkpoint's folder: complete, set aside as corrupt, or left by an interrupted save or delete."""
     step, _, state = path.name.partition(".")
     return step.isdigit() and state in ("", "damaged", "tmp", "gone")
 
 
 def delete_all(workdir: Path) -> None:
-    """Deletes the checkpoints of a run, and nothing else. Raises OSError where that fails."""
+    """Deletes the checkpoints of a run, and nothing else. Raises OSError if that fails."""
     folder = checkpoints_dir(workdir)
     for path in filter(is_own, list(folder.iterdir()) if folder.is_dir() else []):
         delete(path)
 
 
 def delete_leftovers(workdir: Path) -> None:
-    """Deletes what was being written or deleted when a process was killed."""
+    """Deletes what an interrupted save or delete left behind."""
     for path in [path for state in ("tmp", "gone") for path in checkpoints_dir(workdir).glob(f"*.{state}")]:
         if is_own(path):
             shutil.rmtree(path)
 
 
 def delete(path: Path) -> None:
-    """Takes a checkpoint's name away first, so that one that is killed half-way leaves nothing that looks whole."""
+    """Renames a checkpoint before deleting it, so that an interrupted delete leaves nothing that looks like a checkpoint."""
     gone = path.with_name(path.name.partition(".")[0] + ".gone")
     if gone != path:
         shutil.rmtree(gone, ignore_errors=True)
@@ -102,7 +102,7 @@ def delete(path: Path) -> None:
 
 
 def set_aside(workdir: Path, step: int) -> None:
-    """Renames a damaged checkpoint to STEP.damaged, in place of an earlier one of that name."""
+    """Renames a corrupt checkpoint to STEP.damaged, replacing any earlier one of that name."""
     path = folder_of(workdir, step)
     aside = path.with_name(f"{step}.damaged")
     shutil.rmtree(aside, ignore_errors=True)
@@ -110,7 +110,7 @@ def set_aside(workdir: Path, step: int) -> None:
 
 
 def read_info(workdir: Path, step: int) -> CheckpointInfo:
-    """Raises DataError where it is damaged or of a version of the format that this program does not know."""
+    """A checkpoint's metadata. Raises DataError if it is corrupt or has an unsupported format version."""
     path = folder_of(workdir, step) / "checkpoint.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -119,15 +119,15 @@ def read_info(workdir: Path, step: int) -> CheckpointInfo:
         if values["format"] != FORMAT:
             raise DataError(f"{path} has format {values['format']}; this version of minigpt_jax reads 2 and {FORMAT}")
         if values["step"] != step:
-            raise ValueError(f"it is that of step {values['step']}")
+            raise ValueError(f"it belongs to step {values['step']}")
         values["pending_losses"] = tuple(values["pending_losses"])
         return CheckpointInfo(**values)
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise error if isinstance(error, DataError) else DataError(f"{path} is damaged: {error}") from error
+        raise error if isinstance(error, DataError) else DataError(f"{path} is corrupt: {error}") from error
 
 
 def save(workdir: Path, trees: Mapping[str, Any], info: CheckpointInfo) -> None:
-    """Writes the checkpoint of `info.step`, a tree of arrays under each name, or leaves the folder as it was. OSError."""
+    """Writes the checkpoint of `info.step`, a tree of arrays under each name. On OSError the others stay intact."""
     final = folder_of(workdir, info.step).absolute()
     tmp = final.with_name(f"{info.step}.tmp")
     shutil.rmtree(tmp, ignore_errors=True)
@@ -141,12 +141,12 @@ def save(workdir: Path, trees: Mapping[str, Any], info: CheckpointInfo) -> None:
 
 
 def verify(workdir: Path, step: int) -> None:
-    """Raises DataError that names every file of a checkpoint that is not as it was written."""
+    """Raises DataError naming every file of a checkpoint that is missing, unexpected or changed."""
     manifest.verify(folder_of(workdir, step))
 
 
 def prune(workdir: Path, keep: int) -> None:
-    """Deletes all checkpoints but the newest `keep`, the best, and damaged ones that call themselves better than that."""
+    """Deletes all checkpoints but the newest `keep`, the best intact one, and corrupt ones that claim a lower loss."""
     kept = set(steps(workdir)[-keep:])
     for step in best_first(workdir):
         kept.add(step)
@@ -158,9 +158,9 @@ def prune(workdir: Path, keep: int) -> None:
 
 
 def best_first(workdir: Path) -> list[int]:
-    """Steps by validation loss, the lowest first; then those not evaluated, the newest first.
+    """Steps by validation loss, lowest first, then steps without a finite one, newest first.
 
-    Before them all come those of which that cannot be read, for `first_whole` to name them.
+    Checkpoints with unreadable metadata precede them all, so that `first_whole` reports them.
     """
 
     def rank(step: int) -> tuple[int, float]:
@@ -174,9 +174,9 @@ def best_first(workdir: Path) -> list[int]:
 
 
 def first_whole(workdir: Path, candidates: list[int]) -> int:
-    """The first of some steps whose checkpoint is as it was written, with a line for each that is not.
+    """The first of the candidate steps whose checkpoint is intact. Logs a warning for each corrupt one before it.
 
-    Raises DataError where none is.
+    Raises DataError if there is none.
     """
     for place, step in enumerate(candidates):
         try:
@@ -184,8 +184,8 @@ def first_whole(workdir: Path, candidates: list[int]) -> int:
             read_info(workdir, step)
         except DataError as error:
             if place + 1 == len(candidates):
-                raise DataError(f"no checkpoint of {workdir} can be used: {error}") from error
-            log.warning("DAMAGED: %s. Trying step %d instead.", error, candidates[place + 1])
+                raise DataError(f"{workdir} has no intact checkpoint: {error}") from error
+            log.warning("Skipping a checkpoint: %s. Trying step %d instead.", error, candidates[place + 1])
         else:
             return step
-    raise DataError(f"{workdir} has no checkpoint yet; go on training it with scripts/train.py --workdir {workdir}")
+    raise DataError(f"{workdir} has no checkpoint yet: train it with scripts/train.py --workdir {workdir}")

@@ -1,4 +1,4 @@
-"""A run's folder: its config, and the lock by which one process has it to itself."""
+"""A run's folder: its config, and the lock that reserves it for one process."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,13 +12,13 @@ from minigpt_jax.errors import DataError
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Holds a run's folder for one process, until it leaves or dies. Raises DataError where another one holds it."""
+    """Reserves a run's folder for this process, until the context or the process ends. Raises DataError if it is taken."""
     workdir.mkdir(parents=True, exist_ok=True)
     lock = FileLock(workdir / "train.lock")
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        raise DataError(f"another process trains in {workdir}: wait for it, or choose another --workdir") from None
+        raise DataError(f"another process is training in {workdir}: wait for it, or choose another --workdir") from None
     try:
         yield
     finally:
@@ -26,12 +26,12 @@ def locked(workdir: Path) -> Iterator[None]:
 
 
 def read_config(workdir: Path) -> Config:
-    """The config of a run. Raises DataError where there is none."""
+    """The config of a run. Raises DataError if there is none, or it cannot be read."""
     try:
         return Config.from_json((workdir / "config.json").read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(
-            f"{workdir} holds no run, nor a model of Hugging Face (config.json: {error.strerror}); "
+            f"{workdir} contains neither a run nor a Hugging Face model (config.json: {error.strerror}): "
             "train one with scripts/train.py"
         ) from error
     except (DataError, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: size and sha256 of each of its files, by which damage is found."""
+"""The manifest of a checkpoint: size and sha256 of each of its files, to detect corruption."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ MANIFEST = "manifest.json"
 
 
 def write(folder: Path) -> None:
-    """Of all files that are below the folder now."""
+    """Writes the manifest of all files that are in the folder now, subfolders included."""
     (folder / MANIFEST).write_text(to_text(checksums(folder)), encoding="utf-8")
 
 
@@ -20,7 +20,7 @@ def to_text(sums: dict[str, dict[str, Any]]) -> str:
 
 
 def checksums(folder: Path) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of every file below a folder but its manifest, by relative path."""
+    """Size and sha256 of every file in a folder and its subfolders except the manifest, by relative path."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
     return {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in files
@@ -28,20 +28,20 @@ def checksums(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def verify(folder: Path) -> None:
-    """Raises DataError that names every file that is not as it was written."""
+    """Raises DataError naming every file that is missing, unexpected or changed."""
     try:
         text = (folder / MANIFEST).read_text(encoding="utf-8")
         written = json.loads(text)
         if not isinstance(written, dict) or text != to_text(written):
-            raise ValueError("it is not as it was written")
+            raise ValueError("its content has changed")
     except (OSError, ValueError) as error:
         raise DataError(f"{folder} has no readable {MANIFEST}: {error}") from error
     try:
-        found = checksums(folder)
+        actual = checksums(folder)
     except OSError as error:
         raise DataError(f"{folder} cannot be read: {error}") from error
-    problems = [f"{name} is missing" for name in sorted(set(written) - set(found))]
-    problems += [f"{name} does not belong there" for name in sorted(set(found) - set(written))]
-    problems += [f"{name} has changed" for name in sorted(set(found) & set(written)) if found[name] != written[name]]
+    problems = [f"{name} is missing" for name in sorted(set(written) - set(actual))]
+    problems += [f"{name} is unexpected" for name in sorted(set(actual) - set(written))]
+    problems += [f"{name} has changed" for name in sorted(set(actual) & set(written)) if actual[name] != written[name]]
     if problems:
-        raise DataError(f"{folder} is damaged: {', '.join(problems)}")
+        raise DataError(f"{folder} is corrupt: {', '.join(problems)}")

@@ -1,4 +1,4 @@
-"""The rows of metrics.jsonl, which a run writes as it goes."""
+"""The rows of metrics.jsonl, which a run appends while it trains."""
 
 import json
 import logging
@@ -13,14 +13,14 @@ log = logging.getLogger(__name__)
 
 
 class MetricsFile:
-    """Rows of metrics, one JSON object a line. Opening it drops rows after `last_step` and a line cut off by a kill.
+    """Rows of metrics, one JSON object per line. Opening it drops rows after `last_step`, and a truncated last line.
 
-    `make_writer`, if given, is tensorboardX's SummaryWriter: the rows go there too.
+    `make_writer`, if given, is tensorboardX's SummaryWriter, which then gets the rows too.
     """
 
     def __init__(self, workdir: Path, last_step: int, make_writer: type | None = None):
         self.path = path = workdir / "metrics.jsonl"
-        # What earlier processes wrote there of later steps is hidden.
+        # purge_step hides what earlier processes wrote for later steps.
         self.tensorboard = make_writer and make_writer(str(workdir / "tensorboard"), purge_step=last_step + 1)
         rows = read_metrics(path) if path.exists() and last_step else []
         kept = [json.dumps(row) + "\n" for row in rows if row["step"] <= last_step]
@@ -36,24 +36,24 @@ class MetricsFile:
             self.tensorboard.flush()
 
     def close(self) -> None:
-        """TensorBoard's writer has a thread, which may not have written the last row yet."""
+        """Waits for TensorBoard's writer thread, which may not have written the last row yet."""
         if self.tensorboard is not None:
             self.tensorboard.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl. A last line without its end is left out, since a kill has cut it off; so is, with a line
-    in the log, one that is damaged.
+    """The rows of a metrics.jsonl. Skips a last line without a line break, which a killed process left incomplete. Also
+    skips corrupt lines, with a warning.
     """
     rows = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         try:
             row = json.loads(line)
             if not (isinstance(row, dict) and isinstance(row.get("step"), int)):
-                raise ValueError("no row of metrics")
+                raise ValueError("not an object with an integer step")
             rows.append(row)
         except ValueError as error:
-            log.warning("DAMAGED: line %d of %s is left out: %s.", number, path, error)
+            log.warning("Skipping corrupt line %d of %s: %s.", number, path, error)
     return rows
 
 
