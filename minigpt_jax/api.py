@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import jax
 
-from minigpt_jax import kernels as kernels_room
+from minigpt_jax import kernels as kernel_sets
 from minigpt_jax.config import Config, ModelConfig
 from minigpt_jax.models.kernels import Kernels
 from minigpt_jax.system import logs
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def choose_kernels(config: ModelConfig, kernels: str = "tuned") -> Kernels:
     """The fastest kernels for this machine's first device ("tuned"), or the equations ("plain"). Else UsageError."""
-    return kernels_room.select(config, jax.devices()[0], kernels)
+    return kernel_sets.select(config, jax.devices()[0], kernels)
 
 
 def default_sharding() -> jax.sharding.Sharding:
@@ -35,10 +35,10 @@ def train(config: Config, workdir: str | Path, overwrite: bool = False, *, kerne
     Prints logs, samples and progress. A notebook also shows the loss curve, and interrupting its cell stops after a
     checkpoint. See `training.loop.train` for the options and exceptions.
     """
-    from minigpt_jax.interop.load import check_not_foreign
+    from minigpt_jax.interop.load import check_not_huggingface
     from minigpt_jax.training import loop
 
-    check_not_foreign(Path(workdir))
+    check_not_huggingface(Path(workdir))
     retain_heap()
     device, chosen = jax.devices()[0], choose_kernels(config.model, kernels)
     with logs.shown():
@@ -54,12 +54,12 @@ def evaluate(workdir: str | Path, split: str = "val", stride: int | None = None)
     from minigpt_jax.interop.load import read_run_config
     from minigpt_jax.runs import checkpoints
     from minigpt_jax.tasks import prepare
-    from minigpt_jax.tasks.task import Earlier, trained_params
+    from minigpt_jax.tasks.task import PreviousRun, trained_params
 
     workdir = Path(workdir)
     config = read_run_config(workdir)
-    step = checkpoints.first_whole(workdir, checkpoints.best_first(workdir))
-    earlier = Earlier(workdir, checkpoints.read_info(workdir, step).sources)
+    step = checkpoints.first_intact(workdir, checkpoints.best_first(workdir))
+    earlier = PreviousRun(workdir, checkpoints.read_info(workdir, step).sources)
     task = prepare(config, earlier, kernels=choose_kernels(config.model))
     return task.measures(trained_params(task, workdir, step, default_sharding()), split, stride)
 

@@ -21,7 +21,7 @@ def file_sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def replaced(path: Path, aside: Path | None = None) -> Iterator[Path]:
+def atomic_path(path: Path, aside: Path | None = None) -> Iterator[Path]:
     """Yields a temporary path for a new file or folder, which is renamed to `path` at the end, or deleted after an error.
 
     Until then `path` itself is unchanged. The new content is flushed to the disk before it is renamed, so that a power cut
@@ -61,7 +61,7 @@ def flush(path: Path, recursive: bool = True) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    with replaced(path) as aside:
+    with atomic_path(path) as aside:
         aside.write_bytes(data)
 
 

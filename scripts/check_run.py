@@ -217,7 +217,7 @@ class Checks:
 
     @staticmethod
     def files(workdir: Path, step: int) -> list[Path]:
-        folder = checkpoints.folder_of(workdir, step)
+        folder = checkpoints.checkpoint_dir(workdir, step)
         return sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
 
     @staticmethod

@@ -39,7 +39,7 @@ def main() -> None:
             state = "intact, best" if step == best else "intact"
         else:
             losses, state = " " * 20, f"CORRUPT: {errors[step]}"
-        files = (path for path in (checkpoints.folder_of(workdir, step)).rglob("*") if path.is_file())
+        files = (path for path in (checkpoints.checkpoint_dir(workdir, step)).rglob("*") if path.is_file())
         print(f"{step:8d} {sum(path.stat().st_size for path in files) / 1e6:8.2f}  {losses}  {state}")
     if errors:
         sys.exit(DataError.exit_status)

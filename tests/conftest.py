@@ -55,7 +55,7 @@ def own_cache_folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def cudnn_on_a_cpu(monkeypatch):
+def fake_cudnn(monkeypatch):
     """Tests the call of cuDNN's attention without a GPU: checks that it is requested, and computes it with XLA instead."""
 
     def on_a_cpu(*qkv, implementation, **options):

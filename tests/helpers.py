@@ -52,7 +52,7 @@ def logged(caplog, level=None):
     return [record.getMessage() for record in records if level in (None, record.levelname)]
 
 
-def in_the_way(message, model_type):
+def blocking_settings(message, model_type):
     """The settings and values that a message lists after this Hugging Face architecture."""
     _, *parts = re.split(rf"\b({'|'.join(ARCHITECTURES)})\b", message)
     [named] = [part for name, part in zip(parts[::2], parts[1::2], strict=True) if name == model_type]

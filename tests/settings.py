@@ -41,8 +41,8 @@ def changes_of(section, but=()):
 
 MODEL_CHANGES = [{}, *changes_of(BASE, but=("context_length",))]  # varied by CONTEXTS
 # Settings of the loop, the data and the files, which do not change what a step computes.
-OF_THE_LOOP = {
+LOOP_SETTINGS = {
     "batch_size", "steps", "epochs", "seed", "init_from", "eval_every", "eval_batches", "checkpoint_every", "sample_every",
     "log_every", "patience", "max_bad_steps", "keep_checkpoints",
 }  # fmt: skip
-TRAINING_CHANGES = changes_of(TRAINING, but=OF_THE_LOOP)
+TRAINING_CHANGES = changes_of(TRAINING, but=LOOP_SETTINGS)

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 from flax import traverse_util
-from helpers import error_message, in_the_way, random_params, random_tokens
+from helpers import blocking_settings, error_message, random_params, random_tokens
 from settings import other_values
 
 from minigpt_jax.config import ModelConfig, setting
@@ -77,7 +77,7 @@ def test_other_choices_are_rejected_by_name_but_other_settings_are_not(model_typ
     for name in table.choices:
         for other in changed(model_type, name):
             message = error_message(DataError, model_type_of, other)
-            assert in_the_way(message, model_type)[name] == str(getattr(other, name))
+            assert blocking_settings(message, model_type)[name] == str(getattr(other, name))
     for name in (*table.settings, *NOT_STORED):
         assert [model_type_of(other) for other in changed(model_type, name)] == [model_type]
 
@@ -111,7 +111,7 @@ def test_a_setting_in_no_table_is_rejected_unless_it_has_its_default(tmp_path, m
     assert write(dataclasses.replace(plain, config=later), tmp_path / "default") == model_type
     used = dataclasses.replace(plain, config=dataclasses.replace(later, later_gain=True))
     message = error_message(DataError, write, used, tmp_path / "used")
-    assert in_the_way(message, model_type) == {"later_gain": "True"}
+    assert blocking_settings(message, model_type) == {"later_gain": "True"}
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)

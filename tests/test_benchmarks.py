@@ -21,7 +21,7 @@ from minigpt_jax.errors import DataError
 from minigpt_jax.models.gpt import GPT
 from minigpt_jax.models.initial import init_params
 from minigpt_jax.models.kernels import PLAIN
-from minigpt_jax.training.run import new_state, step_arguments
+from minigpt_jax.training.run import new_state, train_step_kwargs
 from minigpt_jax.training.step import train_step
 
 pytestmark = pytest.mark.slow
@@ -214,7 +214,7 @@ def test_time_to_a_loss_uses_all_settings_of_the_preset(tmp_path, monkeypatch):
     run = loss.OurRun(str(text))
     run.run()
     task, state = run.task, new_state(run.task)
-    arguments = step_arguments(task) | {"grad_accumulation": 2, "ema": 0.5}
+    arguments = train_step_kwargs(task) | {"grad_accumulation": 2, "ema": 0.5}
     for step in range(3):
         state, _ = train_step(state, task.batch_at(step), jax.random.key(0), **arguments)
     jax.tree.map(np.testing.assert_array_equal, run.state, state)

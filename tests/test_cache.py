@@ -27,7 +27,7 @@ def entries(labels_BT):
 def test_cache_holds_the_last_positions_written(T):
     """Two rows, several times around a ring of four slots, with one or several positions per append."""
     append, cache = jax.jit(KVCache.append), KVCache.empty(2, RING)
-    assert cache.append_unit == 4
+    assert cache.append_divisor == 4
     for step in range(0, 12, T):
         labels_BT = np.stack([np.arange(step, step + T), np.arange(step, step + T) + 50])
         cache = append(cache, *entries(labels_BT))

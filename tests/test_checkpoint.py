@@ -302,16 +302,16 @@ def test_best_is_the_lowest_loss(tmp_path, losses, expected):
 def test_the_first_intact_checkpoint_is_used_and_each_corrupt_one_named(saved, tmp_path, caplog):
     for step in (3, 5, 7):
         checkpoints.save(tmp_path, some_state().trees, info(step))
-    assert checkpoints.first_whole(tmp_path, [7, 5, 3]) == 7
+    assert checkpoints.first_intact(tmp_path, [7, 5, 3]) == 7
     assert not caplog.records
     flip_a_bit(step_dir(tmp_path, 7) / "checkpoint.json")
     (step_dir(tmp_path, 5) / "manifest.json").unlink()
-    assert checkpoints.first_whole(tmp_path, [7, 5, 3]) == 3
+    assert checkpoints.first_intact(tmp_path, [7, 5, 3]) == 3
     first, second = logged(caplog, "WARNING")
     assert_says(first, str(step_dir(tmp_path, 7)), "checkpoint.json", "5")
     assert_says(second, str(step_dir(tmp_path, 5)), "manifest.json", "3")
-    error_message(DataError, checkpoints.first_whole, tmp_path, [7, 5], says=(str(step_dir(tmp_path, 5)), "manifest.json"))
-    error_message(DataError, checkpoints.first_whole, tmp_path, [], says=(f"scripts/train.py --workdir {tmp_path}",))
+    error_message(DataError, checkpoints.first_intact, tmp_path, [7, 5], says=(str(step_dir(tmp_path, 5)), "manifest.json"))
+    error_message(DataError, checkpoints.first_intact, tmp_path, [], says=(f"scripts/train.py --workdir {tmp_path}",))
 
 
 def test_an_interrupted_delete_leaves_nothing_that_looks_like_a_checkpoint(workdir, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 from helpers import disk_events
 
 from minigpt_jax import files
-from minigpt_jax.files import replaced, sha256, write_text
+from minigpt_jax.files import atomic_path, sha256, write_text
 
 
 class StoppedError(BaseException):
@@ -15,7 +15,7 @@ class StoppedError(BaseException):
 
 
 def write_half(path, kind):
-    with replaced(path) as temporary:
+    with atomic_path(path) as temporary:
         if kind == "file":
             temporary.write_text("half")
         elif kind == "folder":
@@ -27,7 +27,7 @@ def write_half(path, kind):
 def test_the_old_file_remains_until_the_new_one_is_complete(tmp_path):
     path = tmp_path / "file"
     write_text(path, "old")
-    with replaced(path) as temporary:
+    with atomic_path(path) as temporary:
         temporary.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new"
@@ -53,7 +53,7 @@ def test_a_file_that_cannot_be_renamed_is_deleted(tmp_path):
 
 
 def test_two_writers_can_run_at_once(tmp_path):
-    with replaced(tmp_path / "file") as one, replaced(tmp_path / "file") as other:
+    with atomic_path(tmp_path / "file") as one, atomic_path(tmp_path / "file") as other:
         one.write_text("one")
         other.write_text("other")
     assert (tmp_path / "file").read_text() == "one"
@@ -61,7 +61,7 @@ def test_two_writers_can_run_at_once(tmp_path):
 
 def test_a_folder_replaces_an_empty_one(tmp_path):
     (tmp_path / "folder").mkdir()
-    with replaced(tmp_path / "folder") as temporary:
+    with atomic_path(tmp_path / "folder") as temporary:
         temporary.mkdir()
         (temporary / "part").touch()
     assert (tmp_path / "folder" / "part").exists()
@@ -73,7 +73,7 @@ def test_sha256_matches_the_published_value():
 
 def test_what_takes_the_name_is_on_the_disk_before_and_the_name_after(tmp_path, monkeypatch):
     events = disk_events(monkeypatch)
-    with replaced(tmp_path / "folder") as temporary:
+    with atomic_path(tmp_path / "folder") as temporary:
         (temporary / "deep").mkdir(parents=True)
         for path in (temporary / "one", temporary / "deep" / "two"):
             path.write_text("new")

@@ -11,7 +11,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import error_message, in_the_way
+from helpers import blocking_settings, error_message
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -175,7 +175,7 @@ def test_models_that_no_architecture_can_express_are_rejected_by_name(tmp_path):
     ]:
         changed = dataclasses.replace(plain, config=dataclasses.replace(plain.config, **changes))
         message = error_message(DataError, hf_writer.write, changed, tmp_path / "a", says=allowed)
-        assert in_the_way(message, model_type) == named
+        assert blocking_settings(message, model_type) == named
     assert list(tmp_path.iterdir()) == []
 
 

@@ -74,7 +74,7 @@ EXAMPLES = {
 
 
 @pytest.mark.parametrize("op", [field.name for field in dataclasses.fields(Kernels) if field.name != "name"])
-@pytest.mark.usefixtures("cudnn_on_a_cpu")
+@pytest.mark.usefixtures("fake_cudnn")
 def test_every_implementation_of_an_op_matches_its_equation(op):
     assert implementations(op)
     expected = EXAMPLES[op](getattr(PLAIN, op))
@@ -172,7 +172,7 @@ def value_and_grads(attend, qkv_BTHK, mask, weights_BTHK):
 
 @pytest.mark.parametrize("num_positions", [5, BLOCK, BLOCK + 1, 150])
 @pytest.mark.parametrize("kind", MASKS)
-@pytest.mark.usefixtures("cudnn_on_a_cpu")
+@pytest.mark.usefixtures("fake_cudnn")
 def test_attention_follows_every_mask(kind, num_positions):
     """Values and gradients of each implementation, for three rows, which do not split evenly in two."""
     mask, shape = masks(3, num_positions, 2)[kind], (3, num_positions, 2, 4)
@@ -287,7 +287,7 @@ def test_caches_match_the_plain_ring_buffer(num_kv_heads, T, kind):
 def test_parts_together_hold_the_ring_buffer(num_parts):
     """Two positions per append, around a ring of eight slots in any number of parts."""
     ring, cache = KVCache.empty(2, CONFIG), partitioned_cache.partitioned(2, CONFIG, num_parts)
-    assert cache.append_unit == 8 // num_parts
+    assert cache.append_divisor == 8 // num_parts
     for step in range(6):
         k_BTGK, v_BTGK = normal(2, 2, 4, 4, seed=step), normal(2, 2, 4, 4, seed=50 + step)
         ring, cache = ring.append(k_BTGK, v_BTGK), cache.append(k_BTGK, v_BTGK)

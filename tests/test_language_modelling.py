@@ -20,7 +20,7 @@ from minigpt_jax.tasks import prepare
 from minigpt_jax.tasks.evaluation import eval_step
 from minigpt_jax.tasks.language_modelling import loss_in_other_units
 from minigpt_jax.tasks.next_token import NextToken
-from minigpt_jax.tasks.task import Earlier
+from minigpt_jax.tasks.task import PreviousRun
 
 TEXT = "".join(np.random.default_rng(0).choice(["to ", "be ", "naïve ", "漢字 ", "not\n"], 60)) + "zz only at the end"
 
@@ -99,7 +99,7 @@ def test_resuming_keeps_the_tokenizer_of_the_run_and_refuses_a_changed_text(tmp_
     first = prepare(config)
     other = WordTokenizer((*first.tokenizer.words[:-1], "never"))
     (tmp_path / "tokenizer.json").write_text(other.to_json())
-    earlier = Earlier(tmp_path, {"text": first.sources["text"], "tokenizer": other.sha256})
+    earlier = PreviousRun(tmp_path, {"text": first.sources["text"], "tokenizer": other.sha256})
     resumed = prepare(config, earlier)
     assert resumed.tokenizer == other
     assert resumed.splits["train"].num_unknown > 0

@@ -10,7 +10,7 @@ import pytest
 
 from minigpt_jax.benchmarks import tables
 from minigpt_jax.config import SETTINGS, check_setting, preset_names, setting_type
-from minigpt_jax.generation.strategy import DecodingConfig
+from minigpt_jax.generation.strategy import BeamConfig, DecodingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
@@ -81,8 +81,9 @@ def own_flags(name):
     """The names of the flags that a script defines, apart from those of settings."""
     source = (ROOT / "scripts" / f"{name}.py").read_text(encoding="utf-8")
     names = set(re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", source)) | {"help"}
-    if "define_section_flags(DecodingConfig)" in source:
-        names |= {field.name for field in dataclasses.fields(DecodingConfig)}
+    for section in (DecodingConfig, BeamConfig):
+        if f"define_section_flags({section.__name__})" in source:
+            names |= {field.name for field in dataclasses.fields(section)}
     return names | ({"kernels"} if "define_kernels_flag" in source else set())
 
 

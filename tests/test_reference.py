@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 from helpers import KERNELS, random_params, random_tokens
-from settings import BASE, CONTEXTS, MODEL_CHANGES, OF_THE_LOOP, TRAINING, TRAINING_CHANGES
+from settings import BASE, CONTEXTS, LOOP_SETTINGS, MODEL_CHANGES, TRAINING, TRAINING_CHANGES
 
 from minigpt_jax import kernels, reference
 from minigpt_jax.config import Config, ModelConfig, TrainingConfig, load_preset, preset_names
@@ -34,7 +34,7 @@ CPU = jax.devices("cpu")[0]
 def test_each_setting_of_the_model_is_covered():
     covered = {name for change in MODEL_CHANGES for name in change}
     assert covered == {field.name for field in dataclasses.fields(ModelConfig)} - {"context_length"}
-    assert {field.name for field in dataclasses.fields(TrainingConfig)} > OF_THE_LOOP
+    assert {field.name for field in dataclasses.fields(TrainingConfig)} > LOOP_SETTINGS
 
 
 def tuned(config):
@@ -130,7 +130,7 @@ def test_engine_matches_the_logits_and_gradients_of_the_page(change, context_len
 
 @pytest.mark.parametrize("context_length", CONTEXTS)
 @pytest.mark.parametrize("name", KERNELS)
-@pytest.mark.usefixtures("cudnn_on_a_cpu")
+@pytest.mark.usefixtures("fake_cudnn")
 def test_every_set_of_kernels_matches_the_logits_and_gradients_of_the_page(name, context_length):
     """Including those for accelerators, under jit."""
     config = dataclasses.replace(BASE, context_length=context_length)

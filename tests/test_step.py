@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from helpers import Fixed, assert_close, assert_equal
-from settings import OF_THE_LOOP, TRAINING, changes_of
+from settings import LOOP_SETTINGS, TRAINING, changes_of
 
 from minigpt_jax.config import Config, ModelConfig, TrainingConfig
 from minigpt_jax.kernels import SPLIT
@@ -228,7 +228,7 @@ def test_evaluation_uses_no_dropout():
 # ---- Numbers are leaves ---------------------------------------------------------------------------------------------------
 
 STRUCTURE = {"grad_accumulation", "schedule"}
-NUMBERS = changes_of(TRAINING, but=OF_THE_LOOP | STRUCTURE)
+NUMBERS = changes_of(TRAINING, but=LOOP_SETTINGS | STRUCTURE)
 
 
 def run_of(config, num_steps=20, dropout=0.2):

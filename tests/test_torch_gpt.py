@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from settings import BASE, CONTEXTS, MODEL_CHANGES, OF_THE_LOOP, changes_of
+from settings import BASE, CONTEXTS, LOOP_SETTINGS, MODEL_CHANGES, changes_of
 
 pytestmark = pytest.mark.slow
 
@@ -65,7 +65,7 @@ def test_twins_agree_for_every_model_setting(change, context_length):
     assert_twins_agree(Config(dataclasses.replace(BASE, context_length=context_length, **change), TRAINING), num_steps=2)
 
 
-@pytest.mark.parametrize("change", [{}, *changes_of(TRAINING, but=OF_THE_LOOP)], ids=str)
+@pytest.mark.parametrize("change", [{}, *changes_of(TRAINING, but=LOOP_SETTINGS)], ids=str)
 def test_twins_agree_for_every_training_setting(change):
     assert_twins_agree(config_with().override(change), num_steps=7)
 

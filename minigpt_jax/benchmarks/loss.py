@@ -12,7 +12,7 @@ from minigpt_jax.config import load_preset
 from minigpt_jax.data import batches
 from minigpt_jax.system.heap import retain_heap
 from minigpt_jax.tasks.language_modelling import LanguageModelling, prepare
-from minigpt_jax.training.run import new_state, step_arguments
+from minigpt_jax.training.run import new_state, train_step_kwargs
 from minigpt_jax.training.step import train_step
 
 ROUNDS = 1
@@ -33,7 +33,7 @@ class OurRun:
     def __init__(self, dataset: str):
         retain_heap()
         self.task = task = prepare_task(self.preset, dataset)
-        self.key, self.arguments = jax.random.key(task.config.training.seed), step_arguments(task)
+        self.key, self.arguments = jax.random.key(task.config.training.seed), train_step_kwargs(task)
         self.state, self.step = new_state(task), 0
 
     def run(self) -> None:

@@ -21,7 +21,7 @@ from absl import flags
 from minigpt_jax import cli
 from minigpt_jax.config import SECTIONS, Config, Section, get_setting, load_preset, setting_type
 from minigpt_jax.errors import DataError, UsageError, did_you_mean
-from minigpt_jax.generation.strategy import DecodingConfig
+from minigpt_jax.generation.strategy import BeamConfig, DecodingConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 END = "<!-- end -->"
@@ -165,6 +165,7 @@ GENERATED = {
     "presets.short": short_presets_table,
     **{f"settings.{name}": lambda section=section: settings_table(section) for name, section in SECTIONS.items()},
     "decoding": lambda: settings_table(DecodingConfig),
+    "beams": lambda: settings_table(BeamConfig),
 }
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from minigpt_jax.data.text_files import Scan, Text, progress
 from minigpt_jax.data.tokenizers import Tokenizer
 from minigpt_jax.errors import DataError
-from minigpt_jax.files import replaced, sha256
+from minigpt_jax.files import atomic_path, sha256
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,10 @@ def tokenize(text: Text, scan: Scan, tokenizer: Tokenizer, data_dir: Path) -> To
         tokens = _read(path, dtype)
         if tokens is None:
             data_dir.mkdir(parents=True, exist_ok=True)
-            with replaced(path) as ids_file, replaced(_counts_path(path)) as counts_file:  # the second is renamed first
+            with (
+                atomic_path(path) as ids_file,
+                atomic_path(_counts_path(path)) as counts_file,
+            ):  # the second is renamed first
                 counts, checksum = _write(ids_file, text, tokenizer, dtype, size_of(text, scan))
                 if text.stamp() != scan.stamp:
                     raise DataError(f"{text.name} changed while it was being read; run the command again")

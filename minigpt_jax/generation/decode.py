@@ -31,7 +31,7 @@ def prefill(params, prompts_BS, lengths_B, *, model) -> tuple[DecodeState, jax.A
     The last `lengths_B` of S = context_length columns hold a row's tokens. The cache masks the padding before them."""
     (B, S), V = prompts_BS.shape, model.config.vocab_size
     cache = (model.kernels.empty_cache(B, model.config),) * model.config.num_layers
-    T = max(size for size in range(1, min(S, PREFILL_CHUNK) + 1) if cache[0].append_unit % size == 0)
+    T = max(size for size in range(1, min(S, PREFILL_CHUNK) + 1) if cache[0].append_divisor % size == 0)
 
     def body(chunk, carry):
         tokens_BT = jax.lax.dynamic_slice_in_dim(prompts_BS, chunk * T, T, axis=1)

@@ -10,7 +10,7 @@ from flax import traverse_util
 
 from minigpt_jax.config import ModelConfig
 from minigpt_jax.errors import DataError
-from minigpt_jax.files import replaced
+from minigpt_jax.files import atomic_path
 from minigpt_jax.generation.language_model import LanguageModel
 from minigpt_jax.interop.architectures import (
     ARCHITECTURES,
@@ -61,7 +61,7 @@ def write(model: LanguageModel, folder: Path) -> str:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise DataError(f"{folder} already exists: choose another folder")
         folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-        with replaced(folder.absolute()) as temp:
+        with atomic_path(folder.absolute()) as temp:
             temp.mkdir()
             for name, text in files.items():
                 (temp / name).write_text(text, encoding="utf-8")

@@ -33,7 +33,7 @@ def load(path: str | Path, sharding: jax.sharding.Sharding) -> LanguageModel:
     if is_huggingface(path):
         return hf_reader.read(path)
     config = read_run_config(path)
-    step = checkpoints.first_whole(path, checkpoints.best_first(path))
+    step = checkpoints.first_intact(path, checkpoints.best_first(path))
     return load_step(path, config, step, sharding)
 
 
@@ -44,7 +44,7 @@ def load_step(workdir: Path, config: Config, step: int, sharding: jax.sharding.S
     tokenizer = read_tokenizer(workdir, checkpoints.read_info(workdir, step).sources["tokenizer"])
     model = GPT(config.model)
     like = jax.eval_shape(lambda: init_params(jax.random.key(0), model))
-    saved = checkpoints.folder_of(workdir, step) / ("average" if config.training.ema else "params")
+    saved = checkpoints.checkpoint_dir(workdir, step) / ("average" if config.training.ema else "params")
     return LanguageModel(config.model, tokenizer, arrays.restore(saved, like, sharding))
 
 
@@ -65,7 +65,7 @@ def is_huggingface(path: Path) -> bool:
     return os.path.isfile(path) or hf_reader.is_huggingface(path)  # a file may hold weights
 
 
-def check_not_foreign(workdir: Path) -> None:
+def check_not_huggingface(workdir: Path) -> None:
     """Raises DataError if a folder is a Hugging Face model and not a run."""
     if hf_reader.is_huggingface(workdir):
         raise DataError(
@@ -75,7 +75,7 @@ def check_not_foreign(workdir: Path) -> None:
 
 def read_run_config(workdir: Path) -> Config:
     """The config of a run. Raises DataError if there is none."""
-    check_not_foreign(workdir)
+    check_not_huggingface(workdir)
     return read_config(workdir)
 
 

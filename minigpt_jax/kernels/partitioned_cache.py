@@ -31,13 +31,13 @@ class PartitionedCache:
     num_kv_heads: int = struct.field(pytree_node=False)
 
     @property
-    def append_unit(self) -> int:
+    def append_divisor(self) -> int:
         """The number of positions in an `append` must divide this, so that each write stays within one part."""
         return self.k_parts[0].shape[1]
 
     def append(self, k_BTGK: jax.Array, v_BTGK: jax.Array) -> "PartitionedCache":
         B, T, G, K = k_BTGK.shape
-        P = self.append_unit
+        P = self.append_divisor
         slot = self.num_written % (P * len(self.k_parts))
 
         def write(parts, new_BTGK):

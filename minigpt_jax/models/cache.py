@@ -36,7 +36,7 @@ class KVCache:
         return cls(zeros_BSGK, zeros_BSGK, jnp.zeros((), jnp.int32))
 
     @property
-    def append_unit(self) -> int:
+    def append_divisor(self) -> int:
         """The number of positions in an `append` must divide this, so that no write wraps around."""
         return self.k_BSGK.shape[1]
 

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from minigpt_jax.commands import command
 from minigpt_jax.errors import DataError
-from minigpt_jax.files import replaced
+from minigpt_jax.files import atomic_path
 from minigpt_jax.runs import arrays, manifest
 from minigpt_jax.runs.folder import read_config
 
@@ -50,7 +51,7 @@ def checkpoints_dir(workdir: Path) -> Path:
     return workdir / "checkpoints"
 
 
-def folder_of(workdir: Path, step: int) -> Path:
+def checkpoint_dir(workdir: Path, step: int) -> Path:
     return checkpoints_dir(workdir) / str(step)
 
 
@@ -65,14 +66,14 @@ def check_owned(workdir: Path) -> None:
     if (workdir / "config.json").exists():
         read_config(workdir)
     folder = checkpoints_dir(workdir)
-    strangers = [path.name for path in folder.iterdir() if not is_own(path)] if folder.is_dir() else []
+    strangers = [path.name for path in folder.iterdir() if not is_checkpoint_folder(path)] if folder.is_dir() else []
     if strangers:
         raise DataError(
             f"{folder} contains {strangers[0]!r}, which is not a minigpt_jax checkpoint: choose another --workdir"
         )
 
 
-def is_own(path: Path) -> bool:
+def is_checkpoint_folder(path: Path) -> bool:
     """Whether this is a checkpoint's folder: complete, set aside as corrupt, or left by an interrupted save or delete."""
     step, _, state = path.name.partition(".")
     return step.isdigit() and state in ("", "damaged", "tmp", "gone")
@@ -81,14 +82,14 @@ def is_own(path: Path) -> bool:
 def delete_all(workdir: Path) -> None:
     """Deletes the checkpoints of a run, and nothing else. Raises OSError if that fails."""
     folder = checkpoints_dir(workdir)
-    for path in filter(is_own, list(folder.iterdir()) if folder.is_dir() else []):
+    for path in filter(is_checkpoint_folder, list(folder.iterdir()) if folder.is_dir() else []):
         delete(path)
 
 
 def delete_leftovers(workdir: Path) -> None:
     """Deletes what an interrupted save or delete left behind."""
     for path in [path for state in ("tmp", "gone") for path in checkpoints_dir(workdir).glob(f"*.{state}")]:
-        if is_own(path):
+        if is_checkpoint_folder(path):
             shutil.rmtree(path)
 
 
@@ -103,7 +104,7 @@ def delete(path: Path) -> None:
 
 def set_aside(workdir: Path, step: int) -> None:
     """Renames a corrupt checkpoint to STEP.damaged, replacing any earlier one of that name."""
-    path = folder_of(workdir, step)
+    path = checkpoint_dir(workdir, step)
     aside = path.with_name(f"{step}.damaged")
     shutil.rmtree(aside, ignore_errors=True)
     os.replace(path, aside)
@@ -111,7 +112,7 @@ def set_aside(workdir: Path, step: int) -> None:
 
 def read_info(workdir: Path, step: int) -> CheckpointInfo:
     """A checkpoint's metadata. Raises DataError if it is corrupt or has an unsupported format version."""
-    path = folder_of(workdir, step) / "checkpoint.json"
+    path = checkpoint_dir(workdir, step) / "checkpoint.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values["format"] == 2:
@@ -128,11 +129,11 @@ def read_info(workdir: Path, step: int) -> CheckpointInfo:
 
 def save(workdir: Path, trees: Mapping[str, Any], info: CheckpointInfo) -> None:
     """Writes the checkpoint of `info.step`, a tree of arrays under each name. On OSError the others stay intact."""
-    final = folder_of(workdir, info.step).absolute()
+    final = checkpoint_dir(workdir, info.step).absolute()
     tmp = final.with_name(f"{info.step}.tmp")
     shutil.rmtree(tmp, ignore_errors=True)
     tmp.mkdir(parents=True)
-    with replaced(final, tmp):
+    with atomic_path(final, tmp):
         arrays.save(tmp, trees)
         (tmp / "checkpoint.json").write_text(json.dumps(dataclasses.asdict(info), indent=2) + "\n", encoding="utf-8")
         manifest.write(tmp)
@@ -142,7 +143,7 @@ def save(workdir: Path, trees: Mapping[str, Any], info: CheckpointInfo) -> None:
 
 def verify(workdir: Path, step: int) -> None:
     """Raises DataError naming every file of a checkpoint that is missing, unexpected or changed."""
-    manifest.verify(folder_of(workdir, step))
+    manifest.verify(checkpoint_dir(workdir, step))
 
 
 def prune(workdir: Path, keep: int) -> None:
@@ -154,13 +155,13 @@ def prune(workdir: Path, keep: int) -> None:
             verify(workdir, step)
             break
     for step in set(steps(workdir)) - kept:
-        delete(folder_of(workdir, step))
+        delete(checkpoint_dir(workdir, step))
 
 
 def best_first(workdir: Path) -> list[int]:
     """Steps by validation loss, lowest first, then steps without a finite one, newest first.
 
-    Checkpoints with unreadable metadata precede them all, so that `first_whole` reports them.
+    Checkpoints with unreadable metadata precede them all, so that `first_intact` reports them.
     """
 
     def rank(step: int) -> tuple[int, float]:
@@ -173,7 +174,7 @@ def best_first(workdir: Path) -> list[int]:
     return sorted(steps(workdir), key=rank)
 
 
-def first_whole(workdir: Path, candidates: list[int]) -> int:
+def first_intact(workdir: Path, candidates: list[int]) -> int:
     """The first of the candidate steps whose checkpoint is intact. Logs a warning for each corrupt one before it.
 
     Raises DataError if there is none.
@@ -188,4 +189,4 @@ def first_whole(workdir: Path, candidates: list[int]) -> int:
             log.warning("Skipping a checkpoint: %s. Trying step %d instead.", error, candidates[place + 1])
         else:
             return step
-    raise DataError(f"{workdir} has no checkpoint yet: train it with scripts/train.py --workdir {workdir}")
+    raise DataError(f"{workdir} has no checkpoint yet: train it with {command('train')} --workdir {workdir}")

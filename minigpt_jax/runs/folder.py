@@ -6,6 +6,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from minigpt_jax.commands import command
 from minigpt_jax.config import Config
 from minigpt_jax.errors import DataError
 
@@ -32,7 +33,7 @@ def read_config(workdir: Path) -> Config:
     except OSError as error:
         raise DataError(
             f"{workdir} contains neither a run nor a Hugging Face model (config.json: {error.strerror}): "
-            "train one with scripts/train.py"
+            f"train one with {command('train')}"
         ) from error
     except (DataError, UnicodeDecodeError) as error:
         raise DataError(f"{workdir / 'config.json'}: {error}") from error

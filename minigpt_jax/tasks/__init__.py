@@ -8,13 +8,13 @@ import importlib
 
 from minigpt_jax.config import Config
 from minigpt_jax.models.kernels import PLAIN, Kernels
-from minigpt_jax.tasks.task import Earlier, Task
+from minigpt_jax.tasks.task import PreviousRun, Task
 
 # The module of each task, imported on first use. It has `prepare(config, earlier, kernels) -> Task`.
 TASKS = {"language_modelling": "minigpt_jax.tasks.language_modelling"}
 
 
-def prepare(config: Config, earlier: Earlier | None = None, *, kernels: Kernels = PLAIN) -> Task:
+def prepare(config: Config, earlier: PreviousRun | None = None, *, kernels: Kernels = PLAIN) -> Task:
     """Reads the data and returns the config's task. To resume a run, pass as `earlier` what it was trained on.
 
     Raises DataError if the data does not fit the config or is not what the earlier run was trained on.

@@ -22,7 +22,7 @@ from minigpt_jax.models.flops import flops_per_token
 from minigpt_jax.models.kernels import PLAIN, Kernels
 from minigpt_jax.tasks.evaluation import means
 from minigpt_jax.tasks.next_token import NextToken
-from minigpt_jax.tasks.task import Earlier
+from minigpt_jax.tasks.task import PreviousRun
 
 PREVIEW_LENGTH = 250  # tokens
 
@@ -104,7 +104,7 @@ def data_of(config: Config) -> DataConfig:
     return config.data
 
 
-def prepare(config: Config, earlier: Earlier | None = None, kernels: Kernels = PLAIN) -> LanguageModelling:
+def prepare(config: Config, earlier: PreviousRun | None = None, kernels: Kernels = PLAIN) -> LanguageModelling:
     """Reads and tokenizes the texts, with the tokenizer of the earlier run or a newly trained one."""
     data, training = data_of(config), config.training
     texts = read_texts(data)

@@ -82,12 +82,12 @@ class Task(Protocol):
 def trained_params(task: Task, workdir: Path, step: int, sharding: jax.sharding.Sharding) -> Any:
     """The parameters of a verified checkpoint, for evaluation: with `ema`, their average. Raises DataError if they do not
     match the task's model."""
-    saved = checkpoints.folder_of(workdir, step) / ("average" if task.config.training.ema else "params")
+    saved = checkpoints.checkpoint_dir(workdir, step) / ("average" if task.config.training.ema else "params")
     return arrays.restore(saved, jax.eval_shape(task.objective.init, jax.random.key(0)), sharding)
 
 
 @dataclasses.dataclass(frozen=True)
-class Earlier:
+class PreviousRun:
     """What a run to be resumed was trained on: its folder, and the `sources` recorded in its checkpoint."""
 
     workdir: Path

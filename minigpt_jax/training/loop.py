@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import SingleDeviceSharding
 
+from minigpt_jax.commands import command
 from minigpt_jax.config import Config
 from minigpt_jax.errors import DataError, StoppedError
 from minigpt_jax.models.kernels import PLAIN, Kernels
@@ -20,7 +20,7 @@ from minigpt_jax.tasks import prepare
 from minigpt_jax.training.callbacks import Callback, standard
 from minigpt_jax.training.compilations import Compilations
 from minigpt_jax.training.resume import check_folder, finished_message, resume
-from minigpt_jax.training.run import Run, step_arguments
+from minigpt_jax.training.run import Run, train_step_kwargs
 from minigpt_jax.training.state import init_state
 from minigpt_jax.training.step import train_step
 
@@ -46,7 +46,7 @@ def train(
 
     def new_task():
         task = prepare(config, kernels=kernels)
-        return task, task.initial_params(SingleDeviceSharding(device))
+        return task, task.initial_params(jax.sharding.SingleDeviceSharding(device))
 
     try:
         check_folder(config, workdir, overwrite)
@@ -69,7 +69,7 @@ def train(
 def run_loop(run: Run, callbacks: Sequence[Callback]) -> None:
     """Runs the remaining steps, or those until something stops the run, and saves a checkpoint of the last one."""
     task, root_key = run.task, jax.random.key(run.settings.seed)
-    arguments, step_once = step_arguments(task), run.compilations.warn_on_recompilation(train_step)
+    arguments, step_once = train_step_kwargs(task), run.compilations.warn_on_recompilation(train_step)
     with contextlib.ExitStack() as cleanup:
         cleanup.callback(run.metrics.close)
         for callback in callbacks:
@@ -92,8 +92,8 @@ def run_loop(run: Run, callbacks: Sequence[Callback]) -> None:
                 run.is_stopped |= bool(received)
             run.save()
         if run.is_stopped:
-            log.info("Stopped and saved at step %d/%d. Resume with: python scripts/train.py --workdir %s",
-                     run.step, task.num_steps, run.workdir)  # fmt: skip
+            log.info("Stopped and saved at step %d/%d. Resume with: %s --workdir %s",
+                     run.step, task.num_steps, command("train"), run.workdir)  # fmt: skip
             if received:
                 raise StoppedError(received[0])
         for callback in callbacks:

@@ -17,7 +17,7 @@ from minigpt_jax.models.kernels import Kernels
 from minigpt_jax.runs import arrays, checkpoints
 from minigpt_jax.runs.folder import read_config
 from minigpt_jax.tasks import prepare
-from minigpt_jax.tasks.task import Earlier, Task
+from minigpt_jax.tasks.task import PreviousRun, Task
 from minigpt_jax.training.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -34,9 +34,9 @@ def resume(config: Config, workdir: Path, kernels: Kernels, device: Any) -> tupl
     may_change = {name for name, setting in config.settings.items() if setting.field.metadata["may_change"]}
     require_unchanged(workdir, [change for name, change in changes.items() if name not in may_change])
     steps = checkpoints.steps(workdir)[::-1]
-    newest = checkpoints.first_whole(workdir, steps)
+    newest = checkpoints.first_intact(workdir, steps)
     info = checkpoints.read_info(workdir, newest)
-    task = prepare(config, Earlier(workdir, info.sources), kernels=kernels)
+    task = prepare(config, PreviousRun(workdir, info.sources), kernels=kernels)
     if newest > task.num_steps:
         require_unchanged(workdir, [f"{newest} completed steps (more than {task.num_steps})"])
     for corrupt in steps[: steps.index(newest)]:
@@ -86,7 +86,7 @@ def restore(workdir: Path, step: int, like: TrainState, sharding: jax.sharding.S
 
     Raises DataError if the saved arrays do not match `like`.
     """
-    saved = checkpoints.folder_of(workdir, step)
+    saved = checkpoints.checkpoint_dir(workdir, step)
     return TrainState(
         # Placed on the same device as the arrays; otherwise the second step would be recompiled.
         step=jax.device_put(np.int32(step), sharding),

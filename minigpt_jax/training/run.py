@@ -21,7 +21,7 @@ from minigpt_jax.training.resume import environment, restore
 from minigpt_jax.training.state import TrainState, init_state
 
 
-def step_arguments(task: Task) -> dict[str, Any]:
+def train_step_kwargs(task: Task) -> dict[str, Any]:
     """The keyword arguments of `train_step`, already on the device, so that they are not transferred again at each step."""
     settings = task.config.training
     optimizer = make_optimizer(settings, task.num_steps)
