@@ -114,7 +114,11 @@ def test_a_run_cannot_start_in_the_folder_of_its_initial_model(folder):
         before = {path: path.read_bytes() for path in (folder / name).rglob("*") if path.is_file()}
         config = preset(folder).override(settings_from(str(folder / name)))
         itself = folder / "gpt2" / ".." / name
-        error_message(UsageError, train, config, itself, overwrite=True, says=(f"init_from={folder / name}", "--workdir"))
+        kind, says = {
+            "gpt2": (DataError, [str(itself), f"--init_from {itself}"]),
+            "run": (UsageError, [f"init_from={folder / name}", "--workdir"]),
+        }[name]
+        error_message(kind, train, config, itself, overwrite=True, says=says)
         assert {path: path.read_bytes() for path in (folder / name).rglob("*") if path.is_file()} == before
     for overwrite in (False, True):
         error_message(DataError, train, preset(folder), folder / "gpt2", overwrite, says=(f"--init_from {folder / 'gpt2'}",))
