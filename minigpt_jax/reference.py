@@ -1,10 +1,11 @@
 """A complete GPT on one page: model, loss, training step and sampling loop, as pure functions of arrays.
 
-Read it from top to bottom. `python -m minigpt_jax.reference` trains a small model in a few seconds and prints a sample.
-The rest of the package, the engine, computes the same functions of the same parameters, only faster. Tests compare the two
-for every config choice. This page leaves out the engine's safety checks and 16-bit types.
-Suffixes name dimensions: B batch, T query positions, S key positions, D model width, F feed-forward width, H query heads,
-G key/value heads, K head size, V vocabulary, N text length. The parameters are a nested dict, initialised by the engine:
+Read it from top to bottom. `python -m minigpt_jax.reference` trains a small model within a minute and prints a sample.
+The rest of the package, the engine, computes the same functions of the same parameters, only faster. A comment at each
+function names its counterpart there. Tests compare the two for every config choice. This page has no safety checks and no
+16-bit types, and draws other dropout masks. Suffixes name dimensions: B batch, T query positions, S key positions,
+D model width, F feed-forward width, H query heads, G key/value heads, K head size, V vocabulary, N text length. The engine
+initialises the parameters: nested dicts of arrays named kernel (weights, inputs × outputs), bias, scale or embedding.
 
 params = {embedding: {tokens, positions}, transformer: {block_0: {attention: {query, key, value, output}, attention_norm,
           feed_forward: {up, gate, down}, feed_forward_norm}, block_1, ..., final_norm}, head}
@@ -23,7 +24,7 @@ from minigpt_jax.models.gpt import GPT
 from minigpt_jax.models.initial import init_params
 
 
-def embed(params, tokens_BT, config):
+def embed(params, tokens_BT, config):  # engine: TokenAndPosition in models/layers.py
     x_BTD = params["tokens"]["embedding"][tokens_BT]
     T, D = x_BTD.shape[1:]
     if config.positions == "learned":
@@ -35,16 +36,16 @@ def embed(params, tokens_BT, config):
     return x_BTD
 
 
-def dense(params, x_BTD):
+def dense(params, x_BTD):  # engine: Dense in models/layers.py
     y_BTF = x_BTD @ params["kernel"]
     return y_BTF + params["bias"][None, None] if "bias" in params else y_BTF
 
 
-def unit_rms(x, epsilon):
+def unit_rms(x, epsilon):  # engine: unit_rms in models/ops.py
     return x / jnp.sqrt(jnp.mean(x**2, axis=-1, keepdims=True) + epsilon)
 
 
-def norm(params, x_BTD, config):
+def norm(params, x_BTD, config):  # engine: Norm in models/layers.py
     """RMSNorm (Zhang & Sennrich 2019), or LayerNorm (Ba et al. 2016), which subtracts the mean first."""
     if config.norm == "layernorm":
         x_BTD = x_BTD - jnp.mean(x_BTD, axis=-1, keepdims=True)
@@ -52,7 +53,7 @@ def norm(params, x_BTD, config):
     return y_BTD + params["bias"][None, None] if "bias" in params else y_BTD
 
 
-def rotate(x_BTHK):
+def rotate(x_BTHK):  # engine: rotate in models/ops.py
     """Rotary positions (Su et al. 2021): rotate feature pair (i, i + K/2) at position t by the angle t / 10000^(2i/K)."""
     T, half = x_BTHK.shape[1], x_BTHK.shape[3] // 2
     angles = jnp.arange(T)[None, :, None, None] / 10000 ** (jnp.arange(half) / half)[None, None, None, :]
@@ -61,7 +62,7 @@ def rotate(x_BTHK):
     return jnp.concatenate(rotated, axis=-1)
 
 
-def attention(params, x_BTD, config):
+def attention(params, x_BTD, config):  # engine: MultiHeadAttention in models/layers.py, models/{attention,masks}.py
     """softmax(Q Kᵀ / √K) V in each of H heads ("Attention Is All You Need", equation 1 and section 3.2.2)."""
     (B, T, _), H, G, K = x_BTD.shape, config.num_heads, config.kv_heads, config.head_size
     q_BTHK = dense(params["query"], x_BTD).reshape(B, T, H, K)
@@ -71,7 +72,7 @@ def attention(params, x_BTD, config):
         q_BTHK, k_BSGK = unit_rms(q_BTHK, 1e-6), unit_rms(k_BSGK, 1e-6)
     if config.positions == "rotary":
         q_BTHK, k_BSGK = rotate(q_BTHK), rotate(k_BSGK)
-    k_BSHK, v_BSHK = jnp.repeat(k_BSGK, H // G, axis=2), jnp.repeat(v_BSGK, H // G, axis=2)
+    k_BSHK, v_BSHK = jnp.repeat(k_BSGK, H // G, axis=2), jnp.repeat(v_BSGK, H // G, axis=2)  # shared if G < H
     age_TS = jnp.arange(T)[:, None] - jnp.arange(T)[None, :]  # how far the key is behind the query
     allowed_TS = (age_TS >= 0) & (age_TS < config.context_length)  # neither in the future nor beyond the context
     scores_BHTS = jnp.einsum("BTHK,BSHK->BHTS", q_BTHK, k_BSHK) / math.sqrt(K)
@@ -80,7 +81,7 @@ def attention(params, x_BTD, config):
     return dense(params["output"], o_BTHK.reshape(B, T, H * K))
 
 
-ACTIVATIONS = {
+ACTIVATIONS = {  # engine: ACTIVATIONS in models/ops.py
     "relu2": lambda x: jnp.maximum(x, 0) ** 2,
     "relu": lambda x: jnp.maximum(x, 0),
     "gelu": lambda x: x * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
@@ -88,15 +89,15 @@ ACTIVATIONS = {
 }
 
 
-def feed_forward(params, x_BTD, config):
-    """f(x W₁) W₂ at every position (equation 2). In SwiGLU (Shazeer 2020) f applies to a gate, which multiplies x W₁."""
+def feed_forward(params, x_BTD, config):  # engine: FeedForward in models/layers.py
+    """f(x W₁) W₂ at every position (same paper, equation 2). SwiGLU (Shazeer 2020) has a gate W₃: (f(x W₃) ⊙ x W₁) W₂."""
     f, h_BTF = ACTIVATIONS[config.activation], dense(params["up"], x_BTD)
     h_BTF = f(dense(params["gate"], x_BTD)) * h_BTF if config.activation == "swiglu" else f(h_BTF)
     return dense(params["down"], h_BTF)
 
 
-def block(params, x_BTD, config, dropout):
-    """Add each sub-layer to the residual stream. "pre" normalises its input, "post" (the original paper) the sum."""
+def block(params, x_BTD, config, dropout):  # engine: Block in models/transformer.py
+    """Each sub-layer f adds to the residual stream x: x + f(norm(x)) with "pre", norm(x + f(x)) with "post" (original)."""
     for name, sublayer in (("attention", attention), ("feed_forward", feed_forward)):
         normalise = functools.partial(norm, params[f"{name}_norm"], config=config)
         if config.norm_placement == "pre":
@@ -106,9 +107,9 @@ def block(params, x_BTD, config, dropout):
     return x_BTD
 
 
-def gpt(params, tokens_BT, config: ModelConfig, key=None):
-    """logits_BTV: position t predicts the token at t + 1 from the tokens up to t. Passing a key turns dropout on."""
-    keys = None if key is None else iter(jax.random.split(key, 2 * config.num_layers + 1))
+def gpt(params, tokens_BT, config: ModelConfig, key=None):  # engine: models/{gpt,transformer}.py
+    """logits_BTV: position t predicts the token at t + 1 from the tokens up to t. Passing a random key turns dropout on."""
+    keys = None if key is None else iter(jax.random.split(key, 2 * config.num_layers + 1))  # one for each call of dropout
 
     def dropout(x_BTD):
         keep = 1 - config.dropout
@@ -122,14 +123,14 @@ def gpt(params, tokens_BT, config: ModelConfig, key=None):
     return x_BTD @ (params["embedding"]["tokens"]["embedding"].T if config.tie_embeddings else params["head"]["kernel"])
 
 
-def loss(params, batch, config, key=None):
+def loss(params, batch, config, key=None):  # engine: next_token_loss in tasks/next_token.py
     """Mean cross-entropy of the next token, in nats, over the targets where `mask_BT` is true."""
     log_probs_BTV = jax.nn.log_softmax(gpt(params, batch["inputs_BT"], config, key))
     nats_BT = -jnp.take_along_axis(log_probs_BTV, batch["targets_BT"][..., None], axis=-1)[..., 0]
     return (nats_BT * batch["mask_BT"]).sum() / batch["mask_BT"].sum()
 
 
-def learning_rate(step, training: TrainingConfig, num_steps):
+def learning_rate(step, training: TrainingConfig, num_steps):  # engine: training/schedule.py
     """Linear warmup to the peak, then decay that reaches the minimum at the last step ("constant" stays at the peak)."""
     peak, minimum, warmup = training.learning_rate, training.min_learning_rate, min(training.warmup_steps, num_steps)
     progress = jnp.clip((step - warmup) / max(1, num_steps - 1 - warmup), 0, 1)
@@ -137,13 +138,13 @@ def learning_rate(step, training: TrainingConfig, num_steps):
     return jnp.where(step < warmup, peak * (step + 1) / max(1, warmup), minimum + (peak - minimum) * remaining)
 
 
-def init_state(params):
+def init_state(params):  # engine: init_state in training/state.py
     zeros = jax.tree.map(jnp.zeros_like, params)
-    return {"step": 0, "params": params, "mean": zeros, "square": zeros, "average": params}
+    return {"step": 0, "params": params, "mean": zeros, "square": zeros, "average": params}  # mean, square: Adam's m, v
 
 
 @functools.partial(jax.jit, static_argnames=("config", "num_steps"))
-def train_step(state, batch, config: Config, num_steps, key=None):
+def train_step(state, batch, config: Config, num_steps, key=None):  # engine: training/{step,optimizer}.py
     """Clip the gradient by its global norm, then apply AdamW (Loshchilov & Hutter 2019). Returns (next state, loss)."""
     c, step, tree_map = config.training, state["step"], jax.tree.map
     value, grads = jax.value_and_grad(loss)(state["params"], batch, config.model, key)
@@ -165,13 +166,13 @@ def train_step(state, batch, config: Config, num_steps, key=None):
 
 def sample(params, prompt_BN, num_tokens, key, config, process=lambda logits_BV, tokens_BN: logits_BV):
     """Extend each prompt by `num_tokens` samples from softmax(process(logits, tokens so far)), without any caching.
-
-    Rotary models slide their window. The others, once the context is full, move its last half back to position 0."""
+    In rotary models, attention's window slides. The others, once the context is full, move its last half back to position 0.
+    Engine: stream in generation/sampling.py, decode.py, context.py. A token's random key depends on row and step only."""
     S, half, (B, N) = config.context_length, config.context_length // 2, prompt_BN.shape
     run, row_key_B = jax.jit(gpt, static_argnames="config"), jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(B))
     tokens_BN = np.pad(prompt_BN, ((0, 0), (0, num_tokens)))
     for n in range(N, N + num_tokens):
-        start = 0 if config.can_slide or n <= S else n - half - 1 - (n - S - 1) % (S - half)
+        start = 0 if config.can_slide or n <= S else n - half - 1 - (n - S - 1) % (S - half)  # of the window
         inputs_BT = np.roll(tokens_BN, -start, axis=1)[:, : None if config.can_slide else S]
         logits_BV = np.asarray(run(params, inputs_BT, config))[:, n - 1 - start]  # later tokens have no effect
         step_key_B = jax.vmap(jax.random.fold_in, (0, None))(row_key_B, n - N)
@@ -179,7 +180,7 @@ def sample(params, prompt_BN, num_tokens, key, config, process=lambda logits_BV,
     return tokens_BN
 
 
-def main(num_steps=400):
+def main(num_steps=400):  # engine: run_loop in training/loop.py
     text = "".join(piece for _, piece in corpora.open_text("shakespeare").pieces())
     vocabulary, ids = np.unique(np.array(list(text)), return_inverse=True)
     model = ModelConfig(num_layers=2, num_heads=2, embed_dim=64, ff_dim=256, context_length=64, vocab_size=len(vocabulary))
