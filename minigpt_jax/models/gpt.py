@@ -23,7 +23,7 @@ class GPT(nn.Module):
 
         Without a cache the tokens are at positions 0 to T - 1; T may exceed the context only if the config `can_slide`.
         With a cache (one entry per layer) they are at `positions_BT`, attend to the cached ones and are appended to them.
-        Training passes the config's `dropout` probability and an rng of that name.
+        Training passes the config's `dropout` probability, and to `apply` the random key: `rngs={"dropout": key}`.
         """
         config, kernels, (B, T) = self.config, self.kernels, tokens_BT.shape
         if positions_BT is None:
@@ -32,6 +32,6 @@ class GPT(nn.Module):
         embedding = TokenAndPosition(config, name="embedding")
         x_BTD = embedding(tokens_BT, positions_BT)
         x_BTD, cache = Transformer(config, kernels, name="transformer")(x_BTD, mask, positions_BT, cache, dropout)
-        if config.tie_embeddings:  # Press & Wolf 2017
+        if config.tie_embeddings:  # Press & Wolf 2017; `attend` multiplies by the transposed table
             return embedding.tokens.attend(x_BTD).astype(jnp.float32), cache
         return Dense(config.known_vocab_size, config, kernels, "head", bias=False)(x_BTD).astype(jnp.float32), cache

@@ -1,4 +1,4 @@
-"""The layers: dense, norm, multi-head attention, feed-forward, embeddings."""
+"""The layers: dense, norm, multi-head attention, feed-forward, embeddings. `kernels.f` is the plain f or a faster one."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from minigpt_jax.models.masks import Mask
 
 
 def Dense(features: int, config: ModelConfig, kernels: Kernels, name: str, init=None, bias=True) -> nn.Dense:  # noqa: N802
-    """x W + b over the last axis, in the config's dtype. The config sets the bias and, without `init`, the initialiser."""
+    """x W + b over the last axis, in the config's dtype. The config chooses whether to add b. `init` initialises W."""
     return nn.Dense(
         features, use_bias=bias and config.bias, dtype=config.dtype, kernel_init=init or kernel_init(config), name=name,
         dot_general=lambda x, kernel_DF, *_, **__: kernels.matmul(x, kernel_DF),
@@ -33,7 +33,7 @@ class Dropout(nn.Module):
 
 class Norm(nn.Module):
     """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang & Sennrich 2019), which does not subtract the mean; then a learned scale.
-    Epsilon is 1e-5, as in GPT-2, Llama and PyTorch. Linen's norms use 1e-6 and the less accurate E[x²] - E[x]²."""
+    Epsilon is 1e-5, as in GPT-2 and Llama 2. Linen has 1e-6 and, in LayerNorm, the less accurate E[x²] - E[x]²."""
 
     config: ModelConfig
     kernels: Kernels = PLAIN
@@ -58,8 +58,8 @@ class MultiHeadAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, mask: Mask, positions_BT: jax.Array, cache=None):
-        """Returns (y_BTD, cache). Attends within x or, with a cache, appends x to it and attends to all of it. Sows
-        `heads_BTHK` and, without a cache, `weights_BHTS`. Raises ValueError for a mask that a cache does not support."""
+        """Returns (y_BTD, cache). Attends within x or, with a cache, appends the keys and values of x to it and attends to
+        all of it. Sows `heads_BTHK` and, without a cache, `weights_BHTS`. Raises ValueError for a mask unfit for a cache."""
         config, kernels = self.config, self.kernels
         H, G, K = config.num_heads, config.kv_heads, config.head_size
         B, T, D = x_BTD.shape
@@ -89,7 +89,7 @@ class MultiHeadAttention(nn.Module):
 
 class FeedForward(nn.Module):
     """f(x W₁ + b₁) W₂ + b₂ at every position ("Attention Is All You Need", equation 2), where the config chooses f.
-    SwiGLU (Shazeer 2020) has a third matrix: f applies to its output, which multiplies that of the first."""
+    SwiGLU (Shazeer 2020) has a third matrix, the gate: (f(x W₃) ⊙ x W₁) W₂."""
 
     config: ModelConfig
     kernels: Kernels = PLAIN

@@ -30,7 +30,7 @@ class Mask:
     @property
     def only_past(self) -> bool:
         """Whether the mask is causal and depends on age alone, as required by caches and by kernels that skip the future."""
-        return self.causal and not jax.tree.leaves(self)
+        return self.causal and not jax.tree.leaves(self)  # the only leaf is padding_BS
 
     def __call__(self, scores_BHTS: jax.Array, age_BTS: jax.Array, exists_BTS: jax.Array | bool = True) -> jax.Array:
         """The masked scores in float32. B may be 1 in the ages. Keys where `exists_BTS` is False are hidden too."""
