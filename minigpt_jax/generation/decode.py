@@ -1,5 +1,6 @@
-"""Decoding: prefill the prompts, then run a jitted loop of cached decode steps. It is compiled once per model, number of
-rows and choice of processors. Each row samples with its own key, so its text does not depend on the other rows."""
+"""Decoding: prefill (run the prompts to fill the cache), then a jitted loop of cached decode steps. It is compiled once per
+model, number of rows and choice of processors (logits.py). Each row samples with its own random key, so its text does not
+depend on the other rows. sampling.py calls these functions for any number of tokens; context.py is for longer texts."""
 
 import functools
 
@@ -28,7 +29,7 @@ class DecodeState:
 @functools.partial(jax.jit, static_argnames="model")
 def prefill(params, prompts_BS, lengths_B, *, model) -> tuple[DecodeState, jax.Array]:
     """Runs prompts through the model in chunks of columns. Returns the state, without a token yet, and the next logits_BV.
-    The last `lengths_B` of S = context_length columns hold a row's tokens. The cache masks the padding before them."""
+    Rows are padded on the left to S = context_length columns: `lengths_B` tokens at the end. The cache masks the padding."""
     (B, S), V = prompts_BS.shape, model.config.vocab_size
     cache = (model.kernels.empty_cache(B, model.config),) * model.config.num_layers
     T = max(size for size in range(1, min(S, PREFILL_CHUNK) + 1) if cache[0].append_divisor % size == 0)

@@ -42,8 +42,9 @@ def keep_if_finite(new, old, is_finite):
 
 @functools.partial(jax.jit, static_argnames="grad_accumulation", donate_argnames="state")
 def train_step(state: TrainState, batch, key, *, objective, optimizer, ema: float = 0.0, grad_accumulation: int = 1):
-    """One optimizer step on the mean loss over the batch's targets. `key` is the run's root key; `state` is donated. Numbers
-    in the other arguments are pytree leaves: changing them does not recompile. Returns the next state and
+    """One optimizer step on the mean loss over the batch's targets. `key` is the run's root key. `state` is donated: its
+    memory is reused. `objective` is a NextToken (tasks/next_token.py) or another task's. Its numbers, those of `optimizer`
+    and `ema` are pytree leaves: changing them does not recompile. Returns the next state and
     {"loss": nats per target, "grad_norm": before clipping, "is_finite": whether both and the new parameters are finite}."""
     step_key = jax.random.fold_in(key, state.step)
     loss, grads = accumulate_gradients(state.params, batch, step_key, objective.loss, grad_accumulation)
