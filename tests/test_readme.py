@@ -126,3 +126,12 @@ def test_commands_use_flags_and_values_that_exist(page, name, options):
 def test_links_lead_to_files(page):
     targets = re.findall(r"\]\((?!https?:|#)([^)#]*)", PAGES[page])
     assert [target for target in targets if not ((ROOT / page).parent / target).exists()] == []
+
+
+def test_the_page_points_to_the_engine():
+    package = ROOT / "minigpt_jax"
+    pointers = re.findall(r"# engine: (\w+) in ([\w/]+\.py)", (package / "reference.py").read_text(encoding="utf-8"))
+    assert len(pointers) > 10
+    for name, path in pointers:
+        source = (package / path).read_text(encoding="utf-8")
+        assert re.search(rf"^(def|class) {name}\b|^{name} =", source, re.MULTILINE), f"{name} is not in {path}"

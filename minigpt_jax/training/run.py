@@ -57,6 +57,7 @@ class Run:
     means: dict[str, float | None] | None = None  # from the evaluation after this step, if there was one
     unread: list[dict[str, jax.Array]] = dataclasses.field(default_factory=list)  # metrics of steps not waited for yet
     compiled_step: Any = None
+    has_ended_early: bool = False  # complete before its last step
     is_stopped: bool = False  # before its last step, to be resumed later
 
     @classmethod
@@ -87,11 +88,7 @@ class Run:
     @property
     def is_over(self) -> bool:
         """Whether nothing is left to do."""
-        return self.step >= self.task.num_steps or self.is_out_of_patience
-
-    @property
-    def is_out_of_patience(self) -> bool:
-        return 0 < self.settings.patience <= self.info.evaluations_since_best
+        return self.step >= self.task.num_steps or self.has_ended_early
 
     def due(self, every: int) -> bool:
         """Whether an action that is taken every `every` steps is due now. After the last step all of them are."""

@@ -5,6 +5,7 @@ from minigpt_jax.training.callbacks.callback import Callback
 from minigpt_jax.training.callbacks.curve import Curve
 from minigpt_jax.training.callbacks.evaluate import Evaluate
 from minigpt_jax.training.callbacks.log import Log
+from minigpt_jax.training.callbacks.patience import Patience
 from minigpt_jax.training.callbacks.preview import Preview
 from minigpt_jax.training.callbacks.profile import Profile
 from minigpt_jax.training.callbacks.progress import Progress
@@ -17,4 +18,4 @@ def standard(max_minutes: float | None = None, profile: bool = False) -> list[Ca
     """The callbacks of every run, in order: a step is logged and evaluated before it is saved."""
     limit = [] if max_minutes is None else [TimeLimit(max_minutes)]
     curve, profiler = [Curve()] if notebook.is_active() else [], [Profile()] if profile else []
-    return [Progress(), Log(), Evaluate(), *curve, Save(), Preview(), *limit, *profiler, Summary()]
+    return [Progress(), Log(), Evaluate(), Patience(), *curve, Save(), Preview(), *limit, *profiler, Summary()]

@@ -27,5 +27,3 @@ class Evaluate(Callback):
             run.note(best_val_loss=loss, evaluations_since_best=0)
         else:
             run.note(evaluations_since_best=run.info.evaluations_since_best + 1)
-        if run.is_out_of_patience and run.step < run.task.num_steps:
-            log.info("No lower validation loss in %d evaluations: stopping early.", run.settings.patience)

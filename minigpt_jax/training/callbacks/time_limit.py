@@ -1,4 +1,4 @@
-"""A time limit. Patience needs no callback: see `Run.is_over`."""
+"""A time limit."""
 
 import time
 
