@@ -21,6 +21,7 @@ _HOMES = {
     "ReferenceResult": "config",
     "LanguageModel": "generation.language_model",
     "ModelConfig": "config",
+    "StoppedError": "errors",
     "TrainingConfig": "config",
     "UsageError": "errors",
     "evaluate": "api",

@@ -58,10 +58,11 @@ def evaluate(workdir: str | Path, split: str = "val", stride: int | None = None)
 
     workdir = Path(workdir)
     config = read_run_config(workdir)
-    step = checkpoints.first_intact(workdir, checkpoints.best_first(workdir))
-    earlier = PreviousRun(workdir, checkpoints.read_info(workdir, step).sources)
-    task = prepare(config, earlier, kernels=choose_kernels(config.model))
-    return task.measures(trained_params(task, workdir, step, default_sharding()), split, stride)
+    with logs.shown():
+        step = checkpoints.first_intact(workdir, checkpoints.best_first(workdir))
+        previous = PreviousRun(workdir, checkpoints.read_info(workdir, step).sources)
+        task = prepare(config, previous, kernels=choose_kernels(config.model))
+        return task.measures(trained_params(task, workdir, step, default_sharding()), split, stride)
 
 
 def load(folder: str | Path, *, kernels: str = "tuned") -> "LanguageModel":

@@ -11,7 +11,7 @@ from pathlib import Path
 from minigpt_jax.errors import UsageError, did_you_mean
 
 PACKAGE_DIR = Path(__file__).resolve().parent
-IS_CHECKOUT = (PACKAGE_DIR.parent / "scripts" / "train.py").is_file()
+IS_CHECKOUT = not (PACKAGE_DIR / "scripts").is_dir()
 SCRIPTS_DIR, CONFIGS_DIR = ((PACKAGE_DIR.parent if IS_CHECKOUT else PACKAGE_DIR) / name for name in ("scripts", "configs"))
 
 
@@ -20,8 +20,13 @@ def command(script: str) -> str:
     return f"python scripts/{script}.py" if IS_CHECKOUT else f"minigpt {script}"
 
 
+def install_command(extra: str) -> str:
+    """How to install one of the optional dependencies."""
+    return f"python -m pip install -e '.[{extra}]'" if IS_CHECKOUT else f"python -m pip install 'minigpt_jax[{extra}]'"
+
+
 def main() -> None:
-    """Runs the script that the first argument names, with the others."""
+    """Runs the script named by the first argument, with the remaining arguments."""
     scripts = {path.stem: path for path in sorted(SCRIPTS_DIR.glob("*.py")) if path.stem != "__init__"}
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print("usage: minigpt COMMAND [--flags]; minigpt COMMAND --help lists the flags\n")

@@ -9,6 +9,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from minigpt_jax.errors import DataError
+
 
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
@@ -42,6 +44,14 @@ def atomic_path(path: Path, aside: Path | None = None) -> Iterator[Path]:
         raise
 
 
+def make_folder(path: Path) -> None:
+    """Creates a folder and its missing parents, and flushes their names to the disk."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        flush(folder.parent, recursive=False)
+
+
 def flush(path: Path, recursive: bool = True) -> None:
     """Waits until a file, or a folder with all that is in it, is on the disk."""
     if path.is_dir():
@@ -54,7 +64,7 @@ def flush(path: Path, recursive: bool = True) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # some file systems cannot flush folders
+        if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):  # as on some network file systems
             raise
     finally:
         os.close(descriptor)
@@ -75,4 +85,9 @@ def cache_dir() -> Path:
     Source: XDG Base Directory Specification, which says to ignore an empty or relative value.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (cache if cache.is_absolute() else Path.home() / ".cache") / "minigpt_jax"
+    if not cache.is_absolute():
+        try:
+            cache = Path.home() / ".cache"
+        except RuntimeError as error:
+            raise DataError("there is no home directory for downloads and tokens: set XDG_CACHE_HOME") from error
+    return cache / "minigpt_jax"

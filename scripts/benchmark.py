@@ -17,6 +17,7 @@ from pathlib import Path
 from absl import flags
 
 from minigpt_jax import cli
+from minigpt_jax.commands import install_command
 from minigpt_jax.errors import DataError, UsageError, did_you_mean
 
 ROUNDS = flags.DEFINE_integer("rounds", None, "number of runs per candidate or point")
@@ -39,7 +40,7 @@ def main(names: list[str]) -> None:
         if flag.value is not None and flag.value < 1:
             raise UsageError(f"{flag.name}={flag.value} must be at least 1")
     if PLOT.value and importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("plotting needs matplotlib: python -m pip install -e '.[plot]'")
+        raise UsageError(f"plotting needs matplotlib: {install_command('plot')}")
     check_writable(JSON.value, ".json")
     check_writable(PLOT.value, ".png")
     chosen = list(dict.fromkeys(BENCHMARKS if not names or "all" in names else names))

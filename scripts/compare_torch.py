@@ -13,6 +13,7 @@ from absl import flags
 
 from minigpt_jax import cli
 from minigpt_jax.api import choose_kernels
+from minigpt_jax.commands import install_command
 from minigpt_jax.config import Config, load_preset
 from minigpt_jax.errors import DataError, UsageError
 from minigpt_jax.tasks import prepare
@@ -25,7 +26,7 @@ ROUNDS, STEPS_PER_ROUND = 5, 10
 
 def main() -> None:
     if importlib.util.find_spec("torch") is None:
-        raise UsageError("comparing with PyTorch needs torch: python -m pip install -e '.[torch]'")
+        raise UsageError(f"comparing with PyTorch needs torch: {install_command('torch')}")
     from minigpt_jax.compare.agreement import compare
 
     config = load_preset(CONFIG.value).override({"steps": 20} | cli.given_settings())

@@ -3,7 +3,7 @@
 python scripts/plot.py --workdir runs/shakespeare_char
 python scripts/plot.py --workdir runs/a --workdir runs/b --out compared.png
 
-Needs matplotlib: python -m pip install -e '.[plot]'
+Needs matplotlib (extra plot).
 """
 
 import logging

@@ -61,10 +61,15 @@ def blocking_settings(message, model_type):
 
 def disk_events(monkeypatch):
     """Records what is done to the disk from now on: ("flush", path), ("rename", new path) and ("delete", path), in order."""
-    events, fsync, replace, rmtree = [], os.fsync, os.replace, shutil.rmtree
+    events, paths, opened, fsync, replace, rmtree = [], {}, os.open, os.fsync, os.replace, shutil.rmtree
+
+    def spied_open(path, *arguments, **keywords):
+        descriptor = opened(path, *arguments, **keywords)
+        paths[descriptor] = Path(path)
+        return descriptor
 
     def spied_fsync(descriptor):
-        events.append(("flush", Path(os.readlink(f"/proc/self/fd/{descriptor}"))))
+        events.append(("flush", paths[descriptor]))
         fsync(descriptor)
 
     def spied_replace(source, target):
@@ -75,6 +80,7 @@ def disk_events(monkeypatch):
         events.append(("delete", Path(path)))
         rmtree(path, **keywords)
 
+    monkeypatch.setattr(os, "open", spied_open)
     monkeypatch.setattr(os, "fsync", spied_fsync)
     monkeypatch.setattr(os, "replace", spied_replace)
     monkeypatch.setattr(shutil, "rmtree", spied_rmtree)

@@ -2,11 +2,13 @@
 
 import errno
 import os
+import stat
 
 import pytest
-from helpers import disk_events
+from helpers import disk_events, error_message
 
 from minigpt_jax import files
+from minigpt_jax.errors import DataError
 from minigpt_jax.files import atomic_path, sha256, write_text
 
 
@@ -87,7 +89,8 @@ def test_what_takes_the_name_is_on_the_disk_before_and_the_name_after(tmp_path, 
 @pytest.mark.parametrize("number, is_raised", [(errno.EINVAL, False), (errno.EIO, True)])
 def test_a_file_system_may_be_unable_to_flush_but_a_disk_may_not_fail(tmp_path, monkeypatch, number, is_raised):
     def fail(descriptor):
-        raise OSError(number, os.strerror(number))
+        if number == errno.EIO or stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(files.os, "fsync", fail)
     if is_raised:
@@ -97,3 +100,21 @@ def test_a_file_system_may_be_unable_to_flush_but_a_disk_may_not_fail(tmp_path, 
     else:
         write_text(tmp_path / "file", "new")
         assert (tmp_path / "file").read_text() == "new"
+
+
+def test_new_folders_are_flushed_into_their_parents(tmp_path, monkeypatch):
+    events = disk_events(monkeypatch)
+    files.make_folder(tmp_path / "one" / "two")
+    assert {path for kind, path in events if kind == "flush"} == {tmp_path, tmp_path / "one"}
+    events.clear()
+    files.make_folder(tmp_path / "one" / "two")
+    assert events == []
+
+
+def test_without_a_home_directory_the_error_says_what_to_set(monkeypatch):
+    def fail():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(files.Path, "home", fail)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    error_message(DataError, files.cache_dir, says=("XDG_CACHE_HOME",))

@@ -11,7 +11,8 @@ PACKAGE = "minigpt_jax"
 
 # From bottom to top. A room imports from itself and from the floors below.
 FLOORS = [
-    {"errors", "files"},
+    {"errors"},
+    {"files"},
     {"commands"},
     {"system"},
     {"config"},

@@ -28,11 +28,21 @@ mg.train(config, "runs/second", callbacks=[Interrupt()])
 """
 
 
+TWICE = """
+class InterruptTwice(Callback):
+    def after_step(self, run):
+        if run.step == 3:
+            for _ in range(2): os.kill(os.getpid(), signal.SIGINT)
+
+mg.train(config, "runs/third", callbacks=[InterruptTwice()])
+"""
+
+
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory):
     """The outputs of each cell of a notebook, and the folder that it ran in."""
     folder = tmp_path_factory.mktemp("notebook")
-    sources = [SETUP, 'mg.train(config, "runs/first")', 'mg.load_preset("debgu")', INTERRUPTED]
+    sources = [SETUP, 'mg.train(config, "runs/first")', 'mg.load_preset("debgu")', INTERRUPTED, TWICE, 'print("alive")']
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
     environment = os.environ | {"IPYTHONDIR": str(folder / "ipython"), "PYTHONWARNINGS": "ignore"}
     client = nbclient.NotebookClient(
@@ -59,7 +69,7 @@ def test_logs_samples_progress_and_one_curve_are_shown(cells):
 
 
 def test_an_error_is_one_line_that_says_what_was_meant(cells):
-    (_, _, mistake, _), _ = cells
+    (_, _, mistake, *_), _ = cells
     [error] = [output for output in mistake if output.output_type == "error"]
     assert error.ename == "UsageError"
     [line] = error.traceback
@@ -68,8 +78,15 @@ def test_an_error_is_one_line_that_says_what_was_meant(cells):
 
 
 def test_an_interrupt_stops_after_the_step_with_a_checkpoint(cells):
-    (*_, interrupted), folder = cells
+    (*_, interrupted, _, _), folder = cells
     [error] = [output for output in interrupted if output.output_type == "error"]
     assert (error.ename, len(error.traceback)) == ("StoppedError", 1)
     assert "runs/second" in text_of(interrupted, "stderr")  # how to resume
     assert (folder / "runs" / "second" / "checkpoints" / "3").is_dir()
+
+
+def test_a_second_interrupt_stops_at_once_and_the_kernel_survives(cells):
+    (*_, twice, afterwards), _ = cells
+    [error] = [output for output in twice if output.output_type == "error"]
+    assert error.ename == "KeyboardInterrupt"
+    assert text_of(afterwards, "stdout") == "alive\n"

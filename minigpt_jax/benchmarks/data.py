@@ -36,7 +36,7 @@ def write_sources(path: Path, megabytes: int) -> None:
                 remaining -= file.write(text)
 
 
-def time_passes(kind: str, path: Path) -> dict[str, float]:
+def time_passes(kind: str, path: Path) -> dict[str, Any]:
     """Seconds of each pass over a text, and peak memory."""
     text, times = find_text(str(path)), [time.perf_counter()]
     seen = scan(text)
@@ -50,7 +50,7 @@ def time_passes(kind: str, path: Path) -> dict[str, float]:
     return seconds | {"peak_mb": memory.peak_megabytes()}
 
 
-def feed(path: Path, rounds: int) -> dict[str, float]:
+def feed(path: Path, rounds: int) -> dict[str, Any]:
     """Median seconds of a training step of the default preset, without its parameter average, and of reading its batch from
     a token file; the seconds of the first batch; peak memory."""
     config = load_preset("shakespeare_char").override({"vocab_size": 65})

@@ -45,7 +45,7 @@ TRAINING = {
 DECODING = {"context": (64, 256, 1024, 2048), "batch": (1, 4, 16, 64), "length": (256, 1024, 4096)}
 
 
-def train_point(config: Config) -> dict[str, float]:
+def train_point(config: Config) -> dict[str, Any]:
     """Seconds per training step, and the MB that its compiled program needs, including parameters and optimizer."""
     step, state, batch, arguments = compiled_step(config)
     planned = step.memory_analysis()
@@ -62,7 +62,7 @@ def train_point(config: Config) -> dict[str, float]:
     }
 
 
-def decode_point(name: str, value: int) -> dict[str, float]:
+def decode_point(name: str, value: int) -> dict[str, Any]:
     """Seconds per decoding step, and the peak memory of the process in MB."""
     model = dataclasses.replace(BASE.model, context_length=value if name == "context" else 256)
     batch_size, num_tokens = value if name == "batch" else 1, value if name == "length" else model.context_length
@@ -95,13 +95,13 @@ def measure(rounds: int) -> dict:
     return figures
 
 
-def measure_point(kind: str, name: str, value: int) -> dict[str, float]:
+def measure_point(kind: str, name: str, value: int) -> dict[str, Any]:
     if kind == "training":
         return in_own_process(train_point, train_config(name, value))
     return in_own_process(decode_point, name, value)
 
 
-def median_point(points: list[dict[str, float]]) -> dict[str, float]:
+def median_point(points: list[dict[str, float]]) -> dict[str, Any]:
     """The measurement with the median seconds."""
     return sorted(points, key=lambda point: point["seconds"])[len(points) // 2]
 

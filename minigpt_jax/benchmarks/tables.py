@@ -19,6 +19,7 @@ from typing import Any
 from absl import flags
 
 from minigpt_jax import cli
+from minigpt_jax.commands import IS_CHECKOUT
 from minigpt_jax.config import SECTIONS, Config, Section, get_setting, load_preset, setting_type
 from minigpt_jax.errors import DataError, UsageError, did_you_mean
 from minigpt_jax.generation.strategy import BeamConfig, DecodingConfig
@@ -196,6 +197,12 @@ def update(root: Path = ROOT, check: bool = False) -> None:
             log.info("Updated %s.", name)
 
 
+def main() -> None:
+    if not IS_CHECKOUT:
+        raise UsageError("the tables belong to a checkout of the project: run this there")
+    update(check=CHECK.value)
+
+
 if __name__ == "__main__":
     CHECK = flags.DEFINE_bool("check", False, "change nothing, and exit with 1 if a table is out of date")
-    cli.run(lambda: update(check=CHECK.value), str(__doc__))
+    cli.run(main, str(__doc__))

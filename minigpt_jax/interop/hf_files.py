@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from minigpt_jax.commands import install_command
 from minigpt_jax.errors import DataError, UsageError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -79,5 +80,5 @@ def import_safetensors() -> Any:
     try:
         import safetensors.numpy
     except ImportError as error:
-        raise UsageError("Hugging Face files need the package safetensors: python -m pip install -e '.[hf]'") from error
+        raise UsageError(f"Hugging Face files need the package safetensors: {install_command('hf')}") from error
     return safetensors

@@ -13,7 +13,7 @@ from typing import Any
 
 from minigpt_jax.commands import command
 from minigpt_jax.errors import DataError
-from minigpt_jax.files import atomic_path
+from minigpt_jax.files import atomic_path, flush, make_folder
 from minigpt_jax.runs import arrays, manifest
 from minigpt_jax.runs.folder import read_config
 
@@ -132,12 +132,13 @@ def save(workdir: Path, trees: Mapping[str, Any], info: CheckpointInfo) -> None:
     final = checkpoint_dir(workdir, info.step).absolute()
     tmp = final.with_name(f"{info.step}.tmp")
     shutil.rmtree(tmp, ignore_errors=True)
-    tmp.mkdir(parents=True)
+    make_folder(tmp)
     with atomic_path(final, tmp):
         arrays.save(tmp, trees)
         (tmp / "checkpoint.json").write_text(json.dumps(dataclasses.asdict(info), indent=2) + "\n", encoding="utf-8")
         manifest.write(tmp)
         if final.exists():
+            flush(tmp)
             delete(final)
 
 

@@ -9,15 +9,18 @@ from filelock import FileLock, Timeout
 from minigpt_jax.commands import command
 from minigpt_jax.config import Config
 from minigpt_jax.errors import DataError
+from minigpt_jax.files import make_folder
 
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
     """Reserves a run's folder for this process, until the context or the process ends. Raises DataError if it is taken."""
-    workdir.mkdir(parents=True, exist_ok=True)
+    make_folder(workdir)
     lock = FileLock(workdir / "train.lock")
     try:
         lock.acquire(blocking=False)
+    except NotImplementedError as error:
+        raise DataError(f"the file system of {workdir} has no locks: choose another --workdir") from error
     except Timeout:
         raise DataError(f"another process is training in {workdir}: wait for it, or choose another --workdir") from None
     try:

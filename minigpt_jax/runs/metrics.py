@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from minigpt_jax.commands import install_command
 from minigpt_jax.errors import UsageError
 from minigpt_jax.files import write_text
 
@@ -61,5 +62,5 @@ def import_tensorboard_writer() -> type:
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:
-        raise UsageError("--tensorboard needs tensorboardX: python -m pip install -e '.[tensorboard]'") from error
+        raise UsageError(f"--tensorboard needs tensorboardX: {install_command('tensorboard')}") from error
     return SummaryWriter

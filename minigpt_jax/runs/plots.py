@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from minigpt_jax.commands import install_command
 from minigpt_jax.errors import UsageError
 
 PANELS = {  # titles by metric name or suffix: what is counted per second depends on the task
@@ -21,7 +22,7 @@ def draw(runs: Mapping[str, Sequence[Mapping[str, Any]]], panels: Sequence[str] 
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise UsageError("plotting needs matplotlib: python -m pip install 'minigpt_jax[plot]'") from error
+        raise UsageError(f"plotting needs matplotlib: {install_command('plot')}") from error
 
     figure = Figure(figsize=size, layout="constrained")
     num_columns = 2 if len(panels) > 1 else 1

@@ -5,6 +5,7 @@ import platform
 from collections.abc import Iterator
 from pathlib import Path
 
+from minigpt_jax.errors import DataError
 from minigpt_jax.files import cache_dir, sha256
 
 
@@ -21,12 +22,12 @@ def compilation_cache() -> Iterator[None]:
     if jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
         yield
         return
-    folder = cache_dir() / f"programs-{processor()}"
     try:
+        folder = cache_dir() / f"programs-{processor()}"
         folder.mkdir(parents=True, exist_ok=True)
         prune(folder)
         cached = set(folder.glob("*-cache"))
-    except OSError:
+    except (OSError, DataError):
         yield
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))

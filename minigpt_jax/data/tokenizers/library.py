@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from minigpt_jax.commands import install_command
 from minigpt_jax.data.tokenizers.base import UNKNOWN, utf8
 from minigpt_jax.errors import UsageError
 
@@ -12,7 +13,7 @@ def import_tokenizers() -> Any:
         import tokenizers
     except ImportError as error:
         raise UsageError(
-            "byte-level BPE and Hugging Face files need the package tokenizers: python -m pip install -e '.[bpe]'"
+            f"byte-level BPE and Hugging Face files need the package tokenizers: {install_command('bpe')}"
         ) from error
     return tokenizers
 

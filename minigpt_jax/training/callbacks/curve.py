@@ -26,7 +26,7 @@ class Curve(Callback):
         with run.clock.stopped(run.state):
             try:
                 draw({run.workdir.name: read_metrics(run.metrics.path)}, ["loss"], (7, 3.5)).savefig(png, dpi=100)
-            except UsageError as error:
+            except (UsageError, OSError) as error:  # not installed, or a folder for fonts that cannot be written
                 self.picture = None
                 log.info("No loss curve: %s", error)
             else:
