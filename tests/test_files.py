@@ -73,7 +73,7 @@ def test_sha256_matches_the_published_value():
     assert sha256(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1
 
 
-def test_what_takes_the_name_is_on_the_disk_before_and_the_name_after(tmp_path, monkeypatch):
+def test_content_is_flushed_before_the_rename_and_its_folder_after(tmp_path, monkeypatch):
     events = disk_events(monkeypatch)
     with atomic_path(tmp_path / "folder") as temporary:
         (temporary / "deep").mkdir(parents=True)

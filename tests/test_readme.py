@@ -1,4 +1,4 @@
-"""What the README files say of the code: lines to read, commands, extras, links, and the order of decoding settings."""
+"""Claims in the READMEs match the code: lines to read, commands, extras, links, and the order of decoding settings."""
 
 import dataclasses
 import re

@@ -85,7 +85,7 @@ def test_check_names_what_is_out_of_date_and_changes_nothing(tmp_path):
     assert (root / "README.md").read_text("utf-8") == ONE
 
 
-def test_an_unknown_name_says_which_there_are(tmp_path):
+def test_an_unknown_name_lists_the_known_ones(tmp_path):
     root = root_with(tmp_path, ONE.replace("figures.json#key", "setings.model"))
     error_message(UsageError, tables.update, root, says=("README.md", "setings.model", "settings.model", *tables.GENERATED))
     root = root_with(tmp_path, ONE.replace("#key", "#kee"))

@@ -23,7 +23,7 @@ def reanchor(params: Any, state: DecodeState, windows_BS: jax.Array, full_B: jax
 class Context:
     """The positions of the rows in a decoding loop, and what happens when a row reaches the end of the context.
 
-    If `can_slide`, nothing has to happen: the cache is a ring in which the last context_length positions remain visible. A
+    If `can_slide`, no action is needed: the cache is a ring in which the last context_length positions remain visible. A
     model with a position table has no entries beyond its end. Its rows re-anchor: the last half of the context moves to the
     start.
     """

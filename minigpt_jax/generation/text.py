@@ -27,7 +27,7 @@ class TextStream:
             self.append(self.decoder.decode(self.tokenizer.to_bytes([token])))
 
     def end(self) -> None:
-        """Marks the end of the tokens: what was held back is text after all."""
+        """Marks the end of the tokens and flushes held-back text."""
         self.append(self.decoder.decode(b"", final=True))
         self.stopped = True
 
