@@ -8,9 +8,10 @@ import hashlib
 import itertools
 import json
 import os
+import socket
 
 import pytest
-from helpers import error_message
+from helpers import assert_says, error_message
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -134,16 +135,36 @@ def test_each_json_line_is_a_document(tmp_path):
         ('"text"', '"text"'),
         ('{"text": 7}', '"text"'),
         ('{"text": null}', '"text"'),
-        ('{"text": " \\n"}', '"text"'),
         ('{"text": "cut', "JSON"),
         ('{"text": "a\\ud83d"}', "U+D83D"),
         ("[" * 100_000, "JSON"),
     ],
 )
 def test_a_json_line_without_text_is_reported_by_number(tmp_path, line, word):
-    good = '{"text": "good"}\n'
-    path = write(tmp_path / "own.jsonl", good + good + line + "\n" + good)
-    error_message(DataError, documents, path, says=(path, "line 3", word))
+    good = '{"text": "good"}\n'  # of the three lines before it, one is blank and one is empty
+    path = write(tmp_path / "own.jsonl", good + "\n" + '{"text": ""}\n' + line + "\n" + good)
+    error_message(DataError, documents, path, says=(path, "line 4", word))
+
+
+def test_empty_documents_are_skipped_and_counted(tmp_path):
+    rows = [*[json.dumps({"text": f"row {number}"}) for number in range(200)], '{"text": ""}', '{"text": " \\n"}']
+    path = write(tmp_path / "rows.jsonl", "\n".join(rows))
+    assert documents(path) == [f"row {number}" for number in range(200)]
+    assert (scan(find_text(path)).num_documents, scan(find_text(path)).num_empty) == (200, 2)
+    full = scan(find_text(path)).sha256
+    assert scan(find_text(write(tmp_path / "full.jsonl", "\n".join(rows[:200])))).sha256 == full
+    for name, data in (("blank.txt", " \n" * 9), ("empty.txt", ""), ("empty.jsonl", "\n")):
+        write(tmp_path / "folder" / name, data)
+    error_message(DataError, documents, str(tmp_path / "folder"), says=(str(tmp_path / "folder"), "empty"))
+    write(tmp_path / "folder" / "c.txt", "  text")
+    assert documents(str(tmp_path / "folder")) == ["  text"]
+    assert scan(find_text(str(tmp_path / "folder"))).num_empty == 3
+    error_message(DataError, documents, write(tmp_path / "rows.jsonl", "\n".join(rows[200:])), says=(path, "empty"))
+
+
+def test_joined_json_lines_have_byte_order_marks_in_the_middle(tmp_path):
+    row = codecs.BOM_UTF8 + b'{"text": "one"}\r\n'
+    assert documents(write(tmp_path / "own.jsonl", codecs.BOM_UTF8 + b"\n" + row + row)) == ["one", "one"]
 
 
 def test_a_json_line_that_is_not_utf_8_and_a_file_without_lines(tmp_path):
@@ -163,8 +184,123 @@ def test_a_folder_is_its_text_files_sorted_by_path(tmp_path):
     error_message(DataError, find_text, str(tmp_path / "*.rst"), says=(str(tmp_path / "*.rst"),))
     (tmp_path / "nothing").mkdir()
     error_message(DataError, find_text, str(tmp_path / "nothing"), says=(str(tmp_path / "nothing"), *text_files.SUFFIXES))
-    blank = write(tmp_path / "nothing" / "blank.txt", " \n")
-    error_message(DataError, documents, str(tmp_path), says=(blank, "empty"))
+
+
+@pytest.mark.parametrize("name", ["c.JSONL", "c.Jsonl.GZ", "c.ndjson", "c.NDJSON.gz"])
+def test_suffixes_are_compared_without_case(tmp_path, name):
+    row = b'{"text": "row"}\n'
+    path = write(tmp_path / name, gzip.compress(row) if name.lower().endswith("gz") else row)
+    assert documents(path) == ["row"]
+    write(tmp_path / "TWO.TXT", "two")
+    write(tmp_path / "a.Txt.Gz", gzip.compress(b"packed"))
+    assert documents(str(tmp_path)) == ["two", "packed", "row"]
+    assert find_text(str(tmp_path)).skipped == ()
+
+
+# What is not the user's text in a folder, by the reason why it is skipped. Each of them would be found in the text.
+CLUTTER = [
+    ".hidden.txt", "._x.txt", ".DS_Store", ".ipynb_checkpoints/x-checkpoint.txt", ".git/info.txt", "~x.txt", "x.txt~",
+    ".x.txt.swp", "#x.txt#", "Thumbs.db", "desktop.ini", "__MACOSX/x.txt", "$RECYCLE.BIN/x.txt", "__pycache__/x.txt",
+    "a.egg-info/SOURCES.txt",
+]  # fmt: skip
+
+
+def test_the_line_about_skipped_files_stays_short(tmp_path):
+    for number in range(30):
+        write(tmp_path / f"x.{number}", "x")
+    write(tmp_path / "y.0", "y")
+    message = error_message(
+        DataError, find_text, str(tmp_path), says=(".0: 2", f"others: {31 - 1 - text_files.MAX_REASONS}")
+    )
+    assert len(message) < 300 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize("where", ["", "below/"])
+def test_hidden_temporary_and_generated_files_are_skipped_and_counted(tmp_path, where):
+    write(tmp_path / where / "x.txt", "x")
+    for name in CLUTTER:
+        write(tmp_path / where / name, b"\0binary")
+    for name in ("b.md", "README", "c.pdf", "d.pdf"):
+        write(tmp_path / where / name, b"\0binary")
+    text = find_text(str(tmp_path))
+    assert [path.name for path in text.paths] == ["x.txt"]
+    assert find_text(str(tmp_path / where / "x.t?t")).skipped == ()
+    assert_says(" ".join(text.skipped), str(len(CLUTTER)), ".md: 1", ".pdf: 2", "no suffix: 1")
+    (tmp_path / where / "x.txt").unlink()
+    error_message(DataError, find_text, str(tmp_path), says=(str(tmp_path), str(len(CLUTTER)), ".pdf: 2"))
+
+
+def test_a_pattern_reads_clutter_only_if_it_names_it(tmp_path):
+    for name in ("x.md", *CLUTTER):
+        write(tmp_path / ".texts" / name, name)
+    inside = tmp_path / ".texts"
+    assert documents(f"{inside}/**/*") == ["x.md"]
+    [skipped] = find_text(f"{inside}/**/*").skipped
+    assert_says(skipped, str(len(CLUTTER)))
+    assert documents(f"{inside}/*~") == ["x.txt~"]
+    assert documents(f"{inside}/._*") == ["._x.txt"]
+    assert documents(f"{inside}/.git/*") == [".git/info.txt"]
+
+
+def test_the_folder_of_a_run_is_not_text(tmp_path):
+    write(tmp_path / "x.txt", "x")
+    for folder in (tmp_path / "runs" / "mine", tmp_path):  # or the texts lie in the folder of the run
+        for name in ("config.json", "tokenizer.json", "metrics.jsonl", "merges.txt"):
+            write(folder / name, '{"step": 1}\n')
+        write(tmp_path / "runs" / "mine" / "sample.txt", "generated")
+        assert documents(str(tmp_path)) == ["x"]
+        assert_says(" ".join(find_text(str(tmp_path)).skipped), "1" if folder != tmp_path else "3")
+    write(tmp_path / "other" / "config.json", "{}")
+    write(tmp_path / "other" / "metrics.jsonl", '{"text": "not of a run"}')
+    assert documents(str(tmp_path)) == ["not of a run", "x"]
+
+
+def test_what_a_link_names_is_read_once(tmp_path):
+    root, far = tmp_path / "root", tmp_path / "far"
+    write(root / "a" / "x.txt", "x")
+    write(far / "y.txt", "y")
+    write(tmp_path / "outside.txt", "outside")
+    (root / "far").symlink_to(far)  # read
+    for name, target in {
+        "copy.txt": root / "a" / "x.txt", "same": root / "a", "a/loop": root, "a/self": root / "a", "up": tmp_path,
+        "far2": far, "gone.txt": "missing.txt", "circle.txt": "circle.txt",
+    }.items():  # fmt: skip
+        (root / name).symlink_to(target)
+    os.mkfifo(root / "pipe.txt")
+    text = find_text(str(root))
+    assert sorted(documents(str(root))) == ["x", "y"]
+    assert_says(" ".join(text.skipped), "3", "6")
+    assert sorted(documents(str(root / "**" / "*.txt"))) == ["x", "y"]
+    assert sorted(documents(str(root / "**"))) == ["x", "y"]
+    assert documents(str(root / "*" / "x.txt")) == ["x"]
+
+
+def test_a_pipe_or_device_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.txt")
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(tmp_path / "s.txt"))
+        for path in (str(tmp_path / "pipe.txt"), str(tmp_path / "s.txt"), "/dev/null"):
+            error_message(DataError, find_text, path, says=(path,))
+    read_end, write_end = os.pipe()
+    os.write(write_end, b"text")
+    error_message(DataError, find_text, f"/dev/fd/{read_end}", says=(f"/dev/fd/{read_end}",))
+    os.close(read_end)
+    os.close(write_end)
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
+    """Simulated, because some users, such as root, may list every folder."""
+    write(tmp_path / "x.txt", "x")
+    write(tmp_path / "secret" / "y.txt", "y")
+    scandir = os.scandir
+
+    def denied(path):
+        if str(path).endswith("secret"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    error_message(DataError, find_text, str(tmp_path), says=(str(tmp_path / "secret"), "Permission denied"))
 
 
 def test_a_file_whose_name_looks_like_a_pattern_is_read(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import logging
 from pathlib import Path
 
 from minigpt_jax.config import DataConfig
@@ -11,6 +12,8 @@ from minigpt_jax.data.token_file import Tokens, tokenize
 from minigpt_jax.data.tokenizers import Tokenizer, make_tokenizer
 from minigpt_jax.errors import DataError
 from minigpt_jax.files import cache_dir, sha256
+
+log = logging.getLogger(__name__)
 
 TRAIN_FRACTION = 0.9  # of the characters, without a separate validation text
 
@@ -34,7 +37,7 @@ class Texts:
 
 
 def read_texts(config: DataConfig) -> Texts:
-    """Opens and scans the texts. Raises DataError.
+    """Opens and scans the texts, and logs what it skips. Raises DataError.
 
     Without a validation text, the first 90 % of the characters are for training. The split is by characters, not by tokens,
     so that all tokenizers are validated on the same text.
@@ -43,7 +46,11 @@ def read_texts(config: DataConfig) -> Texts:
 
     def read(dataset: str) -> tuple[Text, Scan]:
         text = corpora.open_text(dataset, data_dir, config.encoding)
-        return text, scan(text)
+        text_scan = scan(text)
+        empty = [f"documents without text: {text_scan.num_empty}"] if text_scan.num_empty else []
+        if skipped := [*text.skipped, *empty]:
+            log.info("%s: reading %d files, skipping %s.", dataset, len(text.paths), ", ".join(skipped))
+        return text, text_scan
 
     text, text_scan = read(config.dataset)
     if config.val_dataset is not None:

@@ -3,28 +3,40 @@
 find_text("my.txt")  find_text("books.txt.gz")    a file is one document, kept character for character
 find_text("answers.jsonl")                        each line is one document: a JSON object with a "text"
 find_text("folder")  find_text("books/*.md")      the text files in a folder, or the files that match, sorted by path
+
+Folders hold more than text. What is not read is counted in `Text.skipped`, and documents without text in `Scan.num_empty`.
 """
 
 import codecs
 import contextlib
 import dataclasses
+import fnmatch
 import glob
 import gzip
 import hashlib
 import io
-import itertools
 import json
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
 from minigpt_jax.errors import DataError, UsageError
 
-SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz")  # files that are read from a folder
+JSON_LINES = (".jsonl", ".ndjson")  # two names of the same format
+SUFFIXES = tuple(suffix + gz for suffix in (".txt", *JSON_LINES) for gz in ("", ".gz"))  # read from a folder, in any case
+# Names that are not the user's texts: hidden files, and what systems, editors, tools and synchronisation leave behind.
+CLUTTER = (
+    ".*", "~*", "*~", "#*#", "thumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "#recycle", "@eadir", "lost+found",
+    "__pycache__", "*.egg-info", "*.dist-info", "node_modules",
+)  # fmt: skip
+HIDDEN, MODEL, LINK = "hidden or temporary", "of a run or model", "links to what is read anyway"
+MAX_REASONS = 8  # in a log line; every suffix is one
+MODEL_TEXTS = ("metrics.jsonl", "merges.txt", "vocab.txt")  # not the user's either, in the folder of a run or a model
 READ_SIZE = 2**20  # bytes
 MIN_PIECE = 2**16  # characters; only the last piece of a document may be shorter
 MAX_PIECE = 2**17
@@ -43,18 +55,29 @@ class Text:
     encoding: str = "utf-8"
     start: int = 0
     end: int | None = None
+    skipped: tuple[str, ...] = ()  # what a folder or pattern has besides: "hidden or temporary: 2"
 
-    def pieces(self) -> Iterator[tuple[int, str]]:
-        """Yields the text as (document number, next piece of it). Raises DataError if a file is not valid text."""
-        position = 0
-        for number, document in enumerate(itertools.chain.from_iterable(map(self._documents, self.paths))):
-            for piece in _split(document):
-                part = piece[max(self.start - position, 0) : None if self.end is None else max(self.end - position, 0)]
-                position += len(piece)
-                if part:
-                    yield number, part
-                if self.end is not None and position >= self.end:
-                    return
+    def pieces(self, empty: Counter[str] | None = None) -> Iterator[tuple[int, str]]:
+        """Yields the text as (document number, next piece of it). Raises DataError if a file is not valid text.
+
+        Skips documents that have nothing but white space, and counts them in `empty`, by file.
+        """
+        position, number = 0, -1
+        for path in self.paths:
+            for document in self._documents(path):
+                is_empty = True
+                for piece in _split(document):
+                    number, is_empty = number + is_empty, False
+                    part = piece[max(self.start - position, 0) : None if self.end is None else max(self.end - position, 0)]
+                    position += len(piece)
+                    if part:
+                        yield number, part
+                    if self.end is not None and position >= self.end:
+                        return
+                if is_empty and empty is not None:
+                    empty[str(path)] += 1
+        if number < 0:
+            raise DataError(f"{self.name!r} is empty or has nothing but white space")
 
     def stamp(self) -> tuple[tuple[int, int], ...]:
         """Size and modification time of each file, to detect changes."""
@@ -64,8 +87,8 @@ class Text:
             raise DataError(f"cannot read {str(error.filename)!r}: {error.strerror}") from None
 
     def _documents(self, path: Path) -> Iterator[Iterable[str]]:
-        if path.name.removesuffix(".gz").endswith(".jsonl"):
-            yield from ([text] for text in _read_json_lines(path))
+        if path.name.lower().removesuffix(".gz").endswith(JSON_LINES):
+            yield from ([text] if text.strip() else [] for text in _read_json_lines(path))
         else:
             yield read_text(path, self.encoding)
 
@@ -76,6 +99,7 @@ class Scan:
 
     sha256: str  # of the documents in UTF-8, separated by the byte 0xff, which UTF-8 does not use
     num_documents: int
+    num_empty: int  # documents that were skipped, as they have nothing but white space
     num_characters: int
     num_bytes: int  # in UTF-8
     stamp: tuple[tuple[int, int], ...]  # of the files, taken before reading
@@ -85,14 +109,15 @@ def scan(text: Text) -> Scan:
     """Reads all of a text once. Raises DataError if it is not valid text."""
     digest, stamp = hashlib.sha256(), text.stamp()
     number = num_characters = num_bytes = 0
+    empty = Counter()
     with progress("reading") as bar:
-        for document, piece in text.pieces():
+        for document, piece in text.pieces(empty):
             data = piece.encode()
             digest.update(b"\xff" * (document - number))
             digest.update(data)
             number, num_characters, num_bytes = document, num_characters + len(piece), num_bytes + len(data)
             bar.update(len(data))
-    return Scan(digest.hexdigest(), number + 1, num_characters, num_bytes, stamp)
+    return Scan(digest.hexdigest(), number + 1, empty.total(), num_characters, num_bytes, stamp)
 
 
 def progress(description: str, total: int | None = None) -> tqdm:
@@ -111,30 +136,130 @@ def find_text(dataset: str, encoding: str = "utf-8") -> Text:
         raise UsageError(
             f"encoding={encoding!r} is not a text encoding of Python ({error}); common ones: utf-8, utf-16, cp1252, latin-1"
         ) from None
+    skipped: dict[str, str] = {}  # reasons by path
     if os.path.isdir(dataset):
-        paths = sorted(file for file in Path(dataset).rglob("*") if file.name.endswith(SUFFIXES) and file.is_file())
+        paths = _files_in(dataset, skipped)
         missing = f"the folder {dataset!r} has no text files ({', '.join(SUFFIXES)}); for others use a pattern such as *.md"
-    elif glob.has_magic(dataset) and not os.path.exists(dataset):
-        paths = sorted(file for file in map(Path, glob.glob(dataset, recursive=True)) if file.is_file())
+    elif glob.has_magic(dataset) and not os.path.lexists(dataset):
+        anchor, *parts = Path(dataset).parts if os.path.isabs(dataset) else ("", *Path(dataset).parts)
+        paths = _distinct_files([path for path in _matches(anchor, parts, skipped) if not path.is_dir()], skipped)
         missing = f"no file matches {dataset!r}"
     else:
+        if os.path.exists(dataset) and not os.path.isfile(dataset):
+            raise DataError(f"{dataset!r} is a pipe or a device: text is read more than once, so save it as a file first")
         return Text(dataset, (Path(dataset),), encoding)
+    counts = Counter(skipped.values()).most_common()
+    if rest := sum(count for _, count in counts[MAX_REASONS:]):
+        counts[MAX_REASONS:] = [("others", rest)]
+    reasons = tuple(f"{reason}: {count}" for reason, count in counts)
     if not paths:
-        raise DataError(missing)
-    return Text(dataset, tuple(paths), encoding)
+        raise DataError(missing + (f" (skipped {', '.join(reasons)})" if reasons else ""))
+    return Text(dataset, tuple(sorted(paths)), encoding, skipped=reasons)
+
+
+def _files_in(root: str, skipped: dict[str, str]) -> list[Path]:
+    """The text files in a folder and all folders in it. Notes in `skipped` why it leaves out everything else."""
+    paths = []
+    for folder, names, is_model in _walk(root, skipped):
+        for name in names:
+            path = os.path.join(folder, name)
+            if is_clutter(name):
+                skipped[path] = HIDDEN
+            elif is_model and name in MODEL_TEXTS:
+                skipped[path] = MODEL
+            elif not name.lower().endswith(SUFFIXES):
+                skipped[path] = os.path.splitext(name)[1] or "no suffix"
+            else:
+                paths.append(Path(path))
+    return _distinct_files(paths, skipped)
+
+
+def _walk(root: str, skipped: dict[str, str]) -> Iterator[tuple[str, list[str], bool]]:
+    """Yields a folder and the folders in it: path, names of its files, and whether a run or a model is in it.
+
+    Leaves out clutter, and folders of runs and models below the root. Follows links, but visits nothing twice, and no
+    folder that holds the root.
+    """
+    seen = {real_root := os.path.realpath(root)}
+    for folder, folders, names in os.walk(root, onerror=_raise_unreadable, followlinks=True):
+        is_model = "config.json" in names and not {"tokenizer.json", "vocab.json", "checkpoints"}.isdisjoint(names + folders)
+        inside, folders[:] = sorted(folders), []  # os.walk descends into what is left in this list
+        if is_model and folder != root:
+            skipped[folder] = MODEL
+            continue
+        for name in inside:
+            path = os.path.join(folder, name)
+            real = os.path.realpath(path)
+            if is_clutter(name):
+                skipped[path] = HIDDEN
+            elif real in seen or Path(real_root).is_relative_to(real):
+                skipped[path] = LINK
+            else:
+                seen.add(real)
+                folders.append(name)
+        yield folder, sorted(names), is_model
+
+
+def _matches(folder: str, parts: Sequence[str], skipped: dict[str, str]) -> Iterator[Path]:
+    """The paths in a folder that match the parts of a pattern, without clutter, unless a part looks like it: `*~`, `.*`.
+
+    Unlike `glob.glob`, it ends even if links go round in circles.
+    """
+    if not parts:
+        yield Path(folder)
+        return
+    part, *rest = parts
+    if part == "**":
+        for inside, _, _ in _walk(folder or os.curdir, skipped):
+            yield from _matches(inside, rest or ["*"], skipped)
+    elif not glob.has_magic(part):
+        if os.path.lexists(os.path.join(folder, part)):
+            yield from _matches(os.path.join(folder, part), rest, skipped)
+    elif os.path.isdir(folder or "."):
+        for name in sorted(os.listdir(folder or ".")):
+            path = os.path.join(folder, name)
+            if not fnmatch.fnmatch(name, part):
+                continue
+            if is_clutter(name) and not is_clutter(part):
+                skipped[path] = HIDDEN
+            else:
+                yield from _matches(path, rest, skipped)
+
+
+def _distinct_files(paths: list[Path], skipped: dict[str, str]) -> list[Path]:
+    """The paths without broken links, pipes and the like, and without links to files that are among them."""
+    kept = {}
+    for path in paths:
+        if not path.is_file():
+            skipped[str(path)] = "broken links, pipes or devices"
+        elif kept.setdefault(os.path.realpath(path), path) is not path:
+            skipped[str(path)] = LINK
+    return list(kept.values())
+
+
+def is_clutter(name: str) -> bool:
+    """Whether a file or folder of this name is not the user's text: hidden, temporary or generated."""
+    return any(fnmatch.fnmatchcase(name.lower(), pattern) for pattern in CLUTTER)
+
+
+def _raise_unreadable(error: OSError) -> None:
+    raise DataError(f"cannot read the folder {str(error.filename)!r}: {error.strerror}")
 
 
 def read_text(path: Path | str, encoding: str = "utf-8") -> Iterator[str]:
-    """Yields the text of a file in chunks, without a byte order mark. Raises DataError if it is not valid text."""
+    """Yields the text of a file as `decode` does. Raises DataError if it is not valid text."""
     with _open(path) as file:
         yield from decode(file, str(path), encoding)
 
 
 def decode(file: io.BufferedIOBase, name: str, encoding: str = "utf-8") -> Iterator[str]:
-    """Yields the text of an open file in chunks. Raises DataError, with name and offset, if it is not valid text."""
+    """Yields the text of an open file in chunks, without a byte order mark, or nothing if it is only white space.
+
+    Raises DataError, with name and offset, if it is not valid text.
+    """
     decoder = codecs.getincrementaldecoder(encoding)()
     nul = b"\0" if "\0".encode(encoding) == b"\0" else None  # UTF-16 text is full of NUL bytes
-    offset, is_empty, is_blank = 0, True, True
+    offset, is_empty, blank = 0, True, ""
     while True:
         data = file.read(READ_SIZE)
         if nul and nul in data:
@@ -152,36 +277,47 @@ def decode(file: io.BufferedIOBase, name: str, encoding: str = "utf-8") -> Itera
             raise DataError(f"{name!r} is not {encoding.upper()} ({error}); set its encoding with --encoding") from None
         if is_empty and text:
             text, is_empty = text.removeprefix("\ufeff"), False
-        is_blank = is_blank and not text.strip()
         offset += len(data)
+        if blank is not None:  # nothing but white space so far
+            text = blank + text
+            blank, text = (None, text) if text.strip() else (text, "")
         if text:
             yield text
         if not data:
             break
-    if is_blank:
-        raise DataError(f"{name!r} is empty" + (" except for white space" if offset > 3 else ""))
 
 
 def read_text_file(path: str) -> str:
-    """All of the text of a UTF-8 file. Raises DataError if it is not valid text."""
-    return "".join(read_text(path))
+    """All of the text of a UTF-8 file. Raises DataError if it is not valid text, or empty."""
+    return _all_of(read_text(path), path)
 
 
 def decode_text(data: bytes, name: str) -> str:
-    """Decodes UTF-8 bytes read from `name`. Raises DataError if they are not valid text."""
-    return "".join(decode(io.BytesIO(data), name))
+    """Decodes UTF-8 bytes read from `name`. Raises DataError if they are not valid text, or empty."""
+    return _all_of(decode(io.BytesIO(data), name), name)
+
+
+def _all_of(chunks: Iterable[str], name: str) -> str:
+    text = "".join(chunks)
+    if not text:
+        raise DataError(f"{name!r} is empty or has nothing but white space")
+    return text
 
 
 def _read_json_lines(path: Path) -> Iterator[str]:
-    """Yields the text of each line that is not blank. JSON is always UTF-8 (RFC 8259)."""
+    """Yields the text of each line that is not blank, which may be empty, or one empty text if there is none.
+
+    JSON is always UTF-8 (RFC 8259).
+    """
     is_empty = True
     with _open(path) as file:
         for number, line in enumerate(file, 1):
+            line = line.removeprefix(codecs.BOM_UTF8)  # joined files have it in the middle, too
             if not line.strip():
                 continue
             where = f"line {number} of {str(path)!r}"
             try:
-                text = json.loads(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)["text"]
+                text = json.loads(line)["text"]
                 text.encode()  # JSON allows unpaired surrogates, which are not characters
             except UnicodeEncodeError as error:
                 surrogate = f"U+{ord(error.object[error.start]):04X}"
@@ -190,12 +326,10 @@ def _read_json_lines(path: Path) -> Iterator[str]:
                 raise DataError(f'{where} must be a JSON object with a string "text": {{"text": "..."}}') from None
             except (ValueError, RecursionError) as error:
                 raise DataError(f"{where} is not valid UTF-8 JSON: {getattr(error, 'msg', error)}") from None
-            if not text.strip():
-                raise DataError(f'{where} has an empty "text"')
             is_empty = False
             yield text
     if is_empty:
-        raise DataError(f"{str(path)!r} is empty")
+        yield ""
 
 
 @contextlib.contextmanager
@@ -203,7 +337,7 @@ def _open(path: Path | str) -> Iterator[io.BufferedIOBase]:
     name = str(path)
     try:
         # Binary mode, because text mode would turn \r\n into \n.
-        with gzip.open(name, "rb") if name.endswith(".gz") else open(name, "rb") as file:
+        with gzip.open(name, "rb") if name.lower().endswith(".gz") else open(name, "rb") as file:
             yield file
     except FileNotFoundError:
         raise DataError(f"no such file: {name!r}") from None
