@@ -10,10 +10,11 @@ import re
 import jax
 import numpy as np
 import pytest
-from helpers import error_message, random_params, random_tokens
+from helpers import assert_says, error_message, logged, random_params, random_tokens
 from settings import BASE, TRAINING, TRAINING_CHANGES
 
 from minigpt_jax.config import Config, DataConfig, ModelConfig, TrainingConfig
+from minigpt_jax.data import overlap as overlaps
 from minigpt_jax.data.tokenizers import CharTokenizer, WordTokenizer
 from minigpt_jax.errors import DataError
 from minigpt_jax.tasks import prepare
@@ -83,6 +84,58 @@ def test_documents_in_a_folder_are_separated_even_without_a_line_break_in_the_te
     task = prepare(config_for(tmp_path, dataset=str(folder / "*"), tokenizer="word"))
     # Ten documents, of which the last tenth of the characters is for validation.
     assert task.splits["train"].ids.tolist().count(task.tokenizer.end_of_text) == 8
+
+
+def test_what_is_skipped_is_logged_in_one_line(tmp_path, caplog):
+    caplog.set_level("INFO", "minigpt_jax")
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name in ("a.txt", "b.TXT"):
+        (folder / name).write_text(TEXT)
+    for name in (".a.txt", "cover.jpg", "empty.txt"):
+        (folder / name).touch()
+    prepare(config_for(tmp_path, dataset=str(folder), val_dataset=str(tmp_path / "text.txt")))
+    [line] = logged(caplog, "INFO")
+    assert_says(line, str(folder), "3", "1", "1", "1", ".jpg")
+
+
+@pytest.mark.parametrize("kind", ["char", "word"])
+def test_copies_on_both_sides_of_the_split_are_warned_of(tmp_path, caplog, kind):
+    words = np.random.default_rng(1).choice(["to", "be", "or", "not", "that", "is"], (2, 1000))
+    text, other = (" ".join(row) + "\n" for row in words)
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    config = config_for(tmp_path, dataset=str(folder), tokenizer=kind)
+    (folder / "a.txt").write_text(text)
+    first = prepare(config)
+    (tmp_path / "tokenizer.json").write_text(first.tokenizer.to_json())
+    assert logged(caplog, "WARNING") == []
+    (folder / "a copy.txt").write_text(text)
+    prepare(config)
+    [line] = logged(caplog, "WARNING")
+    assert_says(line, "100%", str(folder), "--val_dataset")
+    (folder / "a copy.txt").unlink()
+    caplog.clear()
+    (tmp_path / "val.txt").write_text(text[: len(text) // 2] + other)  # a third of it
+    prepare(dataclasses.replace(config, data=dataclasses.replace(config.data, val_dataset=str(tmp_path / "val.txt"))))
+    [line] = logged(caplog, "WARNING")
+    assert 30 < int(re.search(r"(\d+)%", line)[1]) < 37
+    caplog.clear()
+    prepare(config, PreviousRun(tmp_path, first.sources))  # said once, when the run starts
+    assert logged(caplog, "WARNING") == []
+
+
+def test_the_overlap_agrees_with_its_definition(monkeypatch):
+    monkeypatch.setattr(overlaps, "LENGTH", 8)
+    monkeypatch.setattr(overlaps, "CHUNK", 16)
+    for seed in range(30):
+        random = np.random.default_rng(seed)
+        train, val = (random.integers(2, size=size, dtype=np.uint16) for size in (random.integers(8, 200), 40))
+        found = {tuple(train[i : i + 8]) for i in range(len(train) - 7)}
+        expected = np.mean([tuple(val[i : i + 8]) in found for i in range(len(val) - 7)])
+        assert overlaps.overlap(train, val) == expected
+    assert overlaps.overlap(train, train[:3]) == overlaps.overlap(train[:3], train) == 0.0
+    assert overlaps.overlap(train, train[4:9]) == 1.0
 
 
 def test_the_encoding_applies_to_both_texts(tmp_path):

@@ -1,6 +1,7 @@
 """Language modelling: a GPT is trained to predict each next token of a text."""
 
 import dataclasses
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from minigpt_jax.commands import command
 from minigpt_jax.config import Config, DataConfig
 from minigpt_jax.data import batches
+from minigpt_jax.data.overlap import overlap
 from minigpt_jax.data.splits import read_texts, tokenize_splits, train_tokenizer
 from minigpt_jax.data.token_file import Tokens
 from minigpt_jax.data.tokenizers import Tokenizer
@@ -24,7 +26,10 @@ from minigpt_jax.tasks.evaluation import means
 from minigpt_jax.tasks.next_token import NextToken
 from minigpt_jax.tasks.task import PreviousRun
 
+log = logging.getLogger(__name__)
+
 PREVIEW_LENGTH = 250  # tokens
+MAX_OVERLAP = 0.03  # share of the validation text; more is reported
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -116,6 +121,11 @@ def prepare(config: Config, earlier: PreviousRun | None = None, kernels: Kernels
         tokenizer = load.read_tokenizer(earlier.workdir, earlier.sources["tokenizer"])
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size))
     splits = tokenize_splits(texts, tokenizer, config.model.context_length)
+    if earlier is None and (share := overlap(splits["train"].ids, splits["val"].ids)) > MAX_OVERLAP:
+        log.warning(
+            "%.0f%% of the validation text is also in the training text, so the validation loss will look too good: "
+            "remove copies from %s, or set another --val_dataset.", 100 * share, data.dataset,
+        )  # fmt: skip
     num_steps = training.steps
     if num_steps is None:
         num_rows = (training.epochs or 1) * batches.num_windows(splits["train"].ids, config.model.context_length)
