@@ -45,11 +45,15 @@ def train(config: Config, workdir: str | Path, overwrite: bool = False, *, kerne
         loop.train(config, Path(workdir), overwrite, device=device, kernels=chosen, **options)
 
 
-def evaluate(workdir: str | Path, split: str = "val", stride: int | None = None) -> dict[str, float]:
+def evaluate(
+    workdir: str | Path, split: str = "val", stride: int | None = None, *, dataset: str | Path | None = None,
+    val_dataset: str | Path | None = None, data_dir: str | Path | None = None,
+) -> dict[str, float]:  # fmt: skip
     """The measures of a run's best checkpoint over all data of a split: `loss`, and what its task adds.
 
-    `stride` is the distance in tokens between the starts of two windows, by default the context length. Raises DataError
-    where the folder holds no run or its data has changed, UsageError for a bad split or stride.
+    `stride` is the distance in tokens between the starts of two windows, by default the context length. `dataset`,
+    `val_dataset` and `data_dir` say where the run's texts are now, if they have moved. Raises DataError where the folder
+    holds no run or its data has changed, UsageError for a bad split or stride.
     """
     from minigpt_jax.interop.load import read_run_config
     from minigpt_jax.runs import checkpoints
@@ -57,7 +61,8 @@ def evaluate(workdir: str | Path, split: str = "val", stride: int | None = None)
     from minigpt_jax.tasks.task import PreviousRun, trained_params
 
     workdir = Path(workdir)
-    config = read_run_config(workdir)
+    moved = {"dataset": dataset, "val_dataset": val_dataset, "data_dir": data_dir}
+    config = read_run_config(workdir).override({name: str(path) for name, path in moved.items() if path is not None})
     with logs.shown():
         step = checkpoints.first_intact(workdir, checkpoints.best_first(workdir))
         previous = PreviousRun(workdir, checkpoints.read_info(workdir, step).sources)

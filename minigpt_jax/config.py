@@ -26,8 +26,8 @@ def setting(
     """A dataclass field with its help text and allowed values.
 
     `at_least` and `at_most` are inclusive bounds, `above` and `below` exclusive ones. `may_change` marks settings that may
-    differ when a run is resumed. Of these, only `steps` and `epochs` affect the results, since they move the end of the
-    schedule. `from_data` marks settings that are derived from the data if they are None.
+    differ when a run is resumed; of these, only those in AFFECT_RESULTS affect the results. `from_data` marks settings that
+    are derived from the data if they are None.
     """
     rules = {"help": help, "choices": choices, "at_least": at_least, "at_most": at_most, "above": above, "below": below}
     return dataclasses.field(default=default, metadata=rules | {"may_change": may_change, "from_data": from_data})
@@ -208,9 +208,10 @@ class DataConfig(Section):
     dataset: str = setting(
         "shakespeare",
         "a corpus (shakespeare, tiny_shakespeare), a file (.txt, .txt.gz, .jsonl), a folder or a glob pattern",
+        may_change=True,
     )
-    val_dataset: str | None = setting(None, "validation text (default: the last tenth of the dataset)")
-    encoding: str = setting("utf-8", "encoding of your own text files")
+    val_dataset: str | None = setting(None, "validation text (default: the last tenth of the dataset)", may_change=True)
+    encoding: str = setting("utf-8", "encoding of your own text files", may_change=True)
     data_dir: str | None = setting(
         None, "folder for downloaded and tokenized text (default: the user's cache folder)", may_change=True
     )
@@ -218,6 +219,10 @@ class DataConfig(Section):
         "char", "tokenizer: char | byte | word | bpe, or the path of a tokenizer.json or of GPT-2's vocab.json"
     )
 
+
+# Settings that may differ when a run is resumed, and still affect results. The first two move the end of the schedule. The rest
+# name the text, which may have moved; a resumed run checks that it is the same.
+AFFECT_RESULTS = {"steps", "epochs", "dataset", "val_dataset", "encoding"}
 
 # The settings of each task's data, by the task's name. `tasks/` uses the same names.
 TASKS: dict[str, type[Section]] = {"language_modelling": DataConfig}
@@ -278,7 +283,7 @@ class Config:
             self, **{name: dataclasses.replace(getattr(self, name), **values) for name, values in sections.items()}
         )
         resumable = {name for name, entry in known.items() if entry.field.metadata["may_change"]}
-        if set(differences(self, new)) - (resumable - {"steps", "epochs"} | {"seed"}):
+        if set(differences(self, new)) - (resumable - AFFECT_RESULTS | {"seed"}):
             new = dataclasses.replace(new, reference_result=None)
         return new
 

@@ -2,6 +2,7 @@
 
 python scripts/evaluate.py --workdir runs/shakespeare_char --split val
 python scripts/evaluate.py --stride 16                  more context for each token, but slower
+python scripts/evaluate.py --dataset texts/mine.txt     the run's text has moved there
 """
 
 import json
@@ -17,11 +18,19 @@ SPLIT = flags.DEFINE_string("split", "val", "split of the data: val | train")
 STRIDE = flags.DEFINE_integer(
     "stride", None, "tokens between the starts of windows: fewer give each token more context (default: context_length)"
 )
+MOVED = {
+    "dataset": flags.DEFINE_string(
+        "dataset", None, "where the run's text is now, if it has moved (default: as in training)"
+    ),
+    "val_dataset": flags.DEFINE_string("val_dataset", None, "where its validation text is now (default: as in training)"),
+    "data_dir": flags.DEFINE_string("data_dir", None, "folder for tokenized text (default: as in training)"),
+}
 
 
 def main() -> None:
     workdir = WORKDIR.value or cli.newest_run()
-    result = {"workdir": str(workdir), "split": SPLIT.value} | mg.evaluate(workdir, SPLIT.value, STRIDE.value)
+    moved = {name: flag.value for name, flag in MOVED.items()}
+    result = {"workdir": str(workdir), "split": SPLIT.value} | mg.evaluate(workdir, SPLIT.value, STRIDE.value, **moved)
     # JSON has no NaN or infinity.
     is_json = {name: not isinstance(value, float) or math.isfinite(value) for name, value in result.items()}
     print(json.dumps({name: value if is_json[name] else None for name, value in result.items()}, indent=2))

@@ -67,7 +67,7 @@ def test_public_settings_keep_their_names():
 
 def test_only_settings_that_do_not_affect_completed_steps_may_change_on_resuming():
     expected = """steps epochs eval_every checkpoint_every sample_every log_every keep_checkpoints data_dir patience
-    max_bad_steps"""
+    max_bad_steps dataset val_dataset encoding"""
     assert sorted(names(lambda rules, kind: rules["may_change"])) == sorted(expected.split())
 
 
@@ -238,7 +238,16 @@ def test_the_reference_result_is_kept_if_nothing_changes_that_affects_it(changes
 
 
 @pytest.mark.parametrize(
-    "changes", [{"num_layers": 5}, {"batch_size": 4}, {"steps": 3}, {"epochs": 3.0}, {"dataset": "a.txt"}, {"dropout": 0.1}]
+    "changes",
+    [
+        {"num_layers": 5},
+        {"batch_size": 4},
+        {"steps": 3},
+        {"epochs": 3.0},
+        {"dataset": "a.txt"},
+        {"val_dataset": "a.txt"},
+        {"dropout": 0.1},
+    ],
 )
 def test_the_reference_result_is_dropped_if_a_change_affects_it(changes):
     assert Config(reference_result=REFERENCE_RESULT).override(changes).reference_result is None

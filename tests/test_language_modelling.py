@@ -157,7 +157,22 @@ def test_resuming_keeps_the_tokenizer_of_the_run_and_refuses_a_changed_text(tmp_
     assert resumed.tokenizer == other
     assert resumed.splits["train"].num_unknown > 0
     other_text = config_for(tmp_path, TEXT + "!", tokenizer="word")
-    error_message(DataError, prepare, other_text, earlier, says=(str(tmp_path / "text.txt"), "--overwrite"))
+    error_message(DataError, prepare, other_text, earlier, says=(str(tmp_path / "text.txt"), "--dataset", "--overwrite"))
+
+
+def test_the_same_text_under_another_name_format_or_encoding_is_the_same(tmp_path):
+    config = config_for(tmp_path)
+    sources = prepare(config).sources
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "Moved.TXT.GZ").write_bytes(gzip.compress(TEXT.encode()))
+    (tmp_path / "row.jsonl").write_text(json.dumps({"text": TEXT}))
+    (tmp_path / "wide.txt").write_bytes(TEXT.encode("utf-16"))
+    for change in ({"dataset": "folder"}, {"dataset": "row.jsonl"}, {"dataset": "wide.txt", "encoding": "utf-16"}):
+        moved = config.override(change | {"dataset": str(tmp_path / change["dataset"])})
+        assert prepare(moved).sources == sources
+    (tmp_path / "text.txt").unlink()
+    earlier = PreviousRun(tmp_path, sources)
+    error_message(DataError, prepare, config, earlier, says=(str(tmp_path / "text.txt"), "--dataset", "--val_dataset"))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from helpers import assert_close, assert_equal, assert_says, error_message, logged
 
-from minigpt_jax.api import load, train
+from minigpt_jax.api import evaluate, load, train
 from minigpt_jax.config import Config, DataConfig, ModelConfig, ReferenceResult, TrainingConfig
 from minigpt_jax.data import batches
 from minigpt_jax.errors import DataError, StoppedError, UsageError
@@ -376,6 +376,25 @@ def test_a_run_with_another_config_is_refused_and_left_unchanged(config, finishe
         DataError, train, config.override(changes), finished, says=(str(finished), *words, "--workdir", "--overwrite")
     )
     assert snapshot(finished) == before
+
+
+def test_a_text_that_has_moved_resumes_and_evaluates(config, finished, files, caplog):
+    text, moved = files / "text.txt", files / "moved" / "to.TXT"
+    expected = evaluate(finished)
+    moved.parent.mkdir()
+    text.rename(moved)
+    try:
+        with caplog.at_level("INFO", "minigpt_jax"):
+            train(config.override({"dataset": str(moved)}), finished)
+        assert_says(" ".join(logged(caplog)), "dataset", str(text), str(moved), str(STEPS))
+        error_message(DataError, evaluate, finished, says=(str(text), "--dataset"))
+        assert evaluate(finished, dataset=moved, data_dir=files / "moved") == expected
+        moved.write_bytes(moved.read_bytes() + b"!")
+        error_message(DataError, evaluate, finished, dataset=moved, says=(str(moved), "--dataset"))
+        moved.write_bytes(moved.read_bytes()[:-1])
+    finally:
+        moved.rename(text)
+        shutil.rmtree(moved.parent)
 
 
 def test_a_changed_text_is_refused(config, finished, files):

@@ -659,7 +659,7 @@ MISTAKES = [
     (f"{NEW} --workdir another", DATA, ["another/config.json"]),
     (f"{NEW} --workdir text.txt", DATA, ["text.txt", "File exists"]),
     ("train --workdir runs/debug --num_layers 3 --bias", DATA, ["runs/debug", "num_layers=2", "3", "bias=False", "True"]),
-    ("train --workdir runs/debug --dataset later.txt", DATA, ["dataset=text.txt", "later.txt", "--overwrite"]),
+    ("train --workdir runs/debug --dataset later.txt", DATA, ["later.txt", "--dataset", "--workdir", "--overwrite"]),
     ("train --workdir runs/debug --steps 10", DATA, ["20", "10", "--overwrite"]),
     ("train --config debug --dataset later.txt --workdir changed", DATA, ["later.txt", "--overwrite"]),
     ("train --workdir runs/debug --tokenizer byte", DATA, ["tokenizer=char", "byte", "--overwrite"]),
@@ -787,7 +787,7 @@ def test_a_mistake_sets_the_exit_status_without_a_traceback(tmp_path):
     [
         ("train", "--num_layers --steps --epochs --dataset --workdir --overwrite --kernels"),
         ("generate", "--workdir --prompt --length --temperature --top_k --top_p --greedy --num_samples --seed --kernels"),
-        ("evaluate", "--workdir --split"),
+        ("evaluate", "--workdir --split --dataset --val_dataset --data_dir"),
     ],
 )
 def test_help_lists_the_flags_of_the_script(tmp_path, call, name, expected):

@@ -112,9 +112,19 @@ def data_of(config: Config) -> DataConfig:
 def prepare(config: Config, earlier: PreviousRun | None = None, kernels: Kernels = PLAIN) -> LanguageModelling:
     """Reads and tokenizes the texts, with the tokenizer of the earlier run or a newly trained one."""
     data, training = data_of(config), config.training
-    texts = read_texts(data)
+    try:
+        texts = read_texts(data)
+    except DataError as error:
+        if earlier is None:
+            raise
+        moved = "if the run's text has moved, set --dataset (or --val_dataset, --data_dir) to where it is now"
+        raise DataError(f"{error}; {moved}") from error
     if earlier is not None and earlier.sources["text"] != texts.sha256:
-        raise DataError(f"{data.dataset} has changed since this run started: restore it, or restart with --overwrite")
+        names = data.dataset if data.val_dataset is None else f"{data.dataset} with {data.val_dataset} for validation"
+        raise DataError(
+            f"{names} is not the text that this run was trained on: restore it, set --dataset to where that text is now, "
+            "choose another --workdir, or restart with --overwrite"
+        )
     if earlier is None:
         tokenizer = train_tokenizer(data, config.model.vocab_size, texts)
     else:
