@@ -3,12 +3,16 @@
 import errno
 import os
 import stat
+from pathlib import Path
 
 import pytest
 from helpers import disk_events, error_message
 
+import minigpt_jax as mg
 from minigpt_jax import files
-from minigpt_jax.errors import DataError
+from minigpt_jax.config import Config, DataConfig
+from minigpt_jax.data.splits import read_texts
+from minigpt_jax.errors import DataError, UsageError, require_local
 from minigpt_jax.files import atomic_path, sha256, write_text
 
 
@@ -118,3 +122,40 @@ def test_without_a_home_directory_the_error_says_what_to_set(monkeypatch):
     monkeypatch.setattr(files.Path, "home", fail)
     monkeypatch.delenv("XDG_CACHE_HOME")
     error_message(DataError, files.cache_dir, says=("XDG_CACHE_HOME",))
+
+
+# ---- Addresses ------------------------------------------------------------------------------------------------------------
+
+ADDRESSES = [
+    "gs://bucket/run",
+    "s3://bucket/run",
+    "hdfs://host:8020/run",
+    "file:///tmp/run",
+    "https://example.com/t.txt",
+    "hf://a/b",
+]
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+@pytest.mark.parametrize("kind", [str, Path])
+def test_an_address_is_refused_and_does_not_become_a_folder(tmp_path, monkeypatch, address, kind):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("to be " * 99)
+    for function, *arguments in (
+        (mg.train, Config(), kind(address)),
+        (mg.train, Config(), kind(address), True),
+        (mg.load, kind(address)),
+        (mg.evaluate, kind(address)),
+        (read_texts, DataConfig(dataset=address)),
+        (read_texts, DataConfig(dataset="./text.txt", val_dataset=address)),
+        (read_texts, DataConfig(dataset="./text.txt", data_dir=address)),
+    ):
+        error_message(UsageError, function, *arguments, says=(address,))
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+
+
+@pytest.mark.parametrize(
+    "path", ["runs/a", "./gs", "C:/runs/a", "C:\\runs", "/a:b/c", "a:b", "12:30/x", "\\\\server\\share"]
+)
+def test_a_path_is_not_an_address(path):
+    require_local(path)

@@ -10,7 +10,7 @@ from minigpt_jax.data import corpora
 from minigpt_jax.data.text_files import Scan, Text, scan
 from minigpt_jax.data.token_file import Tokens, tokenize
 from minigpt_jax.data.tokenizers import Tokenizer, make_tokenizer
-from minigpt_jax.errors import DataError
+from minigpt_jax.errors import DataError, require_local
 from minigpt_jax.files import cache_dir, sha256
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ def read_texts(config: DataConfig) -> Texts:
     so that all tokenizers are validated on the same text.
     """
     data_dir = Path(config.data_dir or cache_dir())
+    require_local(data_dir)
 
     def read(dataset: str) -> tuple[Text, Scan]:
         text = corpora.open_text(dataset, data_dir, config.encoding)

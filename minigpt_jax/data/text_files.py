@@ -25,7 +25,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from minigpt_jax.errors import DataError, UsageError
+from minigpt_jax.errors import DataError, UsageError, require_local
 
 JSON_LINES = (".jsonl", ".ndjson")  # two names of the same format
 SUFFIXES = tuple(suffix + gz for suffix in (".txt", *JSON_LINES) for gz in ("", ".gz"))  # read from a folder, in any case
@@ -128,7 +128,7 @@ def progress(description: str, total: int | None = None) -> tqdm:
 def find_text(dataset: str, encoding: str = "utf-8") -> Text:
     """The text of a file, folder or glob pattern.
 
-    Raises DataError if a folder or pattern has no text files, UsageError for an unknown encoding.
+    Raises DataError if a folder or pattern has no text files, UsageError for an unknown encoding or a remote address.
     """
     try:
         "".encode(encoding)
@@ -136,6 +136,7 @@ def find_text(dataset: str, encoding: str = "utf-8") -> Text:
         raise UsageError(
             f"encoding={encoding!r} is not a text encoding of Python ({error}); common ones: utf-8, utf-16, cp1252, latin-1"
         ) from None
+    require_local(dataset)
     skipped: dict[str, str] = {}  # reasons by path
     if os.path.isdir(dataset):
         paths = _files_in(dataset, skipped)
