@@ -220,8 +220,8 @@ class DataConfig(Section):
     )
 
 
-# Settings that may differ when a run is resumed, and still affect results. The first two move the end of the schedule. The rest
-# name the text, which may have moved; a resumed run checks that it is the same.
+# Settings that may differ when a run is resumed, and still affect results. The first two move the end of the schedule. The
+# others name the text, which may have moved; a resumed run checks that it is the same.
 AFFECT_RESULTS = {"steps", "epochs", "dataset", "val_dataset", "encoding"}
 
 # The settings of each task's data, by the task's name. `tasks/` uses the same names.
