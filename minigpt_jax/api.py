@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import jax
 
 from minigpt_jax import kernels as kernel_sets
-from minigpt_jax.config import Config, ModelConfig
+from minigpt_jax.config import Config, ModelConfig, whole_number
+from minigpt_jax.errors import UsageError, shortened
 from minigpt_jax.models.kernels import Kernels
 from minigpt_jax.system import logs
 from minigpt_jax.system.heap import retain_heap
@@ -38,6 +39,8 @@ def train(config: Config, workdir: str | Path, overwrite: bool = False, *, kerne
     from minigpt_jax.interop.load import check_not_huggingface
     from minigpt_jax.training import loop
 
+    if not isinstance(config, Config):
+        raise UsageError(f"config={shortened(config)} must be a Config, such as minigpt_jax.load_preset('shakespeare_char')")
     check_not_huggingface(Path(workdir))
     retain_heap()
     device, chosen = jax.devices()[0], choose_kernels(config.model, kernels)
@@ -60,7 +63,7 @@ def evaluate(
     from minigpt_jax.tasks import prepare
     from minigpt_jax.tasks.task import PreviousRun, trained_params
 
-    workdir = Path(workdir)
+    workdir, stride = Path(workdir), None if stride is None else whole_number("stride", stride, 1)
     moved = {"dataset": dataset, "val_dataset": val_dataset, "data_dir": data_dir}
     config = read_run_config(workdir).override({name: str(path) for name, path in moved.items() if path is not None})
     with logs.shown():

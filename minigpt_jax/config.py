@@ -9,6 +9,7 @@ import functools
 import importlib.util
 import json
 import math
+import os
 import types
 import typing
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt_jax.commands import CONFIGS_DIR
-from minigpt_jax.errors import DataError, UsageError, did_you_mean, require_choice
+from minigpt_jax.errors import DataError, UsageError, did_you_mean, require_choice, shortened
 
 
 def setting(
@@ -41,6 +42,26 @@ def setting_type(field: dataclasses.Field) -> type:
     return field.type
 
 
+def plain(value: Any) -> Any:
+    """Python's number, bool or string in place of a scalar of NumPy, JAX or PyTorch. Anything else is returned as it is."""
+    if getattr(value, "ndim", None) != 0:
+        return value
+    try:
+        return value.item()
+    except NotImplementedError:  # a random key of JAX
+        return value
+
+
+def whole_number(name: str, value: Any, at_least: int, below: int | None = None) -> int:
+    """The value as Python's int. Raises UsageError, naming what is allowed, if it is not an integer in this range."""
+    number = plain(value)
+    if type(number) is not int:
+        raise UsageError(f"{name}={shortened(value)} must be an integer")
+    if number < at_least or (below is not None and number >= below):
+        raise UsageError(f"{name}={number} must be at least {at_least}{'' if below is None else f' and below {below}'}")
+    return number
+
+
 def check_setting(field: dataclasses.Field, value: Any) -> None:
     """Raises UsageError, naming what is allowed, if `value` is invalid for `field`."""
     name, rules, kind = field.name, field.metadata, setting_type(field)
@@ -48,7 +69,7 @@ def check_setting(field: dataclasses.Field, value: Any) -> None:
         return
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not (is_number if kind is float else type(value) is kind):
-        raise UsageError(f"{name}={value!r} must be of type {kind.__name__}")
+        raise UsageError(f"{name}={shortened(value)} must be of type {kind.__name__}")
     if kind is float and not math.isfinite(value):
         raise UsageError(f"{name}={value} must be a finite number")
     if rules["choices"]:
@@ -65,11 +86,18 @@ def check_setting(field: dataclasses.Field, value: Any) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """Base class of the groups of settings. Validates each field on construction."""
+    """Base class of the groups of settings. Validates each field on construction.
+
+    Scalars of NumPy and JAX become Python's, and paths become strings, so that a config can always be saved as JSON.
+    """
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            check_setting(field, getattr(self, field.name))
+            value = plain(getattr(self, field.name))
+            if isinstance(value, os.PathLike) and setting_type(field) is str and not field.metadata["choices"]:
+                value = os.fspath(value)
+            check_setting(field, value)
+            object.__setattr__(self, field.name, value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,12 +291,13 @@ class Config:
         """All settings of this config, by name."""
         return settings_of({name: type(getattr(self, name)) for name in SECTIONS})
 
-    def override(self, changes: Mapping[str, Any]) -> "Config":
-        """A copy with some settings changed, given by name: `config.override({"num_layers": 6})`.
+    def override(self, changes: Mapping[str, Any] = types.MappingProxyType({}), /, **more: Any) -> "Config":
+        """A copy with some settings changed, given by name: `config.override({"num_layers": 6})` or `num_layers=6`.
 
         `steps` replaces a preset's `epochs` and vice versa. The reference result is dropped if anything changes that can
         affect it. Raises UsageError for unknown names and invalid values.
         """
+        changes = {**changes, **more}
         sections, known = {name: {} for name in SECTIONS}, self.settings
         for name, value in changes.items():
             if name not in known:

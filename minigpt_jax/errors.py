@@ -55,7 +55,54 @@ def require_local(path: str | os.PathLike) -> None:
         )
 
 
+# What other libraries (transformers, nanoGPT, OpenAI's API, scikit-learn) call our settings.
+OUR_NAMES = {
+    theirs: ours
+    for ours, names in {
+        "length": "max_new_tokens max_tokens max_length num_tokens n_tokens max_completion_tokens",
+        "num_samples": "num_return_sequences n num_texts best_of",
+        "beam_width": "num_beams n_beams beam_size",
+        "stop": "stop_strings stop_sequences stop_words stop_string",
+        "stop_tokens": "eos_token_id stop_token_ids stop_token eos_token stop_ids",
+        "seed": "random_seed random_state rng_seed key rng",
+        "temperature": "temp",
+        "num_layers": "n_layer n_layers num_hidden_layers depth",
+        "num_heads": "n_head n_heads num_attention_heads",
+        "num_kv_heads": "n_kv_head n_kv_heads num_key_value_heads",
+        "embed_dim": "n_embd d_model hidden_size hidden_dim width",
+        "ff_dim": "n_inner d_ff intermediate_size mlp_dim",
+        "context_length": "block_size seq_len n_ctx n_positions max_seq_len max_position_embeddings sequence_length",
+        "tie_embeddings": "tie_word_embeddings tie_weights",
+        "remat": "gradient_checkpointing",
+        "steps": "max_iters max_steps num_steps n_steps iters num_iters num_train_steps",
+        "epochs": "num_epochs n_epochs max_epochs num_train_epochs",
+        "learning_rate": "lr max_lr",
+        "min_learning_rate": "min_lr",
+        "warmup_steps": "warmup_iters warmup num_warmup_steps",
+        "grad_accumulation": "gradient_accumulation_steps grad_accum accumulate_grad_batches",
+        "grad_clip": "max_grad_norm clip_grad_norm gradient_clip_val",
+        "eval_every": "eval_interval eval_steps",
+        "eval_batches": "eval_iters",
+        "log_every": "log_interval logging_steps",
+        "checkpoint_every": "save_every save_steps save_interval checkpoint_interval",
+    }.items()
+    for theirs in names.split()
+}
+
+
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
-    """` (did you mean 'rotary'?)` with the closest match in `allowed`, or an empty string if nothing is close."""
-    matches = difflib.get_close_matches(name, list(allowed), n=1)
+    """` (did you mean 'rotary'?)` with our word for a name from another library, or the closest match in `allowed`.
+
+    An empty string if there is neither.
+    """
+    allowed = list(allowed)
+    if OUR_NAMES.get(name) in allowed:
+        return f" (it is called {OUR_NAMES[name]!r} here)"
+    matches = difflib.get_close_matches(name, allowed, n=1)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
+
+
+def shortened(value: object, length: int = 80) -> str:
+    """The value as Python writes it, on one line, cut where it would make a message unreadable."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= length else text[:length] + "…"

@@ -1,13 +1,20 @@
 """Configs: validation and its error messages, overrides, reference results, JSON and presets."""
 
 import dataclasses
+import inspect
 import json
 import math
+import os
 import re
+from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from helpers import assert_says, error_message
 
+from minigpt_jax.api import evaluate, train
 from minigpt_jax.config import (
     SECTIONS,
     SETTINGS,
@@ -24,7 +31,9 @@ from minigpt_jax.config import (
     setting_type,
     settings_of,
 )
-from minigpt_jax.errors import DataError, UsageError, did_you_mean
+from minigpt_jax.errors import OUR_NAMES, DataError, UsageError, did_you_mean
+from minigpt_jax.generation.language_model import LanguageModel
+from minigpt_jax.generation.strategy import BeamConfig, DecodingConfig
 
 REFERENCE_RESULT = ReferenceResult(val_loss=1.7, spread=0.01, seeds=3)
 
@@ -152,6 +161,46 @@ def test_only_optional_settings_accept_none():
 
 def test_integers_are_accepted_for_floats():
     assert TrainingConfig(learning_rate=1, epochs=2).epochs == 2
+
+
+def test_scalars_of_numpy_and_jax_become_numbers_of_python_and_paths_become_strings():
+    numbers = {
+        "num_layers": np.int64(3),
+        "batch_size": jnp.int32(7),
+        "dropout": np.float32(0.5),
+        "learning_rate": np.array(0.25),
+    }
+    given = numbers | {"bias": np.bool_(True), "norm": np.str_("layernorm"), "dataset": Path("a") / "b.txt"}
+    config = Config().override(given)
+    values = {name: get_setting(config, name) for name in given}
+    assert list(values.values()) == [3, 7, 0.5, 0.25, True, "layernorm", os.path.join("a", "b.txt")]
+    assert [type(value) for value in values.values()] == [int, int, float, float, bool, str, str]
+    assert Config.from_json(config.to_json()) == config == Config().override(**values)
+    error_message(UsageError, with_setting, "num_layers", np.float64(3), says=("num_layers=3.0", "int"))
+    error_message(UsageError, with_setting, "num_layers", np.array([3, 4]), says=("num_layers", "int"))
+    error_message(UsageError, with_setting, "seed", jax.random.key(0), says=("seed", "int"))
+
+
+@pytest.mark.parametrize(
+    "theirs, ours", [("n_layer", "num_layers"), ("lr", "learning_rate"), ("block_size", "context_length")]
+)
+def test_names_of_other_libraries_are_answered_with_ours(theirs, ours):
+    error_message(UsageError, Config().override, {theirs: 3}, says=(theirs, f"'{ours}'"))
+    assert did_you_mean(theirs, ["other"]) == ""
+
+
+def test_training_needs_a_config_and_evaluation_a_whole_stride(tmp_path):
+    for wrong in ("shakespeare_char", ModelConfig(), None):
+        error_message(UsageError, train, wrong, tmp_path / "run", says=("config=", "Config", "load_preset"))
+    error_message(UsageError, evaluate, tmp_path / "run", stride="3", says=("stride='3'", "integer"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_answer_is_a_setting_and_no_setting_is_a_name_of_another_library():
+    ours = {*SETTINGS, *(field.name for section in (DecodingConfig, BeamConfig) for field in dataclasses.fields(section))}
+    ours |= inspect.signature(LanguageModel.prepare).parameters.keys()
+    assert set(OUR_NAMES.values()) <= ours
+    assert not set(OUR_NAMES) & ours
 
 
 # ---- Combinations of fields -----------------------------------------------------------------------------------------------

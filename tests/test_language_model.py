@@ -1,6 +1,7 @@
 """Text in, text out: prompts of all kinds, and the number and length of the texts returned."""
 
 import dataclasses
+import json
 import logging
 
 import jax
@@ -149,3 +150,83 @@ def test_unknown_words_in_a_prompt_are_logged(words, caplog):
         assert words.generate("to zz, be", 3, greedy=True).startswith("to zz, be")
     [line] = logged(caplog)
     assert_says(line, "<unk>", "2")
+
+
+# ---- What Python callers write --------------------------------------------------------------------------------------------
+
+PROMPTS = ["ab", "漢d"]
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [tuple(PROMPTS), np.array(PROMPTS), iter(PROMPTS), dict.fromkeys(PROMPTS)],
+    ids=["tuple", "numpy", "iterator", "dict"],
+)
+def test_prompts_are_any_iterable_of_strings(lm, prompts):
+    assert [completion.prompt for completion in lm.complete(prompts, 3)] == PROMPTS
+
+
+def test_one_string_is_one_prompt_and_one_stop_string(lm):
+    assert samples(lm, "ab", 20) == [completion.text for completion in lm.complete("ab", 20)] == [lm.generate("ab", 20)]
+    for stop in ("c", "b\n"):
+        assert lm.generate("ab", 40, stop=stop) == lm.generate("ab", 40, stop=[stop])
+    assert lm.generate("ab", 40, stop="zzc") == lm.generate("ab", 40) != lm.generate("ab", 40, stop="c")
+    assert len(list(lm.beam_search("ab", 3, beam_width=2, stop="c"))) == 1
+    assert [len(beams) for beams in lm.beam_search(iter(PROMPTS), 3, beam_width=2)] == [2, 2]
+
+
+@pytest.mark.parametrize("number", [np.int64, np.uint8, np.array, jax.numpy.asarray], ids=["int64", "uint8", "array", "jax"])
+def test_numbers_of_other_libraries_are_numbers(lm, number):
+    settings = {"seed": 3, "top_k": 4, "stop_tokens": 2, "num_samples": 2}
+    theirs = {name: number(value) for name, value in settings.items()}
+    expected = list(lm.complete("ab", 9, **settings))
+    assert list(lm.complete("ab", number(9), **theirs)) == expected
+    assert all(type(value) is int for completion in expected for value in (completion.seed, completion.index))
+    assert json.dumps([completion.seed for completion in lm.complete("ab", 9, **theirs)]) == "[3, 3]"
+    assert lm.generate("ab", 9, stop_tokens=np.array([2, 3])) == lm.generate("ab", 9, stop_tokens=[2, 3])
+    hypotheses = [next(lm.beam_search("ab", 9, beam_width=width))[0] for width in (2, number(2))]
+    assert hypotheses[0] == hypotheses[1]
+
+
+def test_none_is_the_default(lm):
+    nothing = dict.fromkeys(["stop", "stop_tokens", "temperature", "top_k", "top_p", "greedy"])
+    assert lm.generate("ab", 9, **nothing) == lm.generate("ab", 9)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"length": 10.0}, ["length=10.0", "integer"]),
+        ({"length": "10"}, ["length='10'", "integer"]),
+        ({"length": True}, ["length=True", "integer"]),
+        ({"length": None}, ["length=None", "integer"]),
+        ({"seed": None}, ["seed=None", "integer"]),
+        ({"seed": -1}, ["seed=-1", "0", str(2**32)]),
+        ({"seed": jax.random.key(0)}, ["seed", "integer"]),
+        ({"stop": ""}, ["stop", "empty"]),
+        ({"stop": ["a", ""]}, ["stop", "empty"]),
+        ({"stop": b"a"}, ["stop=b'a'", "string"]),
+        ({"stop": ["a", 3]}, ["stop=3", "string"]),
+        ({"stop_tokens": len(CHARACTERS)}, [f"stop_tokens={len(CHARACTERS)}", "0", str(len(CHARACTERS))]),
+        ({"stop_tokens": [True]}, ["stop_tokens=True", "integer"]),
+        ({"stop_tokens": "a"}, ["stop_tokens='a'", "integer"]),
+        ({"prompt": None}, ["prompt=None", "string"]),
+        ({"prompt": b"ab"}, ["prompt=b'ab'", "string"]),
+        ({"prompt": ["ab"] * 9999}, ["prompt", "'ab'", "complete"]),
+        ({"num_samples": 2}, ["num_samples=2", "complete"]),
+        ({"max_new_tokens": 5}, ["max_new_tokens", "length", "num_samples", "top_k"]),
+        ({"num_return_sequences": 5}, ["num_return_sequences", "'num_samples'"]),
+        ({"eos_token_id": 5}, ["eos_token_id", "'stop_tokens'"]),
+        ({"num_beams": 4}, ["num_beams", "beam_search"]),
+        ({"temprature": 4}, ["temprature", "'temperature'"]),
+    ],
+    ids=str,
+)
+def test_a_wrong_argument_is_a_short_line_before_any_text_is_asked_for(lm, arguments, words):
+    for function in (lm.generate, lm.stream):
+        assert len(error_message(UsageError, function, **{"prompt": "ab"} | arguments, says=words)) < 400
+    if "prompt" not in arguments and "num_samples" not in arguments:
+        error_message(UsageError, lm.complete, ["ab"], **arguments, says=words)
+    error_message(UsageError, lm.complete, ["ab", 3], says=("prompt=3", "string"))
+    error_message(UsageError, lm.beam_search, 3, beam_width=2, says=("prompt=3", "string"))
+    error_message(UsageError, lm.beam_search, "ab", beam_width=None, says=("beam_width=None", "integer"))

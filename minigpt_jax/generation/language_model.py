@@ -2,19 +2,19 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
-from minigpt_jax.config import ModelConfig
+from minigpt_jax.config import ModelConfig, plain, whole_number
 from minigpt_jax.data.tokenizers import Tokenizer
-from minigpt_jax.errors import DataError, UsageError
+from minigpt_jax.errors import DataError, UsageError, shortened
 from minigpt_jax.generation import beam, sampling
 from minigpt_jax.generation.decode import CHUNK
 from minigpt_jax.generation.logits import Processor
-from minigpt_jax.generation.strategy import BeamConfig, checked, processors
+from minigpt_jax.generation.strategy import BeamConfig, DecodingConfig, checked, processors
 from minigpt_jax.generation.text import TextStream
 from minigpt_jax.models.gpt import GPT
 from minigpt_jax.models.kernels import PLAIN, Kernels
@@ -100,29 +100,38 @@ class LanguageModel:
 
     def generate(self, prompt: str, length: int = 200, **settings) -> str:
         """Returns the prompt and up to `length` more tokens. See `complete` for the settings."""
-        return next(self.complete([prompt], length, **settings)).text
+        return next(self.complete(one_text(prompt, settings), length, **settings)).text
 
     def stream(self, prompt: str, length: int = 200, **settings) -> Iterator[str]:
         """Yields the text of `generate` in portions as it is generated."""
-        rows, seed, strategy = self.prepare([prompt], length, **settings)
-        yield prompt
-        for _ in self.decode(rows, length, seed, strategy, chunk=STREAM_CHUNK):
-            yield rows[0].text.take()
+        rows, number, seed, strategy = self.prepare(one_text(prompt, settings), length, **settings)
+        [row] = rows
 
-    def complete(self, prompts: Sequence[str], length: int = 200, **settings) -> Iterator[Completion]:
-        """Yields completions of each prompt in order, each with up to `length` tokens after the prompt. Settings:
+        def portions() -> Iterator[str]:
+            yield row.prompt
+            for _ in self.decode(rows, number, seed, strategy, chunk=STREAM_CHUNK):
+                yield row.text.take()
+
+        return portions()
+
+    def complete(self, prompts: str | Iterable[str], length: int = 200, **settings) -> Iterator[Completion]:
+        """Yields completions of each prompt in order, each with up to `length` tokens after the prompt. One string is one
+        prompt. Settings:
 
           num_samples=1           texts per prompt
           seed=0                  random seed; text number i of a call does not depend on the other texts
-          stop=()                 strings, each of which ends a text and is left out of it
-          stop_tokens=()          token ids, each of which ends a text
+          stop=()                 a string or several, each of which ends a text and is left out of it
+          stop_tokens=()          a token id or several, each of which ends a text
           temperature, top_k, top_p, greedy etc.: the settings of `generation.strategy.DecodingConfig`
 
         The tokenizer's end-of-text token always ends a text. An empty prompt is treated as a newline. If a prompt is longer
         than the context, the model sees only its end and a warning is logged. Raises UsageError for invalid values, and
-        DataError for a prompt with characters that are not in the vocabulary.
+        DataError for a prompt with characters that are not in the vocabulary, both before the first text is asked for.
         """
-        rows, seed, strategy = self.prepare(prompts, length, **settings)
+        return self.completions(*self.prepare(prompts, length, **settings))
+
+    def completions(self, rows: list[Row], length: int, seed: int, strategy: tuple[Processor, ...]) -> Iterator[Completion]:
+        """Generates the rows, batch by batch."""
         for first in range(0, len(rows), MAX_ROWS):
             batch = rows[first : first + MAX_ROWS]
             padded = list(batch)
@@ -137,33 +146,31 @@ class LanguageModel:
 
     def prepare(
         self,
-        prompts: Sequence[str],
+        prompts: str | Iterable[str],
         length: int,
         *,
         num_samples: int = 1,
         seed: int = 0,
-        stop: Sequence[str] = (),
-        stop_tokens: Sequence[int] = (),
+        stop: str | Iterable[str] = (),
+        stop_tokens: int | Iterable[int] = (),
         **strategy,
-    ) -> tuple[list[Row], int, tuple[Processor, ...]]:
-        """Checks the arguments of `complete` and creates a row for each text."""
-        require_at_least_one(length=length, num_samples=num_samples)
-        if not 0 <= seed < 2**32:
-            raise UsageError(f"seed={seed} must be at least 0 and below 2**32")
-        if "" in stop:
-            raise UsageError("a stop string must not be empty")
-        stop_tokens = self.all_stop_tokens(stop_tokens)
+    ) -> tuple[list[Row], int, int, tuple[Processor, ...]]:
+        """Checks the arguments of `complete`. Returns a row for each text, and length, seed and strategy for `decode`."""
+        checked(DecodingConfig, strategy, also=("length", "num_samples", "seed", "stop", "stop_tokens"))
         chosen = processors(**strategy)
-        encoded = [(prompt, self.encode_prompt(prompt)) for prompt in prompts]
+        length, num_samples = whole_number("length", length, 1), whole_number("num_samples", num_samples, 1)
+        seed = whole_number("seed", seed, 0, below=2**32)
+        stop, stop_tokens = stop_strings(stop), self.all_stop_tokens(stop_tokens)
+        encoded = [(prompt, self.encode_prompt(prompt)) for prompt in strings("prompt", prompts)]
         longest = max((len(tokens) for _, tokens in encoded), default=0)
         if not self.config.can_slide and longest + length - 1 > self.config.context_length:
             log.info("Beyond its %d-token context the model continues from the last half of it.", self.config.context_length)
         rows = [
-            Row(i * num_samples + j, prompt, tokens, TextStream(self.tokenizer, tuple(stop), stop_tokens))
+            Row(i * num_samples + j, prompt, tokens, TextStream(self.tokenizer, stop, stop_tokens))
             for i, (prompt, tokens) in enumerate(encoded)
             for j in range(num_samples)
         ]
-        return rows, seed, chosen
+        return rows, length, seed, chosen
 
     def decode(
         self, rows: list[Row], length: int, seed: int, strategy: tuple[Processor, ...], chunk: int = CHUNK
@@ -185,12 +192,12 @@ class LanguageModel:
 
     def beam_search(
         self,
-        prompts: Sequence[str],
+        prompts: str | Iterable[str],
         length: int = 200,
         *,
         beam_width: int,
-        stop: Sequence[str] = (),
-        stop_tokens: Sequence[int] = (),
+        stop: str | Iterable[str] = (),
+        stop_tokens: int | Iterable[int] = (),
         **settings,
     ) -> Iterator[list[BeamText]]:
         """Yields, for each prompt, the most probable texts from a search with `beam_width` beams, best first.
@@ -198,11 +205,16 @@ class LanguageModel:
         See `generation.strategy.BeamConfig` for the other settings and `generation.beam.beam_search` for how texts are
         ranked. Each of `stop` must be a single token. Raises UsageError and DataError as `complete` does.
         """
-        require_at_least_one(length=length)
-        how, V = checked(BeamConfig, {"beam_width": beam_width} | settings), self.tokenizer.vocab_size
-        if beam_width > V:
-            raise UsageError(f"beam_width={beam_width} must be at most {V}, the vocabulary size")
-        stop_tokens = self.all_stop_tokens(stop_tokens)
+        how = checked(BeamConfig, {"beam_width": beam_width} | settings, also=("length", "stop", "stop_tokens"))
+        length, width, V = (
+            whole_number("length", length, 1),
+            whole_number("beam_width", beam_width, 1),
+            self.tokenizer.vocab_size,
+        )
+        if width > V:
+            raise UsageError(f"beam_width={width} must be at most {V}, the vocabulary size")
+        prompts, stop, stop_tokens = strings("prompt", prompts), stop_strings(stop), self.all_stop_tokens(stop_tokens)
+        encoded = [self.encode_prompt(prompt) for prompt in prompts]
         end_tokens = [self.tokenizer.encode(string).tolist() for string in stop]
         for string, tokens in zip(stop, end_tokens, strict=True):
             if len(tokens) != 1:
@@ -212,29 +224,30 @@ class LanguageModel:
             tokens = hypothesis.tokens[:-1] if hypothesis.ended else hypothesis.tokens
             return BeamText(prompt, prompt + self.tokenizer.decode(tokens), hypothesis)
 
-        at_a_time = max(1, MAX_ROWS // beam_width)
-        for first in range(0, len(prompts), at_a_time):
-            part = prompts[first : first + at_a_time]
-            found = beam.beam_search(
-                self.params,
-                [self.encode_prompt(prompt) for prompt in part],
-                length,
-                model=self.model,
-                width=beam_width,
-                length_penalty=how.length_penalty,
-                early_stopping=how.early_stopping,
-                end_tokens=(*stop_tokens, *(token for [token] in end_tokens)),
-            )
-            for prompt, hypotheses in zip(part, found, strict=True):
-                yield [text(prompt, hypothesis) for hypothesis in hypotheses]
+        def results() -> Iterator[list[BeamText]]:
+            at_a_time = max(1, MAX_ROWS // width)
+            for first in range(0, len(prompts), at_a_time):
+                part = slice(first, first + at_a_time)
+                found = beam.beam_search(
+                    self.params,
+                    encoded[part],
+                    length,
+                    model=self.model,
+                    width=width,
+                    length_penalty=how.length_penalty,
+                    early_stopping=how.early_stopping,
+                    end_tokens=(*stop_tokens, *(token for [token] in end_tokens)),
+                )
+                for prompt, hypotheses in zip(prompts[part], found, strict=True):
+                    yield [text(prompt, hypothesis) for hypothesis in hypotheses]
 
-    def all_stop_tokens(self, stop_tokens: Sequence[int]) -> tuple[int, ...]:
+        return results()
+
+    def all_stop_tokens(self, stop_tokens: int | Iterable[int]) -> tuple[int, ...]:
         """Checks `stop_tokens` and adds the end-of-text token, if there is one."""
         V, end_of_text = self.tokenizer.vocab_size, self.tokenizer.end_of_text
-        for token in stop_tokens:
-            if not 0 <= token < V:
-                raise UsageError(f"stop_tokens={token} must be a token id, at least 0 and below {V}")
-        return (*stop_tokens, *(() if end_of_text is None else (end_of_text,)))
+        given = [whole_number("stop_tokens", token, 0, below=V) for token in listed(stop_tokens)]
+        return (*given, *(() if end_of_text is None else (end_of_text,)))
 
     def encode_prompt(self, prompt: str) -> np.ndarray:
         """The prompt's tokens: at least one, at most context_length."""
@@ -250,7 +263,33 @@ class LanguageModel:
         return tokens[-context_length:]
 
 
-def require_at_least_one(**numbers: int) -> None:
-    for name, value in numbers.items():
-        if value < 1:
-            raise UsageError(f"{name}={value} must be at least 1")
+def listed(values: Any) -> list:
+    """The values of an iterable. A single string or number is one value, and None is none."""
+    values = plain(values)
+    if values is None:
+        return []
+    return list(values) if isinstance(values, Iterable) and not isinstance(values, str | bytes) else [values]
+
+
+def strings(name: str, values: Any) -> list[str]:
+    """The strings of an iterable, or a single one. Raises UsageError for anything else."""
+    several = listed(values) if values is not None else [None]
+    for value in several:
+        if not isinstance(value, str):
+            raise UsageError(f"{name}={shortened(value)} must be a string")
+    return [str(value) for value in several]  # NumPy's are a subclass
+
+
+def stop_strings(stop: Any) -> tuple[str, ...]:
+    chosen = strings("stop", listed(stop))
+    if "" in chosen:
+        raise UsageError("a stop string must not be empty")
+    return tuple(chosen)
+
+
+def one_text(prompt: Any, settings: dict[str, Any]) -> list[str]:
+    """The prompt as a list of one. Raises UsageError where the arguments ask for several texts."""
+    if settings.get("num_samples", 1) != 1 or not isinstance(prompt, str):
+        problem = f"num_samples={settings['num_samples']!r}" if isinstance(prompt, str) else f"prompt={shortened(prompt)}"
+        raise UsageError(f"{problem}: this call returns one text for one prompt, a string; complete() returns several")
+    return [prompt]

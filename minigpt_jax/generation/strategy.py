@@ -1,11 +1,11 @@
 """Turns the user's decoding settings into logit processors."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from minigpt_jax.config import Section, setting
-from minigpt_jax.errors import UsageError, did_you_mean
+from minigpt_jax.errors import OUR_NAMES, UsageError, did_you_mean
 from minigpt_jax.generation import logits
 from minigpt_jax.generation.logits import Processor
 
@@ -48,12 +48,16 @@ class BeamConfig(Section):
     early_stopping: bool = setting(False, "beam search: stop once as many texts have ended as there are beams")
 
 
-def checked(section: type[Section], settings: Mapping[str, Any]) -> Any:
-    """A section with these settings. Raises UsageError for unknown settings and invalid values."""
-    known = [field.name for field in dataclasses.fields(section)]
-    for name in settings.keys() - set(known):
-        raise UsageError(f"unknown setting {name!r}{did_you_mean(name, known)}; allowed: {', '.join(known)}")
-    return section(**settings)
+def checked(section: type[Section], settings: Mapping[str, Any], also: Iterable[str] = ()) -> Any:
+    """A section with these settings, where None stands for the default. Raises UsageError for unknown settings, naming the
+    allowed ones and `also`, the caller's own arguments, and for invalid values."""
+    fields = [field.name for field in dataclasses.fields(section)]
+    known = [*also, *fields]
+    for name in sorted(settings.keys() - set(fields)):
+        is_beam_setting = OUR_NAMES.get(name, name) in {field.name for field in dataclasses.fields(BeamConfig)}
+        hint = " (see beam_search, which does not sample)" if is_beam_setting else did_you_mean(name, known)
+        raise UsageError(f"unknown setting {name!r}{hint}; allowed: {', '.join(known)}")
+    return section(**{name: value for name, value in settings.items() if value is not None})
 
 
 SAMPLERS = "temperature", "top_k", "top_p", "min_p", "typical_p"  # have no effect with greedy decoding
