@@ -104,5 +104,10 @@ def did_you_mean(name: str, allowed: Iterable[str]) -> str:
 
 def shortened(value: object, length: int = 80) -> str:
     """The value as Python writes it, on one line, cut where it would make a message unreadable."""
-    text = " ".join(repr(value).split())
+    return one_line(repr(value), length)
+
+
+def one_line(text: str, length: int = 200) -> str:
+    """The text on one line, cut where it would make a message unreadable. Libraries quote whole files in their errors."""
+    text = " ".join(text.split())
     return text if len(text) <= length else text[:length] + "…"

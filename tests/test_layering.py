@@ -35,7 +35,7 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # The same order for the files and folders inside these folders, from bottom to top. `__init__` is above them all.
 ORDER_WITHIN = {
     "data": ["text_files", "download", "shakespeare", "corpora", "tokenizers", "token_file", "overlap", "splits", "batches"],
-    "data/tokenizers": ["base", "library", "char", "byte", "word", "bpe"],
+    "data/tokenizers": ["base", "library", "lossless", "char", "byte", "word", "bpe"],
     "models": ["ops", "masks", "attention", "cache", "kernels", "initial", "layers", "transformer", "gpt", "flops"],
     "generation": [
         "seen", "logits", "strategy", "decode", "context", "devices", "sampling", "beam", "text", "language_model",

@@ -74,13 +74,14 @@ def test_ids_are_indices_into_the_characters_and_decode_to_the_text(training_tex
 
 @no_deadline
 @given(training_text=any_text.filter(bool), text=any_text)
-def test_unknown_characters_are_an_error_that_names_all_of_them(training_text, text):
+def test_unknown_characters_are_an_error_that_names_the_first_and_counts_the_others(training_text, text):
     tokenizer = CharTokenizer.train(training_text)
     unknown = set(text) - set(training_text)
     if unknown:
-        names = ", ".join(map(repr, sorted(unknown)))
+        names = ", ".join(map(repr, sorted(unknown)[:10])) + (f" and {len(unknown) - 10} more" if len(unknown) > 10 else "")
         message = error_message(DataError, tokenizer.encode, text)
         assert names in message
+        assert len(message) < 300
         assert not any(repr(known) in message.replace(names, "", 1) for known in set(text) - unknown)
     else:
         assert tokenizer.decode(tokenizer.encode(text)) == text
@@ -221,6 +222,13 @@ def test_each_unknown_character_is_named_once():
     )
 
 
+def test_thousands_of_unknown_characters_are_one_short_line():
+    text = "".join(map(chr, range(0x4E00, 0x4E00 + 3000)))
+    message = error_message(DataError, CharTokenizer.train("abc").encode, text, says=("'一'", "2990", "3"))
+    assert len(message) < 250
+    assert len(error_message(DataError, CharTokenizer, text * 2, says=("characters",))) < 250
+
+
 def test_different_surrogates_have_different_hashes():
     assert CharTokenizer("\ud800").sha256 != CharTokenizer("\udfff").sha256
 
@@ -317,18 +325,22 @@ def test_tokenizer_json_is_read_from_its_file_or_folder(tmp_path, kind):
         assert make_tokenizer(str(name), []) == trained(kind)
 
 
-def test_gpt_2s_two_files_are_read_and_names_of_special_tokens_are_ordinary_text(tmp_path):
+@pytest.mark.parametrize(
+    "files", [("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"), ("my-vocab.json", "my-merges.txt")]
+)
+def test_gpt_2s_two_files_are_read_and_names_of_special_tokens_are_ordinary_text(tmp_path, files):
+    vocabulary, merges = (tmp_path / file for file in files)
     model = json.loads(bpe().to_json())["model"]
-    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]), encoding="utf-8")
+    vocabulary.write_text(json.dumps(model["vocab"]), encoding="utf-8")
     lines = ["#version: 0.2", *(" ".join(pair) for pair in model["merges"])]
-    (tmp_path / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    for name in ("", "vocab.json", "merges.txt"):
+    merges.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for name in (*files, *([""] if "my" not in files[0] else [])):
         tokenizer = read_tokenizer(str(tmp_path / name))
         assert tokenizer.encode(PROSE + HARD).tolist() == bpe().encode(PROSE + HARD).tolist()
         assert tokenizer.end_of_text == 0
         assert 0 not in tokenizer.encode(END_OF_TEXT)
-    (tmp_path / "merges.txt").unlink()
-    error_message(DataError, read_tokenizer, str(tmp_path), says=(str(tmp_path / "vocab.json"), "merges.txt"))
+    merges.unlink()
+    error_message(DataError, read_tokenizer, str(vocabulary), says=(str(vocabulary), merges.name))
 
 
 def changed(change):
@@ -337,19 +349,109 @@ def changed(change):
     return json.dumps(values)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda values: values.update(normalizer={"type": "Lowercase"}),
-        lambda values: values.update(normalizer={"type": "NFC"}),
-        lambda values: values["pre_tokenizer"].update(add_prefix_space=True),
-        lambda values: values.update(pre_tokenizer={"type": "Whitespace"}),
-        lambda values: values["model"]["vocab"].pop("Ġ") and values["model"].update(merges=[]),
-        lambda values: values.update(model={"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}),
-    ],
-)
-def test_a_lossy_tokenizer_is_rejected(change):
-    error_message(DataError, from_json, changed(change))
+def added_token(**values):
+    """A change that adds a token to the library's JSON, with the next free id."""
+
+    def change(given):
+        i = 1 + max(given["model"]["vocab"].values())
+        token = {"id": i, "content": "ROMEO", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+        given["added_tokens"].append(token | {"special": False} | values)
+
+    return change
+
+
+def split_first(step):
+    """A change that puts a step before the others of the pre_tokenizer."""
+    return lambda values: values.update(pre_tokenizer={"type": "Sequence", "pretokenizers": [step, values["pre_tokenizer"]]})
+
+
+def step(kind, **values):
+    return {"type": kind, **values}
+
+
+def split(pattern, behavior="Isolated"):
+    return step("Split", pattern=pattern, behavior=behavior, invert=False)
+
+
+LOSSY = {
+    "Lowercase": lambda values: values.update(normalizer=step("Lowercase")),
+    "NFC": lambda values: values.update(normalizer=step("Sequence", normalizers=[step("NFC")])),
+    "Replace": lambda values: values.update(normalizer=step("Replace", pattern={"String": "Q"}, content="q")),
+    "add_prefix_space": lambda values: values["pre_tokenizer"].update(add_prefix_space=True),
+    "Whitespace": lambda values: values.update(pre_tokenizer=step("Whitespace")),
+    "Metaspace": split_first(step("Metaspace", replacement="▁", prepend_scheme="never", split=True)),
+    "UnicodeScripts": split_first(step("UnicodeScripts")),  # drops U+18AF3
+    "'Removed'": split_first(split({"String": "Q"}, "Removed")),
+    "2": lambda values: split_first(values["pre_tokenizer"])(values),
+    "0": lambda values: values.update(pre_tokenizer=None),
+    "length=0": split_first(step("FixedLength", length=0)),  # which makes the library panic
+    "0x20": lambda values: values["model"]["vocab"].pop("Ġ") and values["model"].update(merges=[]),
+    "continuing_subword_prefix='##'": lambda values: values["model"].update(continuing_subword_prefix="##"),  # this, too
+    "end_of_word_suffix='</w>'": lambda values: values["model"].update(end_of_word_suffix="</w>"),
+    "'Unigram'": lambda values: values.update(model=step("Unigram", unk_id=None, vocab=[["a", 0.0]], byte_fallback=False)),
+    "'WordPiece'": lambda values: values.update(model=step("WordPiece", unk_token="a", vocab={"a": 0})),
+    "same id": lambda values: values["model"]["vocab"].update({"zz": values["model"]["vocab"]["a"]}),
+    "1048575": lambda values: values["model"]["vocab"].update({"zz": 2**28}),
+    "'ROMEO' (lstrip, rstrip)": added_token(lstrip=True),
+    "'ROMEO'": added_token(rstrip=True),
+    "'é'": added_token(content="é"),
+    "'ROMEO' 400": added_token(id=400),
+    "''": added_token(content=""),
+}
+
+
+@pytest.mark.parametrize("name", LOSSY)
+def test_a_lossy_tokenizer_is_refused_and_the_part_that_loses_text_is_named(name):
+    error_message(DataError, from_json, changed(LOSSY[name]), says=name.split(" (")[0].split())
+
+
+BEHAVIOURS = ("Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous")
+LOSSLESS = {
+    "added token": added_token(),
+    "whole word": added_token(single_word=True),
+    "special token that takes blanks": added_token(lstrip=True, rstrip=True, special=True),  # as RoBERTa's <mask>
+    "special token in other letters": added_token(content="漢é", special=True),
+    "no type": lambda values: values["model"].pop("type"),
+    "empty sequence": lambda values: values.update(normalizer=step("Sequence", normalizers=[])),
+    "digits": split_first(step("Digits", individual_digits=True)),
+    "length": split_first(step("FixedLength", length=3)),
+    "empty pattern": split_first(split({"Regex": ""})),
+    **{behavior: split_first(split({"Regex": r"\s+|ROMEO"}, behavior)) for behavior in BEHAVIOURS},
+    **{f"punctuation {behavior}": split_first(step("Punctuation", behavior=behavior)) for behavior in BEHAVIOURS},
+}
+
+
+@functools.cache
+def lossless(name):
+    return from_json(changed(LOSSLESS[name]))
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+@settings(deadline=None, max_examples=30)
+@given(text=hard_text, word=st.sampled_from(["ROMEO", " ROMEO  ", "漢é", "to  ROMEO  be"]))
+def test_what_is_accepted_gives_every_text_back(name, text, word):
+    tokenizer = lossless(name)
+    assert tokenizer.decode(tokenizer.encode(text + word + text)) == text + word + text
+
+
+class Panic(BaseException):
+    """As the library raises it where its Rust code fails: not an Exception."""
+
+
+def test_whatever_the_library_raises_is_one_short_line(monkeypatch):
+    def panic(*arguments, **keywords):
+        raise Panic("slice index\nstarts at 2 " + "é" * 9999)
+
+    library, text = pytest.importorskip("tokenizers"), bpe().to_json()
+    monkeypatch.setattr(library, "Tokenizer", type("Broken", (), {"from_str": panic}))
+    assert len(error_message(DataError, from_json, text, says=("tokenizers", "slice index starts at 2"))) < 400
+    monkeypatch.setitem(vars(bpe()), "_model", type("Model", (), {"encode_batch_fast": panic})())
+    error_message(DataError, bpe().encode, "to be", says=("tokenizers", "slice index starts at 2"))
+
+
+@pytest.mark.parametrize("text", ['{"the": 0, "model": 5}', '{"the": 0, "type": 5}', '{"the": 0, "type": 1, "model": 2}'])
+def test_the_error_for_a_vocabulary_alone_names_the_files_it_needs(text):
+    error_message(DataError, from_json, text, says=("vocab.json", "merges.txt", "encoder.json", "vocab.bpe"))
 
 
 def test_merge_dropout_is_disabled():
@@ -379,7 +481,7 @@ def test_truncation_padding_and_post_processing_are_disabled():
     [
         ("chra", None, UsageError, ["tokenizer='chra'", "char", *KINDS, "tokenizer.json"]),
         ("missing/tokenizer.json", None, DataError, ["missing/tokenizer.json", os.strerror(errno.ENOENT)]),
-        (".", None, DataError, ["tokenizer.json", "vocab.json"]),
+        (".", None, DataError, ["tokenizer.json", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe"]),
         ("./broken.json", None, DataError, ["./broken.json"]),
         ("./binary.json", None, DataError, ["./binary.json"]),
         ("char", 99, DataError, ["vocab_size=99", "tokenizer=char", "24"]),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,8 +10,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from minigpt_jax.data.tokenizers.base import END_OF_TEXT, Tokenizer, require_size, utf8
-from minigpt_jax.data.tokenizers.library import BYTE_SYMBOLS, byte_level, import_tokenizers
-from minigpt_jax.errors import DataError, UsageError
+from minigpt_jax.data.tokenizers.library import BYTE_SYMBOLS, byte_level, import_tokenizers, library_errors
+from minigpt_jax.data.tokenizers.lossless import check_lossless
+from minigpt_jax.errors import DataError, shortened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +23,7 @@ class BpeTokenizer(Tokenizer):
     learnt in training are then applied within each word, in the same order. The names of special tokens in a text are
     encoded as ordinary text.
 
-    Raises DataError if the JSON is not a byte-level BPE tokenizer, or a lossy one.
+    Raises DataError if the JSON is not a byte-level BPE tokenizer, or a lossy one, naming the part that loses text.
     """
 
     kind: ClassVar[str] = "bpe"
@@ -33,8 +35,13 @@ class BpeTokenizer(Tokenizer):
     definition: str
 
     def __post_init__(self):
-        has_all_bytes = all(bytes([value]) in self._bytes_of_id for value in range(256))
-        if not has_all_bytes or self.decode(self.encode(self.PROBE)) != self.PROBE:
+        values = json.loads(self.definition)
+        check_lossless(values)
+        for token in values.get("added_tokens") or ():
+            if self._model.token_to_id(token["content"]) != token["id"]:
+                raise DataError(f"its added token {shortened(token['content'])} cannot have the id {token['id']}")
+        probe = self.PROBE + "".join(f"  {token['content']}  x" for token in values.get("added_tokens") or ())
+        if self.decode(self.encode(probe)) != probe:  # should never happen after these checks
             raise DataError("it is not a lossless byte-level BPE tokenizer")
 
     @classmethod
@@ -51,22 +58,18 @@ class BpeTokenizer(Tokenizer):
 
     @classmethod
     def from_gpt2_files(cls, vocab: Path, merges: Path) -> "BpeTokenizer":
-        """Reads GPT-2's vocab.json and merges.txt."""
+        """Reads GPT-2's vocabulary and merges, vocab.json and merges.txt or encoder.json and vocab.bpe."""
         library = import_tokenizers()
         try:
-            bpe = library.models.BPE.from_file(str(vocab), str(merges))
-        except Exception as error:  # the library raises nothing more specific
+            with library_errors():
+                return cls(byte_level(library.models.BPE.from_file(str(vocab), str(merges))).to_str())
+        except DataError as error:
             raise DataError(f"cannot read {vocab} and {merges.name}: {error}") from None
-        return cls(byte_level(bpe).to_str())
 
     @functools.cached_property
     def _model(self) -> Any:
-        try:
+        with library_errors():
             model = import_tokenizers().Tokenizer.from_str(self.definition)
-        except UsageError:
-            raise
-        except Exception as error:  # the library raises nothing more specific
-            raise DataError(str(error)) from None
         model.encode_special_tokens = True  # encodes them as ordinary text
         model.no_truncation()
         model.no_padding()
@@ -99,7 +102,9 @@ class BpeTokenizer(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         for text in texts:
             utf8(text)
-        return [np.array(one.ids, np.int32) for one in self._model.encode_batch_fast(texts, add_special_tokens=False)]
+        with library_errors():
+            encodings = self._model.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(one.ids, np.int32) for one in encodings]
 
     def to_bytes(self, ids: Iterable[int]) -> bytes:
         return b"".join(self._bytes_of_id[i] for i in np.asarray(ids).tolist())

@@ -9,7 +9,9 @@ import numpy as np
 
 from minigpt_jax.data.tokenizers.base import Tokenizer, json_text
 from minigpt_jax.data.tokenizers.library import word_level
-from minigpt_jax.errors import DataError
+from minigpt_jax.errors import DataError, shortened
+
+NUM_NAMED = 10  # unknown characters named in an error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +23,7 @@ class CharTokenizer(Tokenizer):
 
     def __post_init__(self):
         if not isinstance(self.characters, str) or not self.characters or len(set(self.characters)) < len(self.characters):
-            raise DataError(f"characters={self.characters!r} must be a non-empty string without duplicates")
+            raise DataError(f"characters={shortened(self.characters)} must be a non-empty string without duplicates")
 
     @classmethod
     def train(cls, pieces: Iterable[str], vocab_size: int | None = None) -> "CharTokenizer":
@@ -48,10 +50,11 @@ class CharTokenizer(Tokenizer):
         table = self._id_of_code_point
         ids = table[np.minimum(code_points(text), len(table) - 1)]
         if ids.size and ids.min() < 0:
-            unknown = ", ".join(repr(character) for character in sorted(set(text) - set(self.characters)))
+            unknown = sorted(set(text) - set(self.characters))
+            named, more = ", ".join(map(repr, unknown[:NUM_NAMED])), len(unknown) - NUM_NAMED
             raise DataError(
-                f"not in the vocabulary: {unknown}; use only the {self.vocab_size} characters that the model was trained on "
-                "(listed in tokenizer.json)"
+                f"not in the vocabulary: {named}{f' and {more} more characters' if more > 0 else ''}; use only the "
+                f"{self.vocab_size} characters that the model was trained on (listed in tokenizer.json)"
             )
         return ids
 

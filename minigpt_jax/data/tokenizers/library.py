@@ -1,11 +1,12 @@
 """The Hugging Face library `tokenizers`, imported only when needed, and the two of its models that we convert to."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from minigpt_jax.commands import install_command
 from minigpt_jax.data.tokenizers.base import UNKNOWN, utf8
-from minigpt_jax.errors import UsageError
+from minigpt_jax.errors import DataError, UsageError, one_line
 
 
 def import_tokenizers() -> Any:
@@ -16,6 +17,17 @@ def import_tokenizers() -> Any:
             f"byte-level BPE and Hugging Face files need the package tokenizers: {install_command('bpe')}"
         ) from error
     return tokenizers
+
+
+@contextlib.contextmanager
+def library_errors() -> Iterator[None]:
+    """Turns whatever the library raises into a DataError: bare Exceptions, and panics of Rust, which are not even those."""
+    try:
+        yield
+    except (UsageError, DataError, KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise DataError(f"the library tokenizers cannot use it: {one_line(str(error))}") from None
 
 
 def byte_symbols() -> dict[str, int]:
