@@ -25,7 +25,9 @@ from minigpt_jax.generation.strategy import BeamConfig, DecodingConfig, checked,
 from minigpt_jax.system import devices
 
 WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: the newest under runs/)")
-PROMPT = flags.DEFINE_string("prompt", "", "text to continue (default: a line break)")
+PROMPT = flags.DEFINE_string(
+    "prompt", "", "text to continue (default: a line break, or the first token of a vocabulary without one)"
+)
 PROMPTS = flags.DEFINE_string("prompts", None, "file with one prompt per line; -: standard input")
 LENGTH = flags.DEFINE_integer("length", 200, "number of tokens to generate")
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1, "number of texts per prompt")

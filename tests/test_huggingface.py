@@ -21,6 +21,8 @@ from minigpt_jax.data.tokenizers import make_tokenizer
 from minigpt_jax.errors import DataError, UsageError
 from minigpt_jax.generation.language_model import LanguageModel
 from minigpt_jax.interop import hf_reader, hf_writer
+from minigpt_jax.interop.architectures import SAME_ACTIVATION
+from minigpt_jax.interop.load import read_model_config
 from minigpt_jax.models.gpt import GPT
 from minigpt_jax.models.initial import init_params
 
@@ -121,6 +123,111 @@ def test_transformers_gives_the_same_logits_tokens_and_text(tmp_path, case):
     again = hf_reader.read(tmp_path / "again")
     assert_same_bits(ours.params, again.params)
     assert again.tokenizer.encode(PROSE).tolist() == ids.tolist()
+
+
+# ---- What other people's folders say --------------------------------------------------------------------------------------
+
+
+def with_end(folder, config, generation):
+    """The end tokens of a folder whose two files have this `eos_token_id`; `...` leaves it out."""
+    edit_json(folder / "config.json", eos_token_id=config)
+    edit_json(folder / "generation_config.json", eos_token_id=generation)
+    return hf_reader.read(folder).end_tokens
+
+
+@pytest.mark.parametrize(
+    "config, generation, ends",
+    [
+        (5, ..., (5,)),
+        ([5, 7], ..., (5, 7)),
+        (..., 7, (7,)),
+        (5, [7, 5], (7, 5)),
+        (None, None, ()),
+        (..., ..., ()),
+        ([], 3, (3,)),
+        (50256, -1, ()),  # GPT-2's, left in the config of a small model, and "none"
+    ],
+)
+def test_end_tokens_are_those_of_both_configs(folder, config, generation, ends):
+    assert with_end(folder, config, generation) == ends
+
+
+def test_end_tokens_end_texts_and_are_exported(folder, tmp_path):
+    plain = hf_reader.read(folder)
+    tokens = [step.token for step in next(plain.complete("to be", 20, seed=1)).steps]
+    end = tokens[9]
+    first = tokens.index(end)
+    with_end(folder, [end], ...)
+    (folder / "generation_config.json").unlink()
+    read = hf_reader.read(folder)
+    [completion] = read.complete("to be", 20, seed=1)
+    assert completion.reason == "stop"
+    assert [step.token for step in completion.steps] == tokens[: first + 1]
+    assert completion.text == "to be" + plain.tokenizer.decode(tokens[:first]) == "".join(read.stream("to be", 20, seed=1))
+    hf_writer.write(read, tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["eos_token_id"] == end
+    assert hf_reader.read(tmp_path / "again").end_tokens == (end,)
+
+
+@pytest.mark.parametrize("value", ["<|im_end|>", [3, "</s>"], 3.0, True, {"a": 1}])
+def test_an_end_token_that_is_not_an_id_is_rejected(folder, value):
+    edit_json(folder / "config.json", eos_token_id=value)
+    error_message(DataError, hf_reader.read, folder, says=(str(folder / "config.json"), "eos_token_id="))
+
+
+@pytest.mark.parametrize("name", ["gelu_pytorch_tanh", "gelu_fast", "gelu_python_tanh", "gelu_accurate"])
+def test_other_names_of_the_same_activation_are_read(folder, name):
+    before = hf_reader.read(folder)
+    edit_json(folder / "config.json", activation_function=name)
+    assert hf_reader.read(folder).config == before.config
+
+
+def test_names_of_activations_are_the_same_functions_in_transformers():
+    torch = pytest.importorskip("torch")
+    functions = pytest.importorskip("transformers.activations").ACT2FN
+    x = torch.linspace(-6, 6, 2001, dtype=torch.float64)
+    for other, name in SAME_ACTIVATION.items():
+        if other in functions:  # some are recent
+            torch.testing.assert_close(functions[other](x), functions[name](x), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_padded_vocabulary_is_read_without_its_padding(folder, tmp_path, tied):
+    before = model("GPT-2" if tied else "Llama with grouped queries")
+    hf_writer.write(before, tmp_path / "padded")
+    size, name = before.config.vocab_size, "transformer.wte.weight" if tied else "model.embed_tokens.weight"
+    with safe_open(tmp_path / "padded" / "model.safetensors", "numpy") as file:
+        tables = {key: file.get_tensor(key) for key in ([name] if tied else [name, "lm_head.weight"])}
+    padded = {
+        key.replace(".", "__"): np.pad(table, ((0, 64 - size), (0, 0)), constant_values=9) for key, table in tables.items()
+    }
+    edit_tensors(tmp_path / "padded", **padded)
+    edit_json(tmp_path / "padded" / "config.json", vocab_size=64)
+    read = hf_reader.read(tmp_path / "padded")
+    assert read.config == before.config == read_model_config(tmp_path / "padded")
+    assert_same_bits(before.params, read.params)
+    for wrong in (63, 64 + 1024):
+        edit_json(tmp_path / "padded" / "config.json", vocab_size=wrong)
+        error_message(DataError, hf_reader.read, tmp_path / "padded", says=(str(size), str(wrong), "8", "1024"))
+
+
+def test_a_token_beyond_the_models_vocabulary_is_named(folder):
+    (folder / "tokenizer.json").write_text(make_tokenizer("char", [PROSE + "ⱥ\U0001f600"]).to_huggingface())
+    error_message(DataError, hf_reader.read, folder, says=("26", "28"))
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_tied_head_may_be_listed_and_not_stored_or_the_reverse(folder, listed):
+    before = hf_reader.read(folder)
+    split_in_two(folder)
+    path, shard = folder / "model.safetensors.index.json", folder / "model-00001-of-00002.safetensors"
+    if listed:
+        index = json.loads(path.read_text())
+        index["weight_map"]["lm_head.weight"] = shard.name
+        path.write_text(json.dumps(index))
+    else:
+        save_file(load_file(shard) | {"lm_head.weight": np.zeros((26, 16), np.float32)}, shard)
+    assert_same_bits(before.params, hf_reader.read(folder).params)
 
 
 def split_in_two(folder):

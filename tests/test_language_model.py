@@ -45,6 +45,24 @@ def test_an_empty_prompt_acts_as_a_newline_that_is_not_printed(lm):
     assert "\n" + lm.generate("", 20) == lm.generate("\n", 20)
 
 
+def test_an_empty_prompt_is_the_first_token_of_a_vocabulary_without_a_newline(lm):
+    dna = dataclasses.replace(lm, tokenizer=CharTokenizer("ACGTNRYKM"))
+    assert "A" + dna.generate("", 20) == dna.generate("A", 20) == "A" + "".join(dna.stream("", 20))
+    assert next(dna.beam_search("", 3, beam_width=2))[0].prompt == ""
+    error_message(DataError, dna.generate, "\n", says=("prompt", r"'\n'"))
+
+
+def test_end_tokens_of_the_model_end_texts_and_beams(lm):
+    tokens = [step.token for step in next(lm.complete("ab", 20)).steps]
+    ended = dataclasses.replace(lm, end_tokens=(tokens[4], tokens[5]))
+    [completion] = ended.complete("ab", 20)
+    end = min(tokens.index(tokens[4]), tokens.index(tokens[5]))
+    assert [step.token for step in completion.steps] == tokens[: end + 1]
+    assert completion.text == "ab" + lm.tokenizer.decode(tokens[:end])
+    every = dataclasses.replace(lm, end_tokens=tuple(range(lm.config.vocab_size)))
+    assert all(text.hypothesis.ended for text in next(every.beam_search("ab", 20, beam_width=2)))
+
+
 def test_the_model_sees_the_end_of_a_long_prompt_and_a_warning_is_logged(lm, caplog):
     with caplog.at_level(logging.WARNING):
         long = lm.generate("dcba" + "abcdabcd", 20)

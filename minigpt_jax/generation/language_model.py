@@ -85,7 +85,8 @@ class Row:
 class LanguageModel:
     """Usually created by `minigpt_jax.load(workdir)`. Built from its parts, it uses plain kernels by default.
 
-    `devices` are the devices of a split CPU, over which rows are sharded.
+    `devices` are the devices of a split CPU, over which rows are sharded. `end_tokens` end every text, in addition to the
+    tokenizer's end-of-text token: a Hugging Face folder names them in its config.
     """
 
     config: ModelConfig
@@ -93,6 +94,7 @@ class LanguageModel:
     params: Any
     kernels: Kernels = PLAIN
     devices: tuple[Any, ...] = ()
+    end_tokens: tuple[int, ...] = ()
 
     @property
     def model(self) -> GPT:
@@ -124,9 +126,10 @@ class LanguageModel:
           stop_tokens=()          a token id or several, each of which ends a text
           temperature, top_k, top_p, greedy etc.: the settings of `generation.strategy.DecodingConfig`
 
-        The tokenizer's end-of-text token always ends a text. An empty prompt is treated as a newline. If a prompt is longer
-        than the context, the model sees only its end and a warning is logged. Raises UsageError for invalid values, and
-        DataError for a prompt with characters that are not in the vocabulary, both before the first text is asked for.
+        The tokenizer's end-of-text token and the model's end tokens always end a text. An empty prompt is treated as a
+        newline or, in a vocabulary without one, as the first token. If a prompt is longer than the context, the model sees
+        only its end and a warning is logged. Raises UsageError for invalid values, and DataError for a prompt with characters
+        that are not in the vocabulary, both before the first text is asked for.
         """
         return self.completions(*self.prepare(prompts, length, **settings))
 
@@ -244,17 +247,24 @@ class LanguageModel:
         return results()
 
     def all_stop_tokens(self, stop_tokens: int | Iterable[int]) -> tuple[int, ...]:
-        """Checks `stop_tokens` and adds the end-of-text token, if there is one."""
-        V, end_of_text = self.tokenizer.vocab_size, self.tokenizer.end_of_text
-        given = [whole_number("stop_tokens", token, 0, below=V) for token in listed(stop_tokens)]
-        return (*given, *(() if end_of_text is None else (end_of_text,)))
+        """Checks `stop_tokens` and adds the tokens that always end a text."""
+        given = [whole_number("stop_tokens", token, 0, below=self.tokenizer.vocab_size) for token in listed(stop_tokens)]
+        return (*given, *self.all_end_tokens)
+
+    @property
+    def all_end_tokens(self) -> tuple[int, ...]:
+        """The tokens that end every text: the tokenizer's end-of-text token, if there is one, and `end_tokens`."""
+        end_of_text = self.tokenizer.end_of_text
+        return tuple(dict.fromkeys((*(() if end_of_text is None else (end_of_text,)), *self.end_tokens)))
 
     def encode_prompt(self, prompt: str) -> np.ndarray:
         """The prompt's tokens: at least one, at most context_length."""
         try:
             tokens = self.tokenizer.encode(prompt or "\n")
         except DataError as error:
-            raise DataError(f"prompt: {error}") from error
+            if prompt:
+                raise DataError(f"prompt: {error}") from error
+            tokens = np.zeros(1, np.int32)  # DNA, music and numbers may have no line breaks
         if num_unknown := np.count_nonzero(tokens == self.tokenizer.unknown):
             log.warning("The prompt has words outside the vocabulary: the model sees them as <unk> (%d times).", num_unknown)
         context_length = self.config.context_length

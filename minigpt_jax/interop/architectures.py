@@ -18,6 +18,11 @@ from minigpt_jax.errors import DataError
 from minigpt_jax.models.gpt import GPT
 from minigpt_jax.models.initial import init_params
 
+# Names of activations in config.json that stand for the same function, and the name that the tables below use.
+SAME_ACTIVATION = dict.fromkeys(("gelu_pytorch_tanh", "gelu_fast", "gelu_python_tanh", "gelu_accurate"), "gelu_new") | {
+    "swish": "silu"
+}
+
 # Settings that an export leaves out, with the values that reading sets: they only affect how the model is trained, or the
 # precision that it computes in.
 NOT_STORED = {"dropout": 0.0, "dtype": "float32", "init": "gpt2", "remat": False}

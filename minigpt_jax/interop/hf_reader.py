@@ -5,6 +5,7 @@ All tensors are checked against config.json before memory is allocated: a folder
 
 import dataclasses
 import glob
+import logging
 import os
 import re
 from pathlib import Path
@@ -16,12 +17,14 @@ from flax import traverse_util
 
 from minigpt_jax.config import ModelConfig
 from minigpt_jax.data import tokenizers
-from minigpt_jax.errors import DataError, UsageError
+from minigpt_jax.data.tokenizers import Tokenizer
+from minigpt_jax.errors import DataError, UsageError, shortened
 from minigpt_jax.generation.language_model import LanguageModel
 from minigpt_jax.interop.architectures import (
     ARCHITECTURES,
     HEAD,
     NOT_STORED,
+    SAME_ACTIVATION,
     Tensor,
     parameter_shapes,
     stored_shapes,
@@ -29,7 +32,10 @@ from minigpt_jax.interop.architectures import (
 )
 from minigpt_jax.interop.hf_files import PICKLES, open_tensors, pickle_refusal, read_json
 
+log = logging.getLogger(__name__)
+
 STORED_TYPES = ("F32", "F16", "BF16")  # each converts to float32 exactly
+PADDING_MULTIPLE, MOST_PADDING = 8, 1024  # a larger difference is the tokenizer of another model
 LONGEST_CONTEXT = 2**20  # limits the cache: config.json is untrusted
 
 
@@ -64,7 +70,7 @@ def read_config(folder: Path) -> tuple[ModelConfig, str]:
             raise DataError(f"{path}: {name}={rope!r} must be an object")
         rope = ({"rope_type": rope["type"]} if "type" in rope else {}) | rope
         values |= {name: value for name, value in rope.items() if name in architecture.fixed}
-    fixed = architecture.fixed
+    fixed, values = architecture.fixed, {name: plain_name(value) for name, value in values.items()}
     wrong = [f"{name}={values[name]!r} (must be {value!r})" for name, value in fixed.items() if values[name] != value]
     if model_type == "llama" and values["attention_bias"] != values["mlp_bias"]:
         wrong.append(f"attention_bias={values['attention_bias']!r} with mlp_bias={values['mlp_bias']!r} (must be equal)")
@@ -96,8 +102,7 @@ def read(folder: Path) -> LanguageModel:
     """
     config, model_type = read_config(folder)
     tokenizer = tokenizers.read_tokenizer(str(folder))
-    if tokenizer.vocab_size != config.vocab_size:
-        raise DataError(f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, but the model {config.vocab_size}")
+    check_vocabulary(folder, config, tokenizer)
     with open_tensors(folder) as stored:
         parameters = {}
         for name, tensor in check_tensors(folder, config, model_type, stored).items():
@@ -107,7 +112,68 @@ def read(folder: Path) -> LanguageModel:
     for path in set(parameters) - set(parameter_shapes(config)):
         if parameters.pop(path).any():
             raise DataError(f"{folder}: config.json says bias=false, but {path} is not zero")
-    return LanguageModel(config, tokenizer, traverse_util.unflatten_dict(parameters, sep="/"))
+    config, params = without_padding(config, tokenizer.vocab_size, traverse_util.unflatten_dict(parameters, sep="/"))
+    return LanguageModel(config, tokenizer, params, end_tokens=read_end_tokens(folder, tokenizer.vocab_size))
+
+
+def read_end_tokens(folder: Path, vocab_size: int) -> tuple[int, ...]:
+    """The end tokens that generation_config.json and config.json name: a number, a list or none in each.
+
+    Ids outside the vocabulary are left out: they cannot be sampled, and small models often keep GPT-2's 50256. Raises
+    DataError for anything else.
+    """
+    ends = []
+    for path in (folder / "generation_config.json", folder / "config.json"):
+        try:
+            value = read_json(path).get("eos_token_id")
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror}") from None
+        several = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(type(token) is int for token in several):
+            raise DataError(f"{path}: eos_token_id={shortened(value)} must be a token id or a list of them")
+        ends += several
+    return tuple(dict.fromkeys(token for token in ends if 0 <= token < vocab_size))
+
+
+def plain_name(value: Any) -> Any:
+    """The table's name for a name of an activation."""
+    return SAME_ACTIVATION.get(value, value) if isinstance(value, str) else value
+
+
+def check_vocabulary(folder: Path, config: ModelConfig, tokenizer: Tokenizer) -> None:
+    """Raises DataError unless the model has as many ids as the tokenizer, or is padded: see `without_padding`."""
+    V, size = config.known_vocab_size, tokenizer.vocab_size
+    if size > V:
+        reason = f"so the token {shortened(tokenizer.decode([V]))} has no embedding"
+    elif size < V and (V % PADDING_MULTIPLE or V - size > MOST_PADDING):
+        reason = f"which is not padding: that is up to {MOST_PADDING} more, to a multiple of {PADDING_MULTIPLE}"
+    else:
+        return
+    raise DataError(f"{folder}: the tokenizer has {size} tokens, but the model {V}, {reason}")
+
+
+def without_padding(config: ModelConfig, vocab_size: int, params: Any) -> tuple[ModelConfig, Any]:
+    """The model without the ids that its tokenizer lacks, which are therefore never sampled.
+
+    Vocabularies are often padded to a multiple of 64 or 128, for speed. The padding is never trained as a target.
+    """
+    if vocab_size == config.vocab_size:
+        return config, params
+    log.info("Leaving out %d ids that the tokenizer lacks: padding.", config.known_vocab_size - vocab_size)
+    tokens = {"embedding": params["embedding"]["tokens"]["embedding"][:vocab_size]}
+    params = params | {"embedding": params["embedding"] | {"tokens": tokens}}
+    if "head" in params:
+        params = params | {"head": {name: leaf[..., :vocab_size] for name, leaf in params["head"].items()}}
+    return dataclasses.replace(config, vocab_size=vocab_size), params
+
+
+def read_model_config(folder: Path) -> ModelConfig:
+    """The config of the model that `read` would return. Raises DataError as it does."""
+    config, tokenizer = read_config(folder)[0], tokenizers.read_tokenizer(str(folder))
+    check_vocabulary(folder, config, tokenizer)
+    return dataclasses.replace(config, vocab_size=tokenizer.vocab_size)
 
 
 def check_tensors(folder: Path, config: ModelConfig, model_type: str, stored: dict[str, Any]) -> dict[str, Tensor]:

@@ -81,7 +81,7 @@ def read_run_config(workdir: Path) -> Config:
 
 def read_model_config(path: Path) -> ModelConfig:
     """The config of the model that `load` would load. Raises DataError as it does."""
-    return hf_reader.read_config(path)[0] if is_huggingface(path) else read_run_config(path).model
+    return hf_reader.read_model_config(path) if is_huggingface(path) else read_run_config(path).model
 
 
 def settings_from(path: str) -> dict[str, Any]:
