@@ -1,5 +1,7 @@
 """The lines in the plots of runs are the rows of their metrics."""
 
+import io
+
 import pytest
 
 from minigpt_jax.runs import plots
@@ -33,3 +35,26 @@ def test_every_panel_has_the_values_of_every_run_in_its_colour():
         expected = [[[row["step"], row[key]] for row in rows_of(run) if key in row] for run in (1, 2)]
         assert lines == [(expected[0], "C0"), (expected[1], "C1")]
         assert axes.get_title(loc="left") == plots.PANELS[name]
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_of_runs_are_drawn_as_they_are_written():
+    names = ["a$b$", r"$\nothing", "_hidden", "héß", "cost$"]
+    figure = plots.draw(dict.fromkeys(names, rows_of(1)))
+    figure.savefig(io.BytesIO(), dpi=20)
+    texts = figure.axes[0].get_legend().get_texts()
+    assert [text.get_text() for text in texts] == [
+        f"{name}, {part}" for name in names for part in ("training", "validation")
+    ]
+    assert not any(text.get_parse_math() for text in texts)
+
+
+@pytest.mark.filterwarnings("error")  # a missing glyph is a warning
+def test_characters_that_no_font_has_are_escaped():
+    name = "ab \N{CJK UNIFIED IDEOGRAPH-6F22} \U0010fffd\n"
+    figure = plots.draw({name: rows_of(1)}, ["loss"])
+    figure.savefig(io.BytesIO(), dpi=20)
+    text = figure.axes[0].get_legend().get_texts()[0].get_text()
+    assert text.startswith("ab ")
+    assert r"\U0010fffd" in text
+    assert ("漢" in text) != (r"\u6f22" in text)

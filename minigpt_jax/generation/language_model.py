@@ -128,8 +128,8 @@ class LanguageModel:
 
         The tokenizer's end-of-text token and the model's end tokens always end a text. An empty prompt is treated as a
         newline or, in a vocabulary without one, as the first token. If a prompt is longer than the context, the model sees
-        only its end and a warning is logged. Raises UsageError for invalid values, and DataError for a prompt with characters
-        that are not in the vocabulary, both before the first text is asked for.
+        only its end and a warning is logged. Raises UsageError for invalid values, and DataError for a prompt with
+        characters that are not in the vocabulary, both before the first text is asked for.
         """
         return self.completions(*self.prepare(prompts, length, **settings))
 

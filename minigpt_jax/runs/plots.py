@@ -20,6 +20,7 @@ def draw(runs: Mapping[str, Sequence[Mapping[str, Any]]], panels: Sequence[str] 
     Raises UsageError if matplotlib is not installed.
     """
     try:
+        from matplotlib import font_manager
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UsageError(f"plotting needs matplotlib: {install_command('plot')}") from error
@@ -42,8 +43,40 @@ def draw(runs: Mapping[str, Sequence[Mapping[str, Any]]], panels: Sequence[str] 
         if name != "loss":
             axes.set_ylim(bottom=0)
         else:
-            axes.legend(frameon=False, fontsize=9)
+            # Matplotlib would read `$` as mathematics, and leave out names that start with `_`.
+            lines, fonts = axes.get_lines(), fonts_for("".join(runs), font_manager)
+            legend = axes.legend(lines, ["-"] * len(lines), frameon=False, prop={"size": 9, "family": list(fonts)})
+            for text, line in zip(legend.get_texts(), lines, strict=True):
+                text.set(text=drawable(str(line.get_label()), fonts), parse_math=False)
     return figure
+
+
+def fonts_for(text: str, font_manager: Any) -> dict[str, set[int]]:
+    """Installed fonts that together have the characters of a text where any has them, each with its code points."""
+    default = font_manager.FontProperties().get_name()
+    fonts = {default: code_points(font_manager.findfont(default), font_manager)}
+    missing = set(map(ord, text)) - fonts[default]
+    for font in font_manager.fontManager.ttflist:
+        if not missing:
+            break
+        known = set() if font.name.startswith("Last Resort") else code_points(font.fname, font_manager)  # it has only boxes
+        if missing & known:
+            fonts[font.name] = fonts.get(font.name, set()) | known
+            missing -= known
+    return fonts
+
+
+def code_points(path: str, font_manager: Any) -> set[int]:
+    try:
+        return set(font_manager.get_font(path).get_charmap())
+    except (OSError, RuntimeError):  # a font that matplotlib cannot use
+        return set()
+
+
+def drawable(text: str, fonts: Mapping[str, set[int]]) -> str:
+    """The text, with escapes for characters that no font has."""
+    known = set().union(*fonts.values())
+    return "".join(char if ord(char) in known else char.encode("ascii", "backslashreplace").decode() for char in text)
 
 
 def series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
