@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from helpers import disk_events, error_message
+from helpers import assert_raises, disk_events
 
 import minigpt_jax as mg
 from minigpt_jax import files
@@ -121,7 +121,7 @@ def test_without_a_home_directory_the_error_says_what_to_set(monkeypatch):
 
     monkeypatch.setattr(files.Path, "home", fail)
     monkeypatch.delenv("XDG_CACHE_HOME")
-    error_message(DataError, files.cache_dir, says=("XDG_CACHE_HOME",))
+    assert_raises(DataError, files.cache_dir, says=("XDG_CACHE_HOME",))
 
 
 # ---- Addresses ------------------------------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ def test_an_address_is_refused_and_does_not_become_a_folder(tmp_path, monkeypatc
         (read_texts, DataConfig(dataset="./text.txt", val_dataset=address)),
         (read_texts, DataConfig(dataset="./text.txt", data_dir=address)),
     ):
-        error_message(UsageError, function, *arguments, says=(address,))
+        assert_raises(UsageError, function, *arguments, says=(address,))
     assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
 
 

@@ -7,7 +7,7 @@ import logging
 import jax
 import numpy as np
 import pytest
-from helpers import assert_says, error_message, logged
+from helpers import assert_raises, assert_says, logged
 
 from minigpt_jax.config import ModelConfig
 from minigpt_jax.data.tokenizers import CharTokenizer, WordTokenizer
@@ -49,7 +49,7 @@ def test_an_empty_prompt_is_the_first_token_of_a_vocabulary_without_a_newline(lm
     dna = dataclasses.replace(lm, tokenizer=CharTokenizer("ACGTNRYKM"))
     assert "A" + dna.generate("", 20) == dna.generate("A", 20) == "A" + "".join(dna.stream("", 20))
     assert next(dna.beam_search("", 3, beam_width=2))[0].prompt == ""
-    error_message(DataError, dna.generate, "\n", says=("prompt", r"'\n'"))
+    assert_raises(DataError, dna.generate, "\n", says=("prompt", r"'\n'"))
 
 
 def test_end_tokens_of_the_model_end_texts_and_beams(lm):
@@ -75,17 +75,17 @@ def test_the_model_sees_the_end_of_a_long_prompt_and_a_warning_is_logged(lm, cap
 
 
 def test_unknown_characters_are_named(lm):
-    error_message(DataError, lm.generate, "aßX", 5, says=("prompt", "'X', 'ß'"))
+    assert_raises(DataError, lm.generate, "aßX", 5, says=("prompt", "'X', 'ß'"))
 
 
 @pytest.mark.parametrize("length", [0, -1])
 def test_length_and_number_of_samples_must_be_at_least_one(lm, length):
-    error_message(UsageError, lm.generate, "a", length, says=(f"length={length}", "1"))
-    error_message(UsageError, samples, lm, "a", 5, num_samples=length, says=(f"num_samples={length}", "1"))
+    assert_raises(UsageError, lm.generate, "a", length, says=(f"length={length}", "1"))
+    assert_raises(UsageError, samples, lm, "a", 5, num_samples=length, says=(f"num_samples={length}", "1"))
 
 
 def test_invalid_settings_are_rejected(lm):
-    error_message(UsageError, lm.generate, "a", 5, top_p=2, says=("top_p=2", "1.0"))
+    assert_raises(UsageError, lm.generate, "a", 5, top_p=2, says=("top_p=2", "1.0"))
 
 
 def test_samples_differ_and_do_not_depend_on_how_many_there_are(lm):
@@ -154,11 +154,11 @@ def test_settings_of_beam_search_are_those_of_its_section(words):
     def search(**settings):
         return next(words.beam_search(["to"], 5, **settings))
 
-    error_message(
+    assert_raises(
         UsageError, search, beam_width=2, length_penaltie=1.0, says=("length_penaltie", "length_penalty", "beam_width")
     )
-    error_message(UsageError, search, beam_width=0, says=("beam_width=0", "1"))
-    error_message(UsageError, search, beam_width=2, length_penalty=11.0, says=("length_penalty=11.0", "10.0"))
+    assert_raises(UsageError, search, beam_width=0, says=("beam_width=0", "1"))
+    assert_raises(UsageError, search, beam_width=2, length_penalty=11.0, says=("length_penalty=11.0", "10.0"))
 
 
 def test_unknown_words_in_a_prompt_are_logged(words, caplog):
@@ -242,9 +242,9 @@ def test_none_is_the_default(lm):
 )
 def test_a_wrong_argument_is_a_short_line_before_any_text_is_asked_for(lm, arguments, words):
     for function in (lm.generate, lm.stream):
-        assert len(error_message(UsageError, function, **{"prompt": "ab"} | arguments, says=words)) < 400
+        assert len(assert_raises(UsageError, function, **{"prompt": "ab"} | arguments, says=words)) < 400
     if "prompt" not in arguments and "num_samples" not in arguments:
-        error_message(UsageError, lm.complete, ["ab"], **arguments, says=words)
-    error_message(UsageError, lm.complete, ["ab", 3], says=("prompt=3", "string"))
-    error_message(UsageError, lm.beam_search, 3, beam_width=2, says=("prompt=3", "string"))
-    error_message(UsageError, lm.beam_search, "ab", beam_width=None, says=("beam_width=None", "integer"))
+        assert_raises(UsageError, lm.complete, ["ab"], **arguments, says=words)
+    assert_raises(UsageError, lm.complete, ["ab", 3], says=("prompt=3", "string"))
+    assert_raises(UsageError, lm.beam_search, 3, beam_width=2, says=("prompt=3", "string"))
+    assert_raises(UsageError, lm.beam_search, "ab", beam_width=None, says=("beam_width=None", "integer"))

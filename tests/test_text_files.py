@@ -11,7 +11,7 @@ import os
 import socket
 
 import pytest
-from helpers import assert_says, error_message
+from helpers import assert_raises, assert_says
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -59,13 +59,13 @@ def test_a_byte_order_mark_is_dropped_once(tmp_path):
 def test_another_encoding_is_read_if_it_is_set(tmp_path):
     path = write(tmp_path / "own.txt", "Prov\u00e9rbe \u20ac".encode("cp1252"))
     assert documents(path, "cp1252") == ["Prov\u00e9rbe \u20ac"]
-    error_message(DataError, documents, path, "utf-16", says=(path, "UTF-16", "--encoding"))
-    error_message(DataError, documents, path, "ascii", says=(path, "ASCII", "0xe9", "4", "--encoding"))
+    assert_raises(DataError, documents, path, "utf-16", says=(path, "UTF-16", "--encoding"))
+    assert_raises(DataError, documents, path, "ascii", says=(path, "ASCII", "0xe9", "4", "--encoding"))
 
 
 @pytest.mark.parametrize("encoding", ["utf9", "hex", "undefined", ""])
 def test_an_unknown_encoding_is_an_error(encoding):
-    error_message(UsageError, find_text, "own.txt", encoding, says=(f"encoding={encoding!r}", "utf-8"))
+    assert_raises(UsageError, find_text, "own.txt", encoding, says=(f"encoding={encoding!r}", "utf-8"))
 
 
 @pytest.mark.parametrize(
@@ -85,25 +85,25 @@ def test_an_unknown_encoding_is_an_error(encoding):
 def test_invalid_text_is_reported_with_its_offset(tmp_path, monkeypatch, data, words, read_size):
     monkeypatch.setattr(text_files, "READ_SIZE", read_size)
     path = write(tmp_path / "own.txt", data)
-    error_message(DataError, documents, path, says=(path, *words))
+    assert_raises(DataError, documents, path, says=(path, *words))
 
 
 def test_utf_16_is_recognised(tmp_path):
     path = write(tmp_path / "own.txt", "text".encode("utf-16"))
-    error_message(DataError, documents, path, says=(path, "UTF-16", "UTF-8", "NUL", "3"))
+    assert_raises(DataError, documents, path, says=(path, "UTF-16", "UTF-8", "NUL", "3"))
 
 
 def test_a_file_that_cannot_be_read(tmp_path):
     nested, long = write(tmp_path / "own.txt", b"a") + "/below", "long" * 99 + ".txt"
     for path in (str(tmp_path / "missing.txt"), str(tmp_path / "missing.jsonl")):
-        error_message(DataError, documents, path, says=(path,))
-    error_message(DataError, documents, nested, says=(nested, os.strerror(errno.ENOTDIR)))
-    error_message(DataError, documents, str(tmp_path / long), says=(str(tmp_path / long), os.strerror(errno.ENAMETOOLONG)))
-    error_message(DataError, lambda: scan(find_text(long)), says=(long, os.strerror(errno.ENAMETOOLONG)))
+        assert_raises(DataError, documents, path, says=(path,))
+    assert_raises(DataError, documents, nested, says=(nested, os.strerror(errno.ENOTDIR)))
+    assert_raises(DataError, documents, str(tmp_path / long), says=(str(tmp_path / long), os.strerror(errno.ENAMETOOLONG)))
+    assert_raises(DataError, lambda: scan(find_text(long)), says=(long, os.strerror(errno.ENAMETOOLONG)))
     intact = gzip.compress(b"text" * 99)
     for data in (b"no gzip", intact[:-9], intact[:-6] + b"sixsix", intact[:10] + b"\xff" * 20):
         path = write(tmp_path / "own.txt.gz", data)
-        error_message(DataError, documents, path, says=(path, "gzip"))
+        assert_raises(DataError, documents, path, says=(path, "gzip"))
 
 
 def test_a_file_without_permission(tmp_path, monkeypatch):
@@ -114,7 +114,7 @@ def test_a_file_without_permission(tmp_path, monkeypatch):
 
     path = write(tmp_path / "own.txt", b"secret")
     monkeypatch.setattr(text_files, "open", denied, raising=False)  # shadows the builtin
-    error_message(DataError, documents, path, says=(path, "Permission denied"))
+    assert_raises(DataError, documents, path, says=(path, "Permission denied"))
 
 
 # ---- Several documents ----------------------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ def test_each_json_line_is_a_document(tmp_path):
 def test_a_json_line_without_text_is_reported_by_number(tmp_path, line, word):
     good = '{"text": "good"}\n'  # of the three lines before it, one is blank and one is empty
     path = write(tmp_path / "own.jsonl", good + "\n" + '{"text": ""}\n' + line + "\n" + good)
-    error_message(DataError, documents, path, says=(path, "line 4", word))
+    assert_raises(DataError, documents, path, says=(path, "line 4", word))
 
 
 def test_empty_documents_are_skipped_and_counted(tmp_path):
@@ -155,11 +155,11 @@ def test_empty_documents_are_skipped_and_counted(tmp_path):
     assert scan(find_text(write(tmp_path / "full.jsonl", "\n".join(rows[:200])))).sha256 == full
     for name, data in (("blank.txt", " \n" * 9), ("empty.txt", ""), ("empty.jsonl", "\n")):
         write(tmp_path / "folder" / name, data)
-    error_message(DataError, documents, str(tmp_path / "folder"), says=(str(tmp_path / "folder"), "empty"))
+    assert_raises(DataError, documents, str(tmp_path / "folder"), says=(str(tmp_path / "folder"), "empty"))
     write(tmp_path / "folder" / "c.txt", "  text")
     assert documents(str(tmp_path / "folder")) == ["  text"]
     assert scan(find_text(str(tmp_path / "folder"))).num_empty == 3
-    error_message(DataError, documents, write(tmp_path / "rows.jsonl", "\n".join(rows[200:])), says=(path, "empty"))
+    assert_raises(DataError, documents, write(tmp_path / "rows.jsonl", "\n".join(rows[200:])), says=(path, "empty"))
 
 
 def test_joined_json_lines_have_byte_order_marks_in_the_middle(tmp_path):
@@ -169,9 +169,9 @@ def test_joined_json_lines_have_byte_order_marks_in_the_middle(tmp_path):
 
 def test_a_json_line_that_is_not_utf_8_and_a_file_without_lines(tmp_path):
     path = write(tmp_path / "own.jsonl", b'{"text": "caf\xe9"}')
-    error_message(DataError, documents, path, says=(path, "line 1", "UTF-8"))
+    assert_raises(DataError, documents, path, says=(path, "line 1", "UTF-8"))
     for data in (b"", b"\n\n"):
-        error_message(DataError, documents, write(tmp_path / "own.jsonl", data), says=(path, "empty"))
+        assert_raises(DataError, documents, write(tmp_path / "own.jsonl", data), says=(path, "empty"))
 
 
 def test_a_folder_is_its_text_files_sorted_by_path(tmp_path):
@@ -181,9 +181,9 @@ def test_a_folder_is_its_text_files_sorted_by_path(tmp_path):
     assert documents(str(tmp_path)) == ["a/z.txt", "b.txt", "c.txt.gz", "d.jsonl"]
     assert documents(str(tmp_path / "*.m?")) == ["e.md"]
     assert documents(str(tmp_path / "**" / "*.txt")) == ["a/z.txt", "b.txt"]
-    error_message(DataError, find_text, str(tmp_path / "*.rst"), says=(str(tmp_path / "*.rst"),))
+    assert_raises(DataError, find_text, str(tmp_path / "*.rst"), says=(str(tmp_path / "*.rst"),))
     (tmp_path / "nothing").mkdir()
-    error_message(DataError, find_text, str(tmp_path / "nothing"), says=(str(tmp_path / "nothing"), *text_files.SUFFIXES))
+    assert_raises(DataError, find_text, str(tmp_path / "nothing"), says=(str(tmp_path / "nothing"), *text_files.SUFFIXES))
 
 
 @pytest.mark.parametrize("name", ["c.JSONL", "c.Jsonl.GZ", "c.ndjson", "c.NDJSON.gz"])
@@ -209,7 +209,7 @@ def test_the_line_about_skipped_files_stays_short(tmp_path):
     for number in range(30):
         write(tmp_path / f"x.{number}", "x")
     write(tmp_path / "y.0", "y")
-    message = error_message(
+    message = assert_raises(
         DataError, find_text, str(tmp_path), says=(".0: 2", f"others: {31 - 1 - text_files.MAX_REASONS}")
     )
     assert len(message) < 300 + len(str(tmp_path))
@@ -227,7 +227,7 @@ def test_hidden_temporary_and_generated_files_are_skipped_and_counted(tmp_path, 
     assert find_text(str(tmp_path / where / "x.t?t")).skipped == ()
     assert_says(" ".join(text.skipped), str(len(CLUTTER)), ".md: 1", ".pdf: 2", "no suffix: 1")
     (tmp_path / where / "x.txt").unlink()
-    error_message(DataError, find_text, str(tmp_path), says=(str(tmp_path), str(len(CLUTTER)), ".pdf: 2"))
+    assert_raises(DataError, find_text, str(tmp_path), says=(str(tmp_path), str(len(CLUTTER)), ".pdf: 2"))
 
 
 def test_a_pattern_reads_clutter_only_if_it_names_it(tmp_path):
@@ -280,10 +280,10 @@ def test_a_pipe_or_device_is_refused_and_not_waited_for(tmp_path):
     with socket.socket(socket.AF_UNIX) as bound:
         bound.bind(str(tmp_path / "s.txt"))
         for path in (str(tmp_path / "pipe.txt"), str(tmp_path / "s.txt"), "/dev/null"):
-            error_message(DataError, find_text, path, says=(path,))
+            assert_raises(DataError, find_text, path, says=(path,))
     read_end, write_end = os.pipe()
     os.write(write_end, b"text")
-    error_message(DataError, find_text, f"/dev/fd/{read_end}", says=(f"/dev/fd/{read_end}",))
+    assert_raises(DataError, find_text, f"/dev/fd/{read_end}", says=(f"/dev/fd/{read_end}",))
     os.close(read_end)
     os.close(write_end)
 
@@ -300,7 +300,7 @@ def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", denied)
-    error_message(DataError, find_text, str(tmp_path), says=(str(tmp_path / "secret"), "Permission denied"))
+    assert_raises(DataError, find_text, str(tmp_path), says=(str(tmp_path / "secret"), "Permission denied"))
 
 
 def test_a_file_whose_name_looks_like_a_pattern_is_read(tmp_path):
@@ -361,7 +361,7 @@ def test_parts_are_ranges_of_characters_and_keep_documents_separate(tmp_path, mo
 def test_a_part_is_not_read_beyond_its_end(tmp_path):
     path = write(tmp_path / "own.txt", b"good text " * 200_000 + b"\xff")
     assert "".join(piece for _, piece in Text("", find_text(path).paths, end=11).pieces()) == "good text g"
-    error_message(DataError, documents, path, says=(path, "0xff", "2000000"))
+    assert_raises(DataError, documents, path, says=(path, "0xff", "2000000"))
 
 
 def test_a_scan_counts_and_hashes(tmp_path, monkeypatch):
