@@ -35,7 +35,7 @@ def assert_says(text, *words):
         assert count, f"{word!r} is not in {text!r}"
 
 
-def error_message(kind, function, *arguments, says=(), **keywords):
+def assert_raises(kind, function, *arguments, says=(), **keywords):
     """Asserts that the call raises exactly this class, with one line that contains these words. Returns the message."""
     with pytest.raises(kind) as raised:
         function(*arguments, **keywords)

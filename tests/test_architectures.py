@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 from flax import traverse_util
-from helpers import blocking_settings, error_message, random_params, random_tokens
+from helpers import assert_raises, blocking_settings, random_params, random_tokens
 from settings import other_values
 
 from minigpt_jax.config import ModelConfig, setting
@@ -76,7 +76,7 @@ def test_other_choices_are_rejected_by_name_but_other_settings_are_not(model_typ
     table = ARCHITECTURES[model_type]
     for name in table.choices:
         for other in changed(model_type, name):
-            message = error_message(DataError, model_type_of, other)
+            message = assert_raises(DataError, model_type_of, other)
             assert blocking_settings(message, model_type)[name] == str(getattr(other, name))
     for name in (*table.settings, *NOT_STORED):
         assert [model_type_of(other) for other in changed(model_type, name)] == [model_type]
@@ -110,7 +110,7 @@ def test_a_setting_in_no_table_is_rejected_unless_it_has_its_default(tmp_path, m
     later = LaterConfig(**dataclasses.asdict(plain.config))
     assert write(dataclasses.replace(plain, config=later), tmp_path / "default") == model_type
     used = dataclasses.replace(plain, config=dataclasses.replace(later, later_gain=True))
-    message = error_message(DataError, write, used, tmp_path / "used")
+    message = assert_raises(DataError, write, used, tmp_path / "used")
     assert blocking_settings(message, model_type) == {"later_gain": "True"}
 
 
@@ -118,14 +118,14 @@ def test_a_setting_in_no_table_is_rejected_unless_it_has_its_default(tmp_path, m
 @pytest.mark.parametrize("bias", [False, True])
 def test_an_unmapped_parameter_is_rejected_by_name(tmp_path, model_type, bias):
     extended = with_parameters(model(model_type, bias=bias), {f"{BLOCK}/attention/gain": np.ones(8, np.float32)})
-    message = error_message(DataError, write, extended, tmp_path / "new" / "model", says=(model_type,))
+    message = assert_raises(DataError, write, extended, tmp_path / "new" / "model", says=(model_type,))
     assert parameters(message) == [f"{BLOCK}/attention/gain"]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_many_unmapped_parameters_are_counted(tmp_path):
     extended = with_parameters(model("llama"), {f"gain/{letter}": np.ones(8, np.float32) for letter in "edcba"})
-    message = error_message(DataError, write, extended, tmp_path / "model", says=("llama", "2"))
+    message = assert_raises(DataError, write, extended, tmp_path / "model", says=("llama", "2"))
     assert parameters(message) == ["gain/a", "gain/b", "gain/c"]
 
 
@@ -135,7 +135,7 @@ def test_many_unmapped_parameters_are_counted(tmp_path):
 )
 def test_a_parameter_that_contradicts_the_settings_is_rejected(tmp_path, model_type, changes, path):
     contradictory = with_parameters(model(model_type, **changes), {path: np.ones(8, np.float32)})
-    message = error_message(DataError, write, contradictory, tmp_path / "model", says=(model_type,))
+    message = assert_raises(DataError, write, contradictory, tmp_path / "model", says=(model_type,))
     assert parameters(message) == [path]
 
 
@@ -144,7 +144,7 @@ def test_a_parameter_that_contradicts_the_settings_is_rejected(tmp_path, model_t
 def test_a_missing_parameter_is_named(tmp_path, model_type, part):
     """Including a bias: only biases that the settings turn off are stored as zeros."""
     path = f"{BLOCK}/attention/query/{part}"
-    message = error_message(DataError, write, with_parameters(model(model_type, bias=True), {path: ...}), tmp_path / "model")
+    message = assert_raises(DataError, write, with_parameters(model(model_type, bias=True), {path: ...}), tmp_path / "model")
     assert parameters(message) == [path]
 
 
@@ -156,7 +156,7 @@ def test_a_table_that_lacks_a_parameter_neither_writes_nor_reads(tmp_path, monke
     layer = tuple(row for row in table.layer if not any(parameter.endswith(path) for parameter in row.parameters))
     monkeypatch.setitem(ARCHITECTURES, model_type, dataclasses.replace(table, layer=layer))
     for use in (lambda: write(model(model_type), tmp_path / "after"), lambda: read(tmp_path / "before")):
-        error_message(DataError, use, says=(model_type, path))
+        assert_raises(DataError, use, says=(model_type, path))
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)

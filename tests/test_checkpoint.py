@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import assert_says, disk_events, error_message, logged
+from helpers import assert_raises, assert_says, disk_events, logged
 
 from minigpt_jax.config import Config, ModelConfig, TrainingConfig
 from minigpt_jax.data.tokenizers import CharTokenizer
@@ -214,7 +214,7 @@ def test_corruption_of_any_file_is_detected_and_the_file_named(workdir, corrupt)
         corrupt(path)
         # A corrupt manifest that is still readable may blame another file, so the message names only the folder.
         named = str(folder) if path.name == "manifest.json" else path.relative_to(folder).as_posix()
-        error_message(DataError, checkpoints.verify, workdir, 3, says=(named,))
+        assert_raises(DataError, checkpoints.verify, workdir, 3, says=(named,))
         path.write_bytes(before)
         checkpoints.verify(workdir, 3)
 
@@ -242,14 +242,14 @@ def test_an_unexpected_file_is_detected_and_named(workdir, name):
     path = step_dir(workdir, 3) / name
     path.parent.mkdir(exist_ok=True)
     path.touch()
-    error_message(DataError, checkpoints.verify, workdir, 3, says=(str(step_dir(workdir, 3)), name))
+    assert_raises(DataError, checkpoints.verify, workdir, 3, says=(str(step_dir(workdir, 3)), name))
 
 
 def test_one_error_names_all_corrupt_files(workdir):
     folder = step_dir(workdir, 3)
     (folder / "extra").touch()
     truncate(folder / "checkpoint.json")
-    error_message(DataError, checkpoints.verify, workdir, 3, says=(str(folder), "extra", "checkpoint.json"))
+    assert_raises(DataError, checkpoints.verify, workdir, 3, says=(str(folder), "extra", "checkpoint.json"))
 
 
 def write_info(workdir, info, **changes):
@@ -264,7 +264,7 @@ def write_info(workdir, info, **changes):
 )
 def test_metadata_of_another_format_is_refused(tmp_path, changes, words):
     write_info(tmp_path, info(1), **changes)
-    error_message(
+    assert_raises(
         DataError, checkpoints.read_info, tmp_path, 1, says=(str(step_dir(tmp_path, 1) / "checkpoint.json"), *words)
     )
 
@@ -274,7 +274,7 @@ def test_unreadable_metadata_is_corrupt(tmp_path, text):
     write_info(tmp_path, info(1))
     path = step_dir(tmp_path, 1) / "checkpoint.json"
     path.write_text(text, encoding="latin-1")
-    error_message(DataError, checkpoints.read_info, tmp_path, 1, says=(str(path),))
+    assert_raises(DataError, checkpoints.read_info, tmp_path, 1, says=(str(path),))
 
 
 # ---- Which to keep and which to use ---------------------------------------------------------------------------------------
@@ -310,8 +310,8 @@ def test_the_first_intact_checkpoint_is_used_and_each_corrupt_one_named(saved, t
     first, second = logged(caplog, "WARNING")
     assert_says(first, str(step_dir(tmp_path, 7)), "checkpoint.json", "5")
     assert_says(second, str(step_dir(tmp_path, 5)), "manifest.json", "3")
-    error_message(DataError, checkpoints.first_intact, tmp_path, [7, 5], says=(str(step_dir(tmp_path, 5)), "manifest.json"))
-    error_message(DataError, checkpoints.first_intact, tmp_path, [], says=(f"scripts/train.py --workdir {tmp_path}",))
+    assert_raises(DataError, checkpoints.first_intact, tmp_path, [7, 5], says=(str(step_dir(tmp_path, 5)), "manifest.json"))
+    assert_raises(DataError, checkpoints.first_intact, tmp_path, [], says=(f"scripts/train.py --workdir {tmp_path}",))
 
 
 def test_an_interrupted_delete_leaves_nothing_that_looks_like_a_checkpoint(workdir, monkeypatch):
@@ -412,13 +412,13 @@ def test_load_returns_the_best_parameters_with_config_and_tokenizer(run_dir):
 
 def test_load_names_a_missing_file(run_dir, tmp_path):
     nowhere, missing = tmp_path / "nowhere", os.strerror(errno.ENOENT)
-    error_message(DataError, load.load, nowhere, SHARDING, says=(str(nowhere), "config.json", missing, "scripts/train.py"))
+    assert_raises(DataError, load.load, nowhere, SHARDING, says=(str(nowhere), "config.json", missing, "scripts/train.py"))
     (run_dir / "tokenizer.json").unlink()
-    error_message(DataError, load.load, run_dir, SHARDING, says=(str(run_dir / "tokenizer.json"), missing))
+    assert_raises(DataError, load.load, run_dir, SHARDING, says=(str(run_dir / "tokenizer.json"), missing))
     shutil.rmtree(run_dir / "checkpoints")
-    error_message(DataError, load.load, run_dir, SHARDING, says=(f"scripts/train.py --workdir {run_dir}",))
+    assert_raises(DataError, load.load, run_dir, SHARDING, says=(f"scripts/train.py --workdir {run_dir}",))
     (run_dir / "config.json").unlink()
-    error_message(DataError, load.load, run_dir, SHARDING, says=(str(run_dir), "config.json", missing, "scripts/train.py"))
+    assert_raises(DataError, load.load, run_dir, SHARDING, says=(str(run_dir), "config.json", missing, "scripts/train.py"))
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
@@ -426,13 +426,13 @@ def test_load_names_a_corrupt_file(run_dir, name):
     intact = (run_dir / name).read_bytes()
     for corrupt in (intact[:20], intact[:20] + b"\xff" + intact[21:], b"[" * 100_000):
         (run_dir / name).write_bytes(corrupt)
-        error_message(DataError, load.load, run_dir, SHARDING, says=(str(run_dir / name),))
+        assert_raises(DataError, load.load, run_dir, SHARDING, says=(str(run_dir / name),))
 
 
 def test_load_refuses_another_tokenizer(run_dir):
     """It has the same vocabulary size, so nothing else would fail."""
     (run_dir / "tokenizer.json").write_text(CharTokenizer("\n abd").to_json())
-    error_message(DataError, load.load, run_dir, SHARDING, says=(str(run_dir / "tokenizer.json"),))
+    assert_raises(DataError, load.load, run_dir, SHARDING, says=(str(run_dir / "tokenizer.json"),))
 
 
 def test_load_skips_corrupt_parameters_for_the_next_best_with_a_warning(run_dir, caplog):
@@ -446,4 +446,4 @@ def test_load_skips_corrupt_parameters_for_the_next_best_with_a_warning(run_dir,
     assert_says(warning, *named, "4")
     for step in set(checkpoints.steps(run_dir)) - {3}:
         checkpoints.delete(step_dir(run_dir, step))
-    error_message(DataError, load.load, run_dir, SHARDING, says=named)
+    assert_raises(DataError, load.load, run_dir, SHARDING, says=named)

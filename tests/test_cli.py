@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import assert_says, error_message
+from helpers import assert_raises, assert_says
 
 from minigpt_jax import cli
 from minigpt_jax.config import SETTINGS
@@ -38,7 +38,7 @@ def test_without_a_run_the_error_says_how_to_get_one(tmp_path, monkeypatch, fold
     monkeypatch.chdir(tmp_path)
     if folder:
         Path(folder).mkdir(parents=True)
-    error_message(DataError, cli.newest_run, says=("runs/", "scripts/train.py", "--workdir"))
+    assert_raises(DataError, cli.newest_run, says=("runs/", "scripts/train.py", "--workdir"))
 
 
 def test_setting_help_lists_choices_and_the_default_as_typed():

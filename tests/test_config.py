@@ -6,7 +6,7 @@ import math
 import re
 
 import pytest
-from helpers import assert_says, error_message
+from helpers import assert_raises, assert_says
 
 from minigpt_jax.config import (
     SECTIONS,
@@ -78,7 +78,7 @@ def test_all_choices_are_accepted_and_a_typo_gets_a_suggestion(name):
         assert get_setting(with_setting(name, choice), name) == choice
     typo = choices[0][:-1]
     suggestion = choices[0]
-    error_message(UsageError, with_setting, name, typo, says=(f"{name}={typo!r}", suggestion, *choices))
+    assert_raises(UsageError, with_setting, name, typo, says=(f"{name}={typo!r}", suggestion, *choices))
 
 
 @pytest.mark.parametrize("name", names(lambda rules, kind: rules["at_least"] is not None))
@@ -88,14 +88,14 @@ def test_inclusive_lower_bounds(name):
     companions = {"embed_dim": {"num_heads": 1, "positions": "learned"}, "batch_size": {"grad_accumulation": 1}}
     config = Config().override({name: bound} | companions.get(name, {}))
     assert get_setting(config, name) == bound
-    error_message(UsageError, with_setting, name, kind(bound - 1), says=(f"{name}={kind(bound - 1)}", str(bound)))
+    assert_raises(UsageError, with_setting, name, kind(bound - 1), says=(f"{name}={kind(bound - 1)}", str(bound)))
 
 
 @pytest.mark.parametrize("name", names(lambda rules, kind: rules["above"] is not None))
 def test_exclusive_lower_bounds(name):
     bound = SETTINGS[name].field.metadata["above"]
     for value in (bound, bound - 1.0):
-        error_message(UsageError, with_setting, name, value, says=(f"{name}={value}", str(bound)))
+        assert_raises(UsageError, with_setting, name, value, says=(f"{name}={value}", str(bound)))
 
 
 @pytest.mark.parametrize("name", names(lambda rules, kind: rules["below"] is not None))
@@ -103,7 +103,7 @@ def test_exclusive_upper_bounds(name):
     bound, kind = SETTINGS[name].field.metadata["below"], setting_type(SETTINGS[name].field)
     just_below = bound - 1 if kind is int else math.nextafter(bound, 0)
     assert get_setting(with_setting(name, just_below), name) == just_below
-    error_message(UsageError, with_setting, name, bound, says=(f"{name}={bound}", str(bound)))
+    assert_raises(UsageError, with_setting, name, bound, says=(f"{name}={bound}", str(bound)))
 
 
 @pytest.mark.parametrize(
@@ -125,13 +125,13 @@ def test_exclusive_upper_bounds(name):
     ],
 )
 def test_important_bounds_are_enforced(name, value, allowed):
-    error_message(UsageError, with_setting, name, value, says=(f"{name}={value!r}", *allowed.split()))
+    assert_raises(UsageError, with_setting, name, value, says=(f"{name}={value!r}", *allowed.split()))
 
 
 @pytest.mark.parametrize("name", names(lambda rules, kind: kind is float))
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_numbers_must_be_finite(name, value):
-    error_message(UsageError, with_setting, name, value, says=(f"{name}={value}",))
+    assert_raises(UsageError, with_setting, name, value, says=(f"{name}={value}",))
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -139,7 +139,7 @@ def test_values_of_the_wrong_type_are_rejected(name):
     kind = setting_type(SETTINGS[name].field)
     wrong = {int: (1.0, "1", True), float: ("0.5", True), bool: (1, "true"), str: (1, True)}[kind]
     for value in wrong:
-        error_message(UsageError, with_setting, name, value, says=(f"{name}={value!r}", kind.__name__))
+        assert_raises(UsageError, with_setting, name, value, says=(f"{name}={value!r}", kind.__name__))
 
 
 def test_only_optional_settings_accept_none():
@@ -147,7 +147,7 @@ def test_only_optional_settings_accept_none():
         if entry.field.default is None:
             assert get_setting(with_setting(name, None), name) is None
         else:
-            error_message(UsageError, with_setting, name, None, says=(f"{name}=None", setting_type(entry.field).__name__))
+            assert_raises(UsageError, with_setting, name, None, says=(f"{name}=None", setting_type(entry.field).__name__))
 
 
 def test_integers_are_accepted_for_floats():
@@ -174,7 +174,7 @@ def test_integers_are_accepted_for_floats():
     ],
 )
 def test_conflicting_settings_are_named_with_their_values(section, values, words):
-    error_message(UsageError, section, **values, says=words.split())
+    assert_raises(UsageError, section, **values, says=words.split())
 
 
 def test_only_rotary_positions_need_an_even_head_size():
@@ -205,14 +205,14 @@ def test_overrides_take_precedence_over_the_preset_and_that_over_defaults():
 
 
 def test_override_validates_combinations():
-    error_message(UsageError, with_setting, "num_heads", 3, says=("embed_dim=128", "num_heads=3"))
+    assert_raises(UsageError, with_setting, "num_heads", 3, says=("embed_dim=128", "num_heads=3"))
     # The two are valid together, though num_heads=3 alone is not.
     assert Config().override({"num_heads": 3, "embed_dim": 96}).model.head_size == 32
 
 
 def test_unknown_settings_get_a_suggestion():
-    error_message(UsageError, with_setting, "num_layer", 3, says=("num_layer", "num_layers"))
-    message = error_message(UsageError, with_setting, "xyzzy", 3, says=("xyzzy",))
+    assert_raises(UsageError, with_setting, "num_layer", 3, says=("num_layer", "num_layers"))
+    message = assert_raises(UsageError, with_setting, "xyzzy", 3, says=("xyzzy",))
     assert not set(re.findall(r"\w+", message)) & set(SETTINGS)
 
 
@@ -224,7 +224,7 @@ def test_steps_and_epochs_replace_each_other(before, after):
 
 
 def test_steps_and_epochs_are_mutually_exclusive():
-    error_message(UsageError, Config().override, {"steps": 20, "epochs": 1.0}, says=("steps=20", "epochs=1.0"))
+    assert_raises(UsageError, Config().override, {"steps": 20, "epochs": 1.0}, says=("steps=20", "epochs=1.0"))
 
 
 # ---- The reference result -------------------------------------------------------------------------------------------------
@@ -293,7 +293,7 @@ def changed_json(**changes):
 )
 def test_corrupt_json_is_a_data_error(text):
     """Not a UsageError, even for an invalid setting: the file is at fault, not the command."""
-    error_message(DataError, Config.from_json, text)
+    assert_raises(DataError, Config.from_json, text)
 
 
 # ---- Presets --------------------------------------------------------------------------------------------------------------
@@ -317,8 +317,8 @@ def test_a_preset_loads_from_a_file(tmp_path):
 
 
 def test_an_unknown_preset_gets_a_suggestion_and_the_list(tmp_path):
-    error_message(UsageError, load_preset, "shakespear_char", says=("shakespear_char", "shakespeare_char", *preset_names()))
-    error_message(
+    assert_raises(UsageError, load_preset, "shakespear_char", says=("shakespear_char", "shakespeare_char", *preset_names()))
+    assert_raises(
         UsageError, load_preset, str(tmp_path / "missing.py"), says=(str(tmp_path / "missing.py"), *preset_names())
     )
 
@@ -327,7 +327,7 @@ def test_an_unknown_preset_gets_a_suggestion_and_the_list(tmp_path):
 def test_a_preset_file_must_return_a_config(tmp_path, source):
     path = tmp_path / "mine.py"
     path.write_text(source)
-    error_message(UsageError, load_preset, str(path), says=(str(path), "get_config()", "Config"))
+    assert_raises(UsageError, load_preset, str(path), says=(str(path), "get_config()", "Config"))
 
 
 @pytest.mark.parametrize(
@@ -341,7 +341,7 @@ def test_a_preset_file_must_return_a_config(tmp_path, source):
 def test_a_failing_preset_file_is_named_with_the_reason(tmp_path, source, reason):
     path = tmp_path / "mine.py"
     path.write_text(source)
-    error_message(UsageError, load_preset, str(path), says=(str(path), reason))
+    assert_raises(UsageError, load_preset, str(path), says=(str(path), reason))
 
 
 # ---- Differences and suggestions ------------------------------------------------------------------------------------------

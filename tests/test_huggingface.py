@@ -11,7 +11,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import blocking_settings, error_message
+from helpers import assert_raises, blocking_settings
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -147,7 +147,7 @@ def test_names_and_masks_of_the_original_gpt2_files_are_read(folder):
     save_file(old | {"lm_head.weight": old["wte.weight"]}, folder / "model.safetensors")
     edit_json(folder / "config.json", n_inner=..., bias=..., tie_word_embeddings=...)
     # Settings missing from config.json get the defaults of transformers.
-    error_message(
+    assert_raises(
         DataError, hf_reader.read, folder, says=(str(folder), "c_fc.weight", "(16, 24)", "config.json", "(16, 64)")
     )
     edit_json(folder / "config.json", n_inner=24)
@@ -174,7 +174,7 @@ def test_models_that_no_architecture_can_express_are_rejected_by_name(tmp_path):
         (like_gpt2, "gpt2", {"num_kv_heads": "2"}, ["4"]),
     ]:
         changed = dataclasses.replace(plain, config=dataclasses.replace(plain.config, **changes))
-        message = error_message(DataError, hf_writer.write, changed, tmp_path / "a", says=allowed)
+        message = assert_raises(DataError, hf_writer.write, changed, tmp_path / "a", says=allowed)
         assert blocking_settings(message, model_type) == named
     assert list(tmp_path.iterdir()) == []
 
@@ -183,8 +183,8 @@ def test_nothing_is_overwritten(folder):
     before = {path: path.read_bytes() for path in folder.iterdir()}
     below = folder / "config.json" / "below"
     for path in (folder, folder / "config.json"):
-        error_message(DataError, hf_writer.write, model("GPT-2"), path, says=(str(path),))
-    error_message(DataError, hf_writer.write, model("GPT-2"), below, says=(str(below), os.strerror(errno.EEXIST)))
+        assert_raises(DataError, hf_writer.write, model("GPT-2"), path, says=(str(path),))
+    assert_raises(DataError, hf_writer.write, model("GPT-2"), below, says=(str(below), os.strerror(errno.EEXIST)))
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -291,7 +291,7 @@ INVALID_FOLDERS = {
 def test_an_invalid_folder_is_rejected_with_the_reason(folder, name):
     corrupt, words = INVALID_FOLDERS[name]
     corrupt(folder)
-    error_message(DataError, load, folder, says=(str(folder), *words))
+    assert_raises(DataError, load, folder, says=(str(folder), *words))
 
 
 @pytest.mark.parametrize(
@@ -314,7 +314,7 @@ def test_an_invalid_folder_is_rejected_with_the_reason(folder, name):
 def test_an_unsupported_llama_is_rejected(tmp_path, changes, words):
     hf_writer.write(model("Llama with grouped queries"), tmp_path / "model")
     edit_json(tmp_path / "model" / "config.json", **changes)
-    message = error_message(
+    message = assert_raises(
         DataError, hf_reader.read, tmp_path / "model", says=(str(tmp_path / "model" / "config.json"), *words)
     )
     assert ("hidden_size" in message) == ("head_dim" in changes)
@@ -340,10 +340,10 @@ def test_as_many_key_heads_as_query_heads_are_read_as_none(tmp_path):
 def test_a_missing_library_is_reported_with_how_to_install_it(folder, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "safetensors.numpy", None)
     for use in (lambda: hf_reader.read(folder), lambda: hf_writer.write(model("GPT-2"), folder.parent / "new")):
-        error_message(UsageError, use, says=("safetensors", "python -m pip install -e '.[hf]'"))
+        assert_raises(UsageError, use, says=("safetensors", "python -m pip install -e '.[hf]'"))
 
 
 def test_a_file_in_place_of_a_folder_is_rejected(tmp_path):
     for name, word in (("model.bin", "pickle"), ("model.safetensors", "config.json")):
         (tmp_path / name).write_bytes(pickle.dumps(Bomb()))
-        error_message(DataError, load, tmp_path / name, says=(str(tmp_path / name), word))
+        assert_raises(DataError, load, tmp_path / name, says=(str(tmp_path / name), word))

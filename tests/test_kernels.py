@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import KERNELS, MASKS, assert_close, error_message, masks, normal, random_params
+from helpers import KERNELS, MASKS, assert_close, assert_raises, masks, normal, random_params
 
 from minigpt_jax import kernels
 from minigpt_jax.config import ModelConfig
@@ -147,7 +147,7 @@ def test_select_returns_the_kernels_for_a_device(device, changes, expected):
 
 
 def test_unknown_kernels_are_rejected():
-    error_message(UsageError, kernels.select, CONFIG, CPU, "fast", says=("kernels", "fast", "tuned", "plain"))
+    assert_raises(UsageError, kernels.select, CONFIG, CPU, "fast", says=("kernels", "fast", "tuned", "plain"))
 
 
 # ---- Attention ------------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import logging
 import jax
 import numpy as np
 import pytest
-from helpers import assert_says, error_message, logged
+from helpers import assert_raises, assert_says, logged
 
 from minigpt_jax.config import ModelConfig
 from minigpt_jax.data.tokenizers import CharTokenizer, WordTokenizer
@@ -56,17 +56,17 @@ def test_the_model_sees_the_end_of_a_long_prompt_and_a_warning_is_logged(lm, cap
 
 
 def test_unknown_characters_are_named(lm):
-    error_message(DataError, lm.generate, "aßX", 5, says=("prompt", "'X', 'ß'"))
+    assert_raises(DataError, lm.generate, "aßX", 5, says=("prompt", "'X', 'ß'"))
 
 
 @pytest.mark.parametrize("length", [0, -1])
 def test_length_and_number_of_samples_must_be_at_least_one(lm, length):
-    error_message(UsageError, lm.generate, "a", length, says=(f"length={length}", "1"))
-    error_message(UsageError, samples, lm, "a", 5, num_samples=length, says=(f"num_samples={length}", "1"))
+    assert_raises(UsageError, lm.generate, "a", length, says=(f"length={length}", "1"))
+    assert_raises(UsageError, samples, lm, "a", 5, num_samples=length, says=(f"num_samples={length}", "1"))
 
 
 def test_invalid_settings_are_rejected(lm):
-    error_message(UsageError, lm.generate, "a", 5, top_p=2, says=("top_p=2", "1.0"))
+    assert_raises(UsageError, lm.generate, "a", 5, top_p=2, says=("top_p=2", "1.0"))
 
 
 @pytest.mark.slow
@@ -136,11 +136,11 @@ def test_settings_of_beam_search_are_those_of_its_section(words):
     def search(**settings):
         return next(words.beam_search(["to"], 5, **settings))
 
-    error_message(
+    assert_raises(
         UsageError, search, beam_width=2, length_penaltie=1.0, says=("length_penaltie", "length_penalty", "beam_width")
     )
-    error_message(UsageError, search, beam_width=0, says=("beam_width=0", "1"))
-    error_message(UsageError, search, beam_width=2, length_penalty=11.0, says=("length_penalty=11.0", "10.0"))
+    assert_raises(UsageError, search, beam_width=0, says=("beam_width=0", "1"))
+    assert_raises(UsageError, search, beam_width=2, length_penalty=11.0, says=("length_penalty=11.0", "10.0"))
 
 
 def test_unknown_words_in_a_prompt_are_logged(words, caplog):

@@ -10,7 +10,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from helpers import error_message, random_params, random_tokens
+from helpers import assert_raises, random_params, random_tokens
 from settings import BASE, TRAINING, TRAINING_CHANGES
 
 from minigpt_jax.config import Config, DataConfig, ModelConfig, TrainingConfig
@@ -104,7 +104,7 @@ def test_resuming_keeps_the_tokenizer_of_the_run_and_refuses_a_changed_text(tmp_
     assert resumed.tokenizer == other
     assert resumed.splits["train"].num_unknown > 0
     other_text = config_for(tmp_path, TEXT + "!", tokenizer="word")
-    error_message(DataError, prepare, other_text, earlier, says=(str(tmp_path / "text.txt"), "--overwrite"))
+    assert_raises(DataError, prepare, other_text, earlier, says=(str(tmp_path / "text.txt"), "--overwrite"))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_the_error_for_a_split_shorter_than_a_window_gives_the_longest_context(
     tmp_path, text, context_length, split, num_tokens, longest
 ):
     config = config_for(tmp_path, text).override({"context_length": context_length})
-    message = error_message(DataError, prepare, config, says=(split, f"context_length={context_length}"))
+    message = assert_raises(DataError, prepare, config, says=(split, f"context_length={context_length}"))
     numbers = [num_tokens, context_length, context_length + 1, *longest]
     assert sorted(map(int, re.findall(r"\d+", message))) == sorted(numbers)
 

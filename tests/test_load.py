@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from helpers import assert_equal, error_message
+from helpers import assert_equal, assert_raises
 
 from minigpt_jax.api import load, train
 from minigpt_jax.config import Config, DataConfig, ModelConfig, TrainingConfig
@@ -118,10 +118,10 @@ def test_a_run_cannot_start_in_the_folder_of_its_initial_model(folder):
             "gpt2": (DataError, [str(itself), f"--init_from {itself}"]),
             "run": (UsageError, [f"init_from={folder / name}", "--workdir"]),
         }[name]
-        error_message(kind, train, config, itself, overwrite=True, says=says)
+        assert_raises(kind, train, config, itself, overwrite=True, says=says)
         assert {path: path.read_bytes() for path in (folder / name).rglob("*") if path.is_file()} == before
     for overwrite in (False, True):
-        error_message(DataError, train, preset(folder), folder / "gpt2", overwrite, says=(f"--init_from {folder / 'gpt2'}",))
+        assert_raises(DataError, train, preset(folder), folder / "gpt2", overwrite, says=(f"--init_from {folder / 'gpt2'}",))
 
 
 def test_settings_that_do_not_fit_are_named(folder):
@@ -131,7 +131,7 @@ def test_settings_that_do_not_fit_are_named(folder):
         ({"tokenizer": "char"}, ["tokenizer"]),  # the same number of characters, in another order
     ]:
         task = task_from(folder, **changes)
-        error_message(DataError, task.initial_params, SHARDING, says=(f"init_from={folder / 'gpt2'}", *words))
+        assert_raises(DataError, task.initial_params, SHARDING, says=(f"init_from={folder / 'gpt2'}", *words))
 
 
 def test_a_resumed_run_does_not_need_its_initial_model(folder, tmp_path, model):

@@ -7,7 +7,7 @@ import inspect
 import jax
 import numpy as np
 import pytest
-from helpers import error_message, normal, random_tokens
+from helpers import assert_raises, normal, random_tokens
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -235,12 +235,12 @@ def test_greedy_drops_the_samplers_and_keeps_the_penalties(greedy_settings):
 )
 def test_invalid_values_are_named(name, values):
     for value in values:
-        error_message(UsageError, processors, **{name: value}, says=(f"{name}={value}",))
+        assert_raises(UsageError, processors, **{name: value}, says=(f"{name}={value}",))
 
 
 def test_an_unknown_setting_is_named_with_a_suggestion():
     names = [field.name for field in dataclasses.fields(DecodingConfig)]
-    error_message(UsageError, processors, topk=3, says=("topk", "top_k", *names))
+    assert_raises(UsageError, processors, topk=3, says=("topk", "top_k", *names))
 
 
 @pytest.mark.parametrize("field", dataclasses.fields(DecodingConfig), ids=lambda field: field.name)
@@ -265,7 +265,7 @@ def test_every_strategy_has_a_setting():
 
 def test_greedy_and_temperature_are_mutually_exclusive():
     for temperature in (0.8, 1.0):
-        error_message(
+        assert_raises(
             UsageError, processors, greedy=True, temperature=temperature, says=("greedy", f"temperature={temperature}")
         )
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from helpers import assert_close, assert_equal, assert_says, error_message, logged
+from helpers import assert_close, assert_equal, assert_raises, assert_says, logged
 
 from minigpt_jax.api import load, train
 from minigpt_jax.config import Config, DataConfig, ModelConfig, ReferenceResult, TrainingConfig
@@ -346,7 +346,7 @@ def test_without_a_reference_result_there_is_no_verdict(config, finished, caplog
 def test_a_folder_deleted_while_training_is_an_error_and_not_recreated(config, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
     delete = AfterStep(4, lambda: shutil.rmtree(workdir))
-    error_message(DataError, train, config, workdir, callbacks=[delete], says=(str(workdir), os.strerror(errno.ENOENT)))
+    assert_raises(DataError, train, config, workdir, callbacks=[delete], says=(str(workdir), os.strerror(errno.ENOENT)))
     assert not workdir.exists()
 
 
@@ -372,7 +372,7 @@ def test_a_missing_extra_is_noticed_before_a_run_is_overwritten(config, finished
 )
 def test_a_run_with_another_config_is_refused_and_left_unchanged(config, finished, changes, words):
     before = snapshot(finished)
-    error_message(
+    assert_raises(
         DataError, train, config.override(changes), finished, says=(str(finished), *words, "--workdir", "--overwrite")
     )
     assert snapshot(finished) == before
@@ -383,7 +383,7 @@ def test_a_changed_text_is_refused(config, finished, files):
     try:
         (files / "text.txt").write_text(TEXT[::-1])
         words = (str(files / "text.txt"), "--overwrite")
-        error_message(DataError, train, config.override({"steps": STEPS + 5}), finished, says=words)
+        assert_raises(DataError, train, config.override({"steps": STEPS + 5}), finished, says=words)
     finally:
         (files / "text.txt").write_text(TEXT)
     assert snapshot(finished) == before
@@ -414,14 +414,14 @@ def test_a_run_whose_newest_checkpoint_is_corrupt_resumes_exactly_from_the_previ
 def test_a_run_without_an_intact_checkpoint_is_refused_and_left_unchanged(config, workdir):
     paths = [corrupt(workdir, step) for step in checkpoints.steps(workdir)]
     before = snapshot(workdir)
-    message = error_message(DataError, train, config.override({"steps": STEPS + 5}), workdir, says=(str(workdir),))
+    message = assert_raises(DataError, train, config.override({"steps": STEPS + 5}), workdir, says=(str(workdir),))
     assert paths[0].name in message
     assert snapshot(workdir) == before
 
 
 def test_a_folder_in_use_by_another_process_is_refused(config, workdir):
     with locked(workdir):
-        error_message(DataError, train, config.override({"steps": STEPS + 5}), workdir, says=(str(workdir), "--workdir"))
+        assert_raises(DataError, train, config.override({"steps": STEPS + 5}), workdir, says=(str(workdir), "--workdir"))
     assert checkpoints.steps(workdir)[-1] == STEPS
 
 
@@ -443,13 +443,13 @@ def test_allowed_changes_and_another_environment_are_logged_and_recorded(config,
 def test_a_folder_that_cannot_be_written_is_an_error(config, tmp_path):
     (tmp_path / "file").write_text("content")
     workdir = tmp_path / "file" / "run"
-    error_message(DataError, train, config, workdir, says=(str(workdir), os.strerror(errno.ENOTDIR)))
+    assert_raises(DataError, train, config, workdir, says=(str(workdir), os.strerror(errno.ENOTDIR)))
     assert (tmp_path / "file").read_text() == "content"
 
 
 def test_a_vocab_size_that_does_not_match_the_text_is_refused(config, tmp_path):
     words = ("vocab_size=7", "tokenizer=char", "6")
-    error_message(DataError, train, config.override({"vocab_size": 7}), tmp_path / "run", says=words)
+    assert_raises(DataError, train, config.override({"vocab_size": 7}), tmp_path / "run", says=words)
     assert not (tmp_path / "run").exists()
 
 
@@ -563,7 +563,7 @@ def test_too_many_non_finite_steps_in_a_row_are_an_error_with_likely_causes(conf
     if killed:
         train_until(strict, tmp_path, 6, monkeypatch)
     words = ("3", "6", "--learning_rate", "--warmup_steps", "--dtype bfloat16")
-    message = error_message(FloatingPointError, train, strict, tmp_path, says=words)
+    message = assert_raises(FloatingPointError, train, strict, tmp_path, says=words)
     assert len(re.findall(r"\d\.\d+", message)) == 1  # the last finite loss
     for step in checkpoints.steps(tmp_path):
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(final_state(config, tmp_path, step)))
@@ -593,7 +593,7 @@ def test_metrics_go_to_tensorboard_too(config, tmp_path):
 def test_without_tensorboardx_the_error_names_the_extra(config, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     words = ("--tensorboard", "python -m pip install -e '.[tensorboard]'")
-    error_message(UsageError, train, config, tmp_path, tensorboard=True, says=words)
+    assert_raises(UsageError, train, config, tmp_path, tensorboard=True, says=words)
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 import pytest
-from helpers import error_message
+from helpers import assert_raises
 
 from minigpt_jax.benchmarks import tables
 from minigpt_jax.config import Section, load_preset, preset_names, setting
@@ -81,31 +81,31 @@ def test_a_table_replaces_what_is_between_its_markers(tmp_path):
 
 def test_check_names_what_is_out_of_date_and_changes_nothing(tmp_path):
     root = root_with(tmp_path, ONE)
-    error_message(DataError, tables.update, root, check=True, says=("README.md",))
+    assert_raises(DataError, tables.update, root, check=True, says=("README.md",))
     assert (root / "README.md").read_text("utf-8") == ONE
 
 
 def test_an_unknown_name_lists_the_known_ones(tmp_path):
     root = root_with(tmp_path, ONE.replace("figures.json#key", "setings.model"))
-    error_message(UsageError, tables.update, root, says=("README.md", "setings.model", "settings.model", *tables.GENERATED))
+    assert_raises(UsageError, tables.update, root, says=("README.md", "setings.model", "settings.model", *tables.GENERATED))
     root = root_with(tmp_path, ONE.replace("#key", "#kee"))
-    error_message(UsageError, tables.update, root, says=("'kee'", "'key'"))
+    assert_raises(UsageError, tables.update, root, says=("'kee'", "'key'"))
     root = root_with(tmp_path, ONE.replace("figures.json", "none.json"))
-    error_message(DataError, tables.update, root, says=("none.json",))
+    assert_raises(DataError, tables.update, root, says=("none.json",))
 
 
 @pytest.mark.parametrize(
     "text", [ONE.replace("<!-- end -->", "") + ONE, ONE.replace("<!-- end -->", ""), ONE + "<!-- end -->"]
 )
 def test_markers_come_in_pairs(text, tmp_path):
-    error_message(DataError, tables.update, root_with(tmp_path, text), says=("README.md", "<!-- end -->"))
+    assert_raises(DataError, tables.update, root_with(tmp_path, text), says=("README.md", "<!-- end -->"))
 
 
 @pytest.mark.parametrize(
     "changes, says", [({"date": None}, "date"), ({"notes": "n"}, "notes"), ({"rows": [["x"]]}, "['x']")]
 )
 def test_figures_that_are_incomplete_are_refused(changes, says, tmp_path):
-    error_message(DataError, tables.update, root_with(tmp_path, ONE, **changes), says=("key", says))
+    assert_raises(DataError, tables.update, root_with(tmp_path, ONE, **changes), says=("key", says))
 
 
 def test_settings_become_rows():

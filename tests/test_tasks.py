@@ -13,7 +13,7 @@ import optax
 import pytest
 from flax import linen as nn
 from flax import struct
-from helpers import assert_equal, assert_says, error_message, logged
+from helpers import assert_equal, assert_raises, assert_says, logged
 
 from minigpt_jax import config, tasks
 from minigpt_jax.api import load, train
@@ -178,25 +178,25 @@ def test_another_task_trains_evaluates_previews_and_resumes_bit_for_bit(tmp_path
     assert [row["step"] for row in evaluations] == [5, 10, 15, 20]
     assert all(set(row) == {"step", "val_loss", "val_accuracy"} for row in evaluations)
     assert evaluations[-1]["val_loss"] < evaluations[0]["val_loss"]
-    error_message(DataError, load, tmp_path / "straight", says=(str(tmp_path / "straight"), "sorting"))
+    assert_raises(DataError, load, tmp_path / "straight", says=(str(tmp_path / "straight"), "sorting"))
 
 
 @pytest.mark.e2e
 def test_resuming_checks_the_sources_and_settings_of_the_task(tmp_path):
     with pytest.raises(StoppedError):
         train(CONFIG, tmp_path, callbacks=[Interrupt()])
-    error_message(DataError, train, CONFIG.override({"digits": 5}), tmp_path, says=(str(tmp_path), "digits=4", "5"))
+    assert_raises(DataError, train, CONFIG.override({"digits": 5}), tmp_path, says=(str(tmp_path), "digits=4", "5"))
     path = tmp_path / "checkpoints" / "7" / "checkpoint.json"
     assert json.loads(path.read_text())["sources"] == {"digits": "decimal"}
     text = dataclasses.replace(CONFIG, data=config.DataConfig())
-    error_message(DataError, train, text, tmp_path, says=(str(tmp_path), "task=sorting", "language_modelling"))
+    assert_raises(DataError, train, text, tmp_path, says=(str(tmp_path), "task=sorting", "language_modelling"))
 
 
 def test_a_setting_belongs_only_to_its_task():
     assert CONFIG.override({"digits": 6}).data.digits == 6
     assert Config.from_json(CONFIG.to_json()) == CONFIG
-    error_message(UsageError, CONFIG.override, {"dataset": "shakespeare"}, says=("dataset", "sorting"))
-    error_message(UsageError, Config().override, {"digits": 6}, says=("digits",))
+    assert_raises(UsageError, CONFIG.override, {"dataset": "shakespeare"}, says=("dataset", "sorting"))
+    assert_raises(UsageError, Config().override, {"digits": 6}, says=("digits",))
 
 
 def test_both_tables_of_tasks_have_the_same_names():

@@ -10,7 +10,7 @@ import json
 import os
 
 import pytest
-from helpers import error_message
+from helpers import assert_raises
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -58,13 +58,13 @@ def test_a_byte_order_mark_is_dropped_once(tmp_path):
 def test_another_encoding_is_read_if_it_is_set(tmp_path):
     path = write(tmp_path / "own.txt", "Prov\u00e9rbe \u20ac".encode("cp1252"))
     assert documents(path, "cp1252") == ["Prov\u00e9rbe \u20ac"]
-    error_message(DataError, documents, path, "utf-16", says=(path, "UTF-16", "--encoding"))
-    error_message(DataError, documents, path, "ascii", says=(path, "ASCII", "0xe9", "4", "--encoding"))
+    assert_raises(DataError, documents, path, "utf-16", says=(path, "UTF-16", "--encoding"))
+    assert_raises(DataError, documents, path, "ascii", says=(path, "ASCII", "0xe9", "4", "--encoding"))
 
 
 @pytest.mark.parametrize("encoding", ["utf9", "hex", "undefined", ""])
 def test_an_unknown_encoding_is_an_error(encoding):
-    error_message(UsageError, find_text, "own.txt", encoding, says=(f"encoding={encoding!r}", "utf-8"))
+    assert_raises(UsageError, find_text, "own.txt", encoding, says=(f"encoding={encoding!r}", "utf-8"))
 
 
 @pytest.mark.parametrize(
@@ -84,25 +84,25 @@ def test_an_unknown_encoding_is_an_error(encoding):
 def test_invalid_text_is_reported_with_its_offset(tmp_path, monkeypatch, data, words, read_size):
     monkeypatch.setattr(text_files, "READ_SIZE", read_size)
     path = write(tmp_path / "own.txt", data)
-    error_message(DataError, documents, path, says=(path, *words))
+    assert_raises(DataError, documents, path, says=(path, *words))
 
 
 def test_utf_16_is_recognised(tmp_path):
     path = write(tmp_path / "own.txt", "text".encode("utf-16"))
-    error_message(DataError, documents, path, says=(path, "UTF-16", "UTF-8", "NUL", "3"))
+    assert_raises(DataError, documents, path, says=(path, "UTF-16", "UTF-8", "NUL", "3"))
 
 
 def test_a_file_that_cannot_be_read(tmp_path):
     nested, long = write(tmp_path / "own.txt", b"a") + "/below", "long" * 99 + ".txt"
     for path in (str(tmp_path / "missing.txt"), str(tmp_path / "missing.jsonl")):
-        error_message(DataError, documents, path, says=(path,))
-    error_message(DataError, documents, nested, says=(nested, os.strerror(errno.ENOTDIR)))
-    error_message(DataError, documents, str(tmp_path / long), says=(str(tmp_path / long), os.strerror(errno.ENAMETOOLONG)))
-    error_message(DataError, lambda: scan(find_text(long)), says=(long, os.strerror(errno.ENAMETOOLONG)))
+        assert_raises(DataError, documents, path, says=(path,))
+    assert_raises(DataError, documents, nested, says=(nested, os.strerror(errno.ENOTDIR)))
+    assert_raises(DataError, documents, str(tmp_path / long), says=(str(tmp_path / long), os.strerror(errno.ENAMETOOLONG)))
+    assert_raises(DataError, lambda: scan(find_text(long)), says=(long, os.strerror(errno.ENAMETOOLONG)))
     intact = gzip.compress(b"text" * 99)
     for data in (b"no gzip", intact[:-9], intact[:-6] + b"sixsix", intact[:10] + b"\xff" * 20):
         path = write(tmp_path / "own.txt.gz", data)
-        error_message(DataError, documents, path, says=(path, "gzip"))
+        assert_raises(DataError, documents, path, says=(path, "gzip"))
 
 
 def test_a_file_without_permission(tmp_path, monkeypatch):
@@ -113,7 +113,7 @@ def test_a_file_without_permission(tmp_path, monkeypatch):
 
     path = write(tmp_path / "own.txt", b"secret")
     monkeypatch.setattr(text_files, "open", denied, raising=False)  # shadows the builtin
-    error_message(DataError, documents, path, says=(path, "Permission denied"))
+    assert_raises(DataError, documents, path, says=(path, "Permission denied"))
 
 
 # ---- Several documents ----------------------------------------------------------------------------------------------------
@@ -143,14 +143,14 @@ def test_each_json_line_is_a_document(tmp_path):
 def test_a_json_line_without_text_is_reported_by_number(tmp_path, line, word):
     good = '{"text": "good"}\n'
     path = write(tmp_path / "own.jsonl", good + good + line + "\n" + good)
-    error_message(DataError, documents, path, says=(path, "line 3", word))
+    assert_raises(DataError, documents, path, says=(path, "line 3", word))
 
 
 def test_a_json_line_that_is_not_utf_8_and_a_file_without_lines(tmp_path):
     path = write(tmp_path / "own.jsonl", b'{"text": "caf\xe9"}')
-    error_message(DataError, documents, path, says=(path, "line 1", "UTF-8"))
+    assert_raises(DataError, documents, path, says=(path, "line 1", "UTF-8"))
     for data in (b"", b"\n\n"):
-        error_message(DataError, documents, write(tmp_path / "own.jsonl", data), says=(path, "empty"))
+        assert_raises(DataError, documents, write(tmp_path / "own.jsonl", data), says=(path, "empty"))
 
 
 def test_a_folder_is_its_text_files_sorted_by_path(tmp_path):
@@ -160,11 +160,11 @@ def test_a_folder_is_its_text_files_sorted_by_path(tmp_path):
     assert documents(str(tmp_path)) == ["a/z.txt", "b.txt", "c.txt.gz", "d.jsonl"]
     assert documents(str(tmp_path / "*.m?")) == ["e.md"]
     assert documents(str(tmp_path / "**" / "*.txt")) == ["a/z.txt", "b.txt"]
-    error_message(DataError, find_text, str(tmp_path / "*.rst"), says=(str(tmp_path / "*.rst"),))
+    assert_raises(DataError, find_text, str(tmp_path / "*.rst"), says=(str(tmp_path / "*.rst"),))
     (tmp_path / "nothing").mkdir()
-    error_message(DataError, find_text, str(tmp_path / "nothing"), says=(str(tmp_path / "nothing"), *text_files.SUFFIXES))
+    assert_raises(DataError, find_text, str(tmp_path / "nothing"), says=(str(tmp_path / "nothing"), *text_files.SUFFIXES))
     blank = write(tmp_path / "nothing" / "blank.txt", " \n")
-    error_message(DataError, documents, str(tmp_path), says=(blank, "empty"))
+    assert_raises(DataError, documents, str(tmp_path), says=(blank, "empty"))
 
 
 def test_a_file_whose_name_looks_like_a_pattern_is_read(tmp_path):
@@ -225,7 +225,7 @@ def test_parts_are_ranges_of_characters_and_keep_documents_separate(tmp_path, mo
 def test_a_part_is_not_read_beyond_its_end(tmp_path):
     path = write(tmp_path / "own.txt", b"good text " * 200_000 + b"\xff")
     assert "".join(piece for _, piece in Text("", find_text(path).paths, end=11).pieces()) == "good text g"
-    error_message(DataError, documents, path, says=(path, "0xff", "2000000"))
+    assert_raises(DataError, documents, path, says=(path, "0xff", "2000000"))
 
 
 def test_a_scan_counts_and_hashes(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import assert_says, error_message, logged
+from helpers import assert_raises, assert_says, logged
 
 from minigpt_jax.data import text_files, token_file
 from minigpt_jax.data.text_files import Text, find_text, scan
@@ -159,7 +159,7 @@ def test_a_failed_write_leaves_no_files(source, tmp_path, monkeypatch, failing):
     folder, tokenizer = tmp_path / "data", CharTokenizer.train(TEXT)
     with monkeypatch.context() as patch:
         patch.setattr(*((Path, "write_text") if failing == "write_text" else (os, "replace")), fill_the_disk)
-        error_message(
+        assert_raises(
             DataError, tokenize, source, tokenizer, folder, says=(str(folder), "No space left on device", "--data_dir")
         )
     assert list(folder.iterdir()) == []
@@ -167,14 +167,14 @@ def test_a_failed_write_leaves_no_files(source, tmp_path, monkeypatch, failing):
 
 
 def test_a_text_that_cannot_be_encoded_leaves_no_files(source, tmp_path):
-    error_message(DataError, tokenize, source, CharTokenizer.train("abc"), tmp_path / "data", says=("'T'", "'ï'"))
+    assert_raises(DataError, tokenize, source, CharTokenizer.train("abc"), tmp_path / "data", says=("'T'", "'ï'"))
     assert list((tmp_path / "data").iterdir()) == []
 
 
 def test_tokens_of_a_text_that_changed_since_the_scan_are_not_kept(source, tmp_path):
     before = scan(source)
     source.paths[0].write_text(TEXT + "more")
-    error_message(DataError, token_file.tokenize, source, before, ByteTokenizer(), tmp_path / "data", says=("text.txt",))
+    assert_raises(DataError, token_file.tokenize, source, before, ByteTokenizer(), tmp_path / "data", says=("text.txt",))
     assert list((tmp_path / "data").iterdir()) == []
 
 
@@ -182,4 +182,4 @@ def test_an_unusable_folder_is_reported(source, tmp_path):
     (tmp_path / "file").write_text("not a folder")
     folder = tmp_path / "file"
     words = (str(folder), os.strerror(errno.EEXIST), "--data_dir")
-    error_message(DataError, tokenize, source, CharTokenizer.train(TEXT), folder, says=words)
+    assert_raises(DataError, tokenize, source, CharTokenizer.train(TEXT), folder, says=words)
