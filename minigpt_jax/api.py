@@ -59,7 +59,7 @@ def evaluate(workdir: str | Path, split: str = "val", stride: int | None = None)
     workdir = Path(workdir)
     config = read_run_config(workdir)
     with logs.shown():
-        step = checkpoints.first_intact(workdir, checkpoints.best_first(workdir))
+        step = checkpoints.best_intact(workdir)
         previous = PreviousRun(workdir, checkpoints.read_info(workdir, step).sources)
         task = prepare(config, previous, kernels=choose_kernels(config.model))
         return task.measures(trained_params(task, workdir, step, default_sharding()), split, stride)

@@ -104,16 +104,16 @@ def data_of(config: Config) -> DataConfig:
     return config.data
 
 
-def prepare(config: Config, earlier: PreviousRun | None = None, kernels: Kernels = PLAIN) -> LanguageModelling:
-    """Reads and tokenizes the texts, with the tokenizer of the earlier run or a newly trained one."""
+def prepare(config: Config, previous: PreviousRun | None = None, kernels: Kernels = PLAIN) -> LanguageModelling:
+    """Reads and tokenizes the texts, with the tokenizer of the previous run or a newly trained one."""
     data, training = data_of(config), config.training
     texts = read_texts(data)
-    if earlier is not None and earlier.sources["text"] != texts.sha256:
+    if previous is not None and previous.sources["text"] != texts.sha256:
         raise DataError(f"{data.dataset} has changed since this run started: restore it, or restart with --overwrite")
-    if earlier is None:
+    if previous is None:
         tokenizer = train_tokenizer(data, config.model.vocab_size, texts)
     else:
-        tokenizer = load.read_tokenizer(earlier.workdir, earlier.sources["tokenizer"])
+        tokenizer = load.read_tokenizer(previous.workdir, previous.sources["tokenizer"])
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size))
     splits = tokenize_splits(texts, tokenizer, config.model.context_length)
     num_steps = training.steps
