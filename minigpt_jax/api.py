@@ -67,7 +67,7 @@ def evaluate(
     moved = {"dataset": dataset, "val_dataset": val_dataset, "data_dir": data_dir}
     config = read_run_config(workdir).override({name: str(path) for name, path in moved.items() if path is not None})
     with logs.shown():
-        step = checkpoints.first_intact(workdir, checkpoints.best_first(workdir))
+        step = checkpoints.best_intact(workdir)
         previous = PreviousRun(workdir, checkpoints.read_info(workdir, step).sources)
         task = prepare(config, previous, kernels=choose_kernels(config.model))
         return task.measures(trained_params(task, workdir, step, default_sharding()), split, stride)

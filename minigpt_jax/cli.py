@@ -1,9 +1,11 @@
-"""Shared by all scripts: flags generated from the settings, one-line errors, logs on standard error."""
+"""Shared by all scripts: flags generated from the settings, one-line errors, logs, and the command `minigpt`."""
 
+import ast
 import dataclasses
 import logging
 import os
 import re
+import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +13,9 @@ from typing import Any
 
 from absl import flags
 
-from minigpt_jax.commands import IS_CHECKOUT, command
+from minigpt_jax.commands import IS_CHECKOUT, SCRIPTS_DIR, command
 from minigpt_jax.config import SETTINGS, Section, setting_type
-from minigpt_jax.errors import DataError, StoppedError, UsageError
+from minigpt_jax.errors import DataError, StoppedError, UsageError, did_you_mean
 from minigpt_jax.system.compilation_cache import compilation_cache
 from minigpt_jax.system.heap import retain_heap
 from minigpt_jax.system.logs import PROJECT_LOG, LogHandler
@@ -129,3 +131,20 @@ def print_help(usage: str) -> None:
     own = {flag.name for module in (__name__, sys.argv[0]) for flag in by_module.get(module, [])}
     for name in sorted(own - {"help"}):
         print(f"  --{name}\n      {flags.FLAGS[name].help}")
+
+
+def minigpt() -> None:
+    """The shell's command `minigpt`: `minigpt train` runs scripts/train.py, and so on for every script."""
+    scripts = {path.stem: path for path in sorted(SCRIPTS_DIR.glob("*.py"))}
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+        print("usage: minigpt COMMAND [--flags]; minigpt COMMAND --help lists the flags\n")
+        for name, path in scripts.items():
+            summary = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            print(f"  {name:<14}{summary.splitlines()[0]}")
+        return
+    _, name, *arguments = sys.argv
+    if name not in scripts:
+        allowed = f"{did_you_mean(name, scripts)}; allowed: {', '.join(scripts)}"
+        sys.exit(report(f"unknown command {name!r}{allowed}", UsageError.exit_status))
+    sys.argv = [str(scripts[name]), *arguments]
+    runpy.run_path(str(scripts[name]), run_name="__main__")

@@ -150,7 +150,15 @@ def fetch(server, path, **keywords):
 
 
 @pytest.mark.parametrize(
-    "answers", [["good"], ["unannounced"], ["503", "good"], ["429", "good"], ["500", "cut off", "good"], ["silent", "good"]]
+    "answers",
+    [
+        ["good"],
+        ["unannounced"],
+        ["503", "good"],
+        ["429", "good"],
+        ["500", "cut off", "good"],
+        pytest.param(["silent", "good"], marks=pytest.mark.e2e),
+    ],
 )
 def test_download_succeeds(server, tmp_path, answers):
     server.answers = answers

@@ -88,6 +88,7 @@ def test_invalid_settings_are_rejected(lm):
     assert_raises(UsageError, lm.generate, "a", 5, top_p=2, says=("top_p=2", "1.0"))
 
 
+@pytest.mark.slow
 def test_samples_differ_and_do_not_depend_on_how_many_there_are(lm):
     three = samples(lm, "ab", 20, num_samples=3)
     assert len(set(three)) == 3

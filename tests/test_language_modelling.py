@@ -217,9 +217,8 @@ def log_probs_of(task, params, ids):
 @pytest.mark.parametrize(
     "kind, stride",
     [
-        ("char", 4),
         ("word", 3),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("char", 1), ("byte", 3), ("bpe", 3))),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("char", 1), ("char", 4), ("byte", 3), ("bpe", 3))),
     ],
 )
 def test_the_loss_in_every_unit_agrees_with_its_definition(tmp_path, kind, stride):

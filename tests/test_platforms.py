@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 # Absent on Windows. They are removed before anything is imported, as it would be there.
 WITHOUT = """
@@ -18,6 +18,7 @@ import ctypes, mmap, os, signal, sys
 sys.modules["fcntl"] = sys.modules["resource"] = None
 for module, name in [(mmap, "MADV_RANDOM"), (os, "posix_fallocate"), (os, "sched_getaffinity"), (signal, "SIGHUP")]:
     if hasattr(module, name): delattr(module, name)
+os.process_cpu_count = os.cpu_count  # Python 3.13 computes it with sched_getaffinity
 
 class Library(ctypes.CDLL):
     def __init__(self, name, *arguments, **keywords):

@@ -260,6 +260,7 @@ def test_runs_that_differ_only_in_numbers_share_a_compiled_step_but_not_a_result
     assert train_step._cache_size() == before
 
 
+@pytest.mark.slow
 def test_two_learning_rates_under_vmap_are_two_separate_runs():
     configs = [TRAINING, dataclasses.replace(TRAINING, learning_rate=5 * TRAINING.learning_rate, weight_decay=0.3)]
     separate = [three_steps(train_step, *run_of(config)) for config in configs]

@@ -19,12 +19,12 @@ from typing import Any
 from absl import flags
 
 from minigpt_jax import cli
-from minigpt_jax.commands import IS_CHECKOUT
+from minigpt_jax.commands import IS_CHECKOUT, PACKAGE_DIR
 from minigpt_jax.config import SECTIONS, Config, Section, get_setting, load_preset, setting_type
 from minigpt_jax.errors import DataError, UsageError, did_you_mean
 from minigpt_jax.generation.strategy import BeamConfig, DecodingConfig
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = PACKAGE_DIR.parent
 END = "<!-- end -->"
 SOURCE_FIELDS = "machine", "versions", "date", "command"
 FIELDS = {"caption", "columns", "rows", *SOURCE_FIELDS}

@@ -16,7 +16,7 @@ from minigpt_jax.interop import hf_reader
 from minigpt_jax.interop.architectures import NOT_STORED
 from minigpt_jax.models.gpt import GPT
 from minigpt_jax.models.initial import init_params
-from minigpt_jax.runs import arrays, checkpoints
+from minigpt_jax.runs import checkpoints
 from minigpt_jax.runs.folder import read_config
 
 # Settings that may differ from those of the model that training starts from. The context may only become shorter.
@@ -33,7 +33,7 @@ def load(path: str | Path, sharding: jax.sharding.Sharding) -> LanguageModel:
     if is_huggingface(path):
         return hf_reader.read(path)
     config = read_run_config(path)
-    step = checkpoints.first_intact(path, checkpoints.best_first(path))
+    step = checkpoints.best_intact(path)
     return load_step(path, config, step, sharding)
 
 
@@ -44,8 +44,8 @@ def load_step(workdir: Path, config: Config, step: int, sharding: jax.sharding.S
     tokenizer = read_tokenizer(workdir, checkpoints.read_info(workdir, step).sources["tokenizer"])
     model = GPT(config.model)
     like = jax.eval_shape(lambda: init_params(jax.random.key(0), model))
-    saved = checkpoints.checkpoint_dir(workdir, step) / ("average" if config.training.ema else "params")
-    return LanguageModel(config.model, tokenizer, arrays.restore(saved, like, sharding))
+    params = checkpoints.restore_eval_params(workdir, step, config.training.ema > 0, like, sharding)
+    return LanguageModel(config.model, tokenizer, params)
 
 
 def read_tokenizer(workdir: Path, sha256: str) -> Tokenizer:

@@ -39,6 +39,10 @@ class CheckpointInfo:
     made_with: dict[str, str] = dataclasses.field(default_factory=dict)  # versions, device, flags: decide the exact bits
     format: int = FORMAT
 
+    def is_out_of_patience(self, patience: int) -> bool:
+        """Whether this many evaluations in a row had no lower loss. Never for 0."""
+        return 0 < patience <= self.evaluations_since_best
+
 
 def from_format_2(values: dict[str, Any]) -> dict[str, Any]:
     """Format 2 had only one task, and stored the checksums of its text and tokenizer as two separate entries."""
@@ -142,6 +146,14 @@ def save(workdir: Path, trees: Mapping[str, Any], info: CheckpointInfo) -> None:
             delete(final)
 
 
+def restore_eval_params(workdir: Path, step: int, has_average: bool, like: Any, sharding: Any) -> Any:
+    """The parameters of a verified checkpoint that evaluation and generation use: their average if the run has one.
+
+    See `arrays.restore` for `like`, `sharding` and the errors.
+    """
+    return arrays.restore(checkpoint_dir(workdir, step) / ("average" if has_average else "params"), like, sharding)
+
+
 def verify(workdir: Path, step: int) -> None:
     """Raises DataError naming every file of a checkpoint that is missing, unexpected or changed."""
     manifest.verify(checkpoint_dir(workdir, step))
@@ -175,19 +187,24 @@ def best_first(workdir: Path) -> list[int]:
     return sorted(steps(workdir), key=rank)
 
 
+def best_intact(workdir: Path) -> int:
+    """The step of the intact checkpoint with the lowest validation loss. Raises DataError if there is none."""
+    return first_intact(workdir, best_first(workdir))
+
+
 def first_intact(workdir: Path, candidates: list[int]) -> int:
     """The first of the candidate steps whose checkpoint is intact. Logs a warning for each corrupt one before it.
 
     Raises DataError if there is none.
     """
-    for place, step in enumerate(candidates):
+    for index, step in enumerate(candidates):
         try:
             verify(workdir, step)
             read_info(workdir, step)
         except DataError as error:
-            if place + 1 == len(candidates):
+            if index + 1 == len(candidates):
                 raise DataError(f"{workdir} has no intact checkpoint: {error}") from error
-            log.warning("Skipping a checkpoint: %s. Trying step %d instead.", error, candidates[place + 1])
+            log.warning("Skipping a checkpoint: %s. Trying step %d instead.", error, candidates[index + 1])
         else:
             return step
     raise DataError(f"{workdir} has no checkpoint yet: train it with {command('train')} --workdir {workdir}")

@@ -1,7 +1,6 @@
 """Peak memory of this process and of its device."""
 
 import contextlib
-import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ def peak_megabytes() -> float | None:
             if line.startswith("VmHWM"):
                 return int(line.split()[1]) * 1024 / 1e6
     try:
-        resource = importlib.import_module("resource")
+        import resource
     except ImportError:  # Windows
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

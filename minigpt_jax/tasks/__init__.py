@@ -10,13 +10,13 @@ from minigpt_jax.config import Config
 from minigpt_jax.models.kernels import PLAIN, Kernels
 from minigpt_jax.tasks.task import PreviousRun, Task
 
-# The module of each task, imported on first use. It has `prepare(config, earlier, kernels) -> Task`.
+# The module of each task, imported on first use. It has `prepare(config, previous, kernels) -> Task`.
 TASKS = {"language_modelling": "minigpt_jax.tasks.language_modelling"}
 
 
-def prepare(config: Config, earlier: PreviousRun | None = None, *, kernels: Kernels = PLAIN) -> Task:
-    """Reads the data and returns the config's task. To resume a run, pass as `earlier` what it was trained on.
+def prepare(config: Config, previous: PreviousRun | None = None, *, kernels: Kernels = PLAIN) -> Task:
+    """Reads the data and returns the config's task. To resume a run, pass as `previous` what it was trained on.
 
-    Raises DataError if the data does not fit the config or is not what the earlier run was trained on.
+    Raises DataError if the data does not fit the config or is not what the previous run was trained on.
     """
-    return importlib.import_module(TASKS[config.task]).prepare(config, earlier, kernels)
+    return importlib.import_module(TASKS[config.task]).prepare(config, previous, kernels)

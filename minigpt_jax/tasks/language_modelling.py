@@ -109,29 +109,29 @@ def data_of(config: Config) -> DataConfig:
     return config.data
 
 
-def prepare(config: Config, earlier: PreviousRun | None = None, kernels: Kernels = PLAIN) -> LanguageModelling:
-    """Reads and tokenizes the texts, with the tokenizer of the earlier run or a newly trained one."""
+def prepare(config: Config, previous: PreviousRun | None = None, kernels: Kernels = PLAIN) -> LanguageModelling:
+    """Reads and tokenizes the texts, with the tokenizer of the previous run or a newly trained one."""
     data, training = data_of(config), config.training
     try:
         texts = read_texts(data)
     except DataError as error:
-        if earlier is None:
+        if previous is None:
             raise
         moved = "if the run's text has moved, set --dataset (or --val_dataset, --data_dir) to where it is now"
         raise DataError(f"{error}; {moved}") from error
-    if earlier is not None and earlier.sources["text"] != texts.sha256:
+    if previous is not None and previous.sources["text"] != texts.sha256:
         names = data.dataset if data.val_dataset is None else f"{data.dataset} with {data.val_dataset} for validation"
         raise DataError(
             f"{names} is not the text that this run was trained on: restore it, set --dataset to where that text is now, "
             "choose another --workdir, or restart with --overwrite"
         )
-    if earlier is None:
+    if previous is None:
         tokenizer = train_tokenizer(data, config.model.vocab_size, texts)
     else:
-        tokenizer = load.read_tokenizer(earlier.workdir, earlier.sources["tokenizer"])
+        tokenizer = load.read_tokenizer(previous.workdir, previous.sources["tokenizer"])
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size))
     splits = tokenize_splits(texts, tokenizer, config.model.context_length)
-    if earlier is None and (share := overlap(splits["train"].ids, splits["val"].ids)) > MAX_OVERLAP:
+    if previous is None and (share := overlap(splits["train"].ids, splits["val"].ids)) > MAX_OVERLAP:
         log.warning(
             "%.0f%% of the validation text is also in the training text, so the validation loss will look too good: "
             "remove copies from %s, or set another --val_dataset.", 100 * share, data.dataset,

@@ -9,7 +9,7 @@ import jax
 
 from minigpt_jax.config import Config
 from minigpt_jax.data.batches import Batch
-from minigpt_jax.runs import arrays, checkpoints
+from minigpt_jax.runs import checkpoints
 
 
 class Objective(Protocol):
@@ -82,8 +82,8 @@ class Task(Protocol):
 def trained_params(task: Task, workdir: Path, step: int, sharding: jax.sharding.Sharding) -> Any:
     """The parameters of a verified checkpoint, for evaluation: with `ema`, their average. Raises DataError if they do not
     match the task's model."""
-    saved = checkpoints.checkpoint_dir(workdir, step) / ("average" if task.config.training.ema else "params")
-    return arrays.restore(saved, jax.eval_shape(task.objective.init, jax.random.key(0)), sharding)
+    like = jax.eval_shape(task.objective.init, jax.random.key(0))
+    return checkpoints.restore_eval_params(workdir, step, task.config.training.ema > 0, like, sharding)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -72,9 +72,9 @@ def finished_message(task: Task, workdir: Path, newest: int) -> str | None:
     """The log message for a run with nothing left to do at its newest checkpoint; None if there is something to do."""
     if newest == task.num_steps:
         return f"is complete ({newest} steps). Train longer with --steps N (N > {newest}), or restart with --overwrite."
-    patience = task.config.training.patience
-    evaluations = checkpoints.read_info(workdir, newest).evaluations_since_best
-    if 0 < patience <= evaluations:
+    info = checkpoints.read_info(workdir, newest)
+    if info.is_out_of_patience(task.config.training.patience):
+        evaluations = info.evaluations_since_best
         return (
             f"stopped early at step {newest}: no lower validation loss in {evaluations} evaluations. "
             f"Train longer with --patience N (N > {evaluations}, or 0 for no limit)."

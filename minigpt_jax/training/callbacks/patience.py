@@ -13,7 +13,7 @@ class Patience(Callback):
 
     def after_step(self, run: Run) -> None:
         patience = run.settings.patience
-        if run.means is None or run.is_over or not 0 < patience <= run.info.evaluations_since_best:
+        if run.means is None or run.is_over or not run.info.is_out_of_patience(patience):
             return
         run.has_ended_early = True
         log.info("No lower validation loss in %d evaluations: stopping early.", patience)
