@@ -13,7 +13,7 @@ from minigpt_jax import kernels as kernel_sets
 from minigpt_jax.config import Config, ModelConfig, whole_number
 from minigpt_jax.errors import UsageError, shortened
 from minigpt_jax.models.kernels import Kernels
-from minigpt_jax.system import logs
+from minigpt_jax.system import logs, streams
 from minigpt_jax.system.heap import retain_heap
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ def default_sharding() -> jax.sharding.Sharding:
 def train(config: Config, workdir: str | Path, overwrite: bool = False, *, kernels: str = "tuned", **options) -> None:
     """Trains in a run's folder, resuming from its newest checkpoint if it has one. `kernels` is "tuned" or "plain".
 
-    Prints logs, samples and progress. A notebook also shows the loss curve, and interrupting its cell stops after a
-    checkpoint. See `training.loop.train` for the options and exceptions.
+    Prints logs, samples and progress, and continues if they cannot be written. A notebook also shows the loss curve, and
+    interrupting its cell stops after a checkpoint. See `training.loop.train` for the options and exceptions.
     """
     from minigpt_jax.interop.load import check_not_huggingface
     from minigpt_jax.training import loop
@@ -44,7 +44,7 @@ def train(config: Config, workdir: str | Path, overwrite: bool = False, *, kerne
     check_not_huggingface(Path(workdir))
     retain_heap()
     device, chosen = jax.devices()[0], choose_kernels(config.model, kernels)
-    with logs.shown():
+    with streams.optional(), logs.shown():
         loop.train(config, Path(workdir), overwrite, device=device, kernels=chosen, **options)
 
 

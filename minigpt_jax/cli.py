@@ -3,7 +3,6 @@
 import ast
 import dataclasses
 import logging
-import os
 import re
 import runpy
 import sys
@@ -16,6 +15,7 @@ from absl import flags
 from minigpt_jax.commands import IS_CHECKOUT, SCRIPTS_DIR, command
 from minigpt_jax.config import SETTINGS, Section, setting_type
 from minigpt_jax.errors import DataError, StoppedError, UsageError, did_you_mean
+from minigpt_jax.system import streams
 from minigpt_jax.system.compilation_cache import compilation_cache
 from minigpt_jax.system.heap import retain_heap
 from minigpt_jax.system.logs import PROJECT_LOG, LogHandler
@@ -82,33 +82,38 @@ def run(main: Callable[..., None], usage: str, positional: bool = False) -> None
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the exceptions that it raises, with tracebacks
     flags.DEFINE_bool("help", False, "show this help", short_name="h", allow_override=True)
     retain_heap()
-    try:
-        arguments = parsed_arguments()
-        if arguments and not positional:
-            raise UsageError(f"unexpected argument {arguments[0]!r}: give settings as --name value")
-        if flags.FLAGS.help:
-            print_help(usage)
-        else:
-            with compilation_cache():
-                main(*([arguments] if positional else []))
-        sys.stdout.flush()  # a closed pipe raises here, not at interpreter exit, where Python would print it
-    except flags.Error as error:
-        sys.exit(report(str(error), UsageError.exit_status))
-    except (UsageError, DataError) as error:
-        sys.exit(report(str(error), error.exit_status))
-    except FloatingPointError as error:
-        sys.exit(report(str(error), DataError.exit_status))
-    except RuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):  # JAX's status code
-            raise
-        message = f"out of memory: {error}; use a smaller --batch_size or model, or --remat"
-        sys.exit(report(message, DataError.exit_status))
-    except StoppedError as stopped:  # already logged
-        sys.exit(stopped.exit_status)
-    except KeyboardInterrupt:
-        sys.exit(report("interrupted", 130))  # 128 + SIGINT, as in a shell
-    except BrokenPipeError:  # standard output was closed, as by `| head`: exit silently
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with streams.of_command() as output:
+        try:
+            arguments = parsed_arguments()
+            if arguments and not positional:
+                raise UsageError(f"unexpected argument {arguments[0]!r}: give settings as --name value")
+            if flags.FLAGS.help:
+                print_help(usage)
+            else:
+                with compilation_cache():
+                    main(*([arguments] if positional else []))
+            output.flush()  # what cannot be written raises here, not at interpreter exit, where Python would print it
+        except flags.Error as error:
+            sys.exit(report(str(error), UsageError.exit_status))
+        except (UsageError, DataError) as error:
+            sys.exit(report(str(error), error.exit_status))
+        except FloatingPointError as error:
+            sys.exit(report(str(error), DataError.exit_status))
+        except RuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):  # JAX's status code
+                raise
+            message = f"out of memory: {error}; use a smaller --batch_size or model, or --remat"
+            sys.exit(report(message, DataError.exit_status))
+        except StoppedError as stopped:  # already logged
+            sys.exit(stopped.exit_status)
+        except KeyboardInterrupt:
+            sys.exit(report("interrupted", 130))  # 128 + SIGINT, as in a shell
+        except OSError as error:
+            if error is not output.error:
+                raise
+            if not isinstance(error, BrokenPipeError):  # the reader has left, as in `| head`: exit silently
+                message = f"cannot write to standard output: {error.strerror}"
+                sys.exit(report(message, DataError.exit_status))
 
 
 def parsed_arguments() -> list[str]:

@@ -105,11 +105,18 @@ def read_prompts() -> list[str]:
     if PROMPTS.value is None:
         return [PROMPT.value]
     path = PROMPTS.value
-    text = decode_text(sys.stdin.buffer.read(), "standard input") if path == "-" else read_text_file(path)
+    text = decode_text(standard_input(), "standard input") if path == "-" else read_text_file(path)
     prompts = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
     if "" in prompts:
         raise DataError(f"line {prompts.index('') + 1} of {path!r} is empty: each line must be a prompt")
     return prompts
+
+
+def standard_input() -> bytes:
+    try:
+        return sys.stdin.buffer.read()
+    except OSError as error:
+        raise DataError(f"cannot read standard input: {error.strerror or error}") from error
 
 
 def texts(model: LanguageModel, prompts: list[str], settings: dict, beam: dict) -> Iterator[Completion | BeamText]:
@@ -123,13 +130,23 @@ def texts(model: LanguageModel, prompts: list[str], settings: dict, beam: dict) 
 def print_texts(model: LanguageModel, results: Iterator[Completion | BeamText]) -> None:
     for number, result in enumerate(results, 1):
         if FORMAT.value == "jsonl":
-            print(json.dumps(record(result), ensure_ascii=False), flush=True)
+            print(json_line(record(result)), flush=True)
             continue
         if number > 1:
             log.info("--- text %d", number)
         print(result.text, flush=True)
         if EXPLAIN.value:
             log.info("%s", table(model, result))
+
+
+def json_line(values: dict) -> str:
+    """One line of JSON. If standard output's encoding lacks a character, all are ASCII, with the escapes of JSON."""
+    line = json.dumps(values, ensure_ascii=False)
+    try:
+        line.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(values)
+    return line
 
 
 def record(result: Completion | BeamText) -> dict:
@@ -179,7 +196,7 @@ def converse(model: LanguageModel, settings: dict) -> None:
         try:
             print("> ", end="", file=sys.stderr, flush=True)
             prompt = input()
-        except (EOFError, KeyboardInterrupt):
+        except (EOFError, OSError, KeyboardInterrupt):  # OSError: the terminal was closed
             print(file=sys.stderr)
             return
         try:

@@ -1,7 +1,9 @@
 """Runs: resuming after a kill is bit-exact, and a run that does not match its config or data is refused, untouched."""
 
+import contextlib
 import dataclasses
 import errno
+import io
 import json
 import logging
 import math
@@ -26,6 +28,7 @@ from minigpt_jax.errors import DataError, StoppedError, UsageError
 from minigpt_jax.interop.load import read_run_config
 from minigpt_jax.runs import checkpoints
 from minigpt_jax.runs.folder import locked
+from minigpt_jax.system import streams
 from minigpt_jax.tasks import language_modelling, prepare
 from minigpt_jax.tasks.language_modelling import LanguageModelling
 from minigpt_jax.training import loop, resume, run
@@ -318,6 +321,27 @@ def test_samples_go_to_standard_output_and_change_no_parameter(config, finished,
     assert set(samples) <= set("\n abcd")
     assert len(samples) == 3 * (len("\n") + 1 + 20 + len("\n\n"))
     assert_equal(final_state(config, tmp_path), final_state(config, finished))
+
+
+@pytest.mark.parametrize("stream", [None, "/dev/full", "ascii"])
+def test_a_run_continues_when_samples_and_logs_cannot_be_written(config, workdir, monkeypatch, caplog, stream):
+    """And takes the streams of its own callbacks along."""
+    monkeypatch.setattr(LanguageModelling, "preview", lambda *_: "漢字")
+    full = open(stream, "w") if stream == "/dev/full" else contextlib.nullcontext()  # noqa: SIM115
+    talk = AfterStep(STEPS + 1, lambda: print("漢字", file=sys.stderr, flush=True))
+    with full as output, caplog.at_level("INFO"), monkeypatch.context() as patched:
+        output = io.TextIOWrapper(io.BytesIO(), stream) if stream == "ascii" else output
+        patched.setattr(sys, "stdout", output)
+        patched.setattr(sys, "stderr", output)
+        train(config.override({"steps": STEPS + 2, "sample_every": 1}), workdir, callbacks=[talk])
+        assert sys.stdout is output
+        streams.discard_rest(output)
+    assert checkpoints.steps(workdir)[-1] == STEPS + 2
+    if stream == "ascii":
+        assert output.buffer.getvalue().count(rb"\u6f22\u5b57") == 3
+    else:
+        [warning] = logged(caplog, "WARNING")
+        assert_says(warning, os.strerror(errno.ENOSPC if stream else errno.EBADF))
 
 
 def conclude(config, workdir):

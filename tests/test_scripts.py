@@ -4,6 +4,7 @@ Training runs in processes of its own. Most of the other commands run in this pr
 """
 
 import contextlib
+import errno
 import gzip
 import importlib.util
 import io
@@ -387,6 +388,48 @@ def test_interrupting_an_interactive_text_does_not_end_the_program(trained, call
     monkeypatch.setattr(LanguageModel, "stream", interrupted)
     monkeypatch.setattr(sys, "stdin", io.StringIO("To be\nTo be\n"))
     assert succeeded(call(trained.folder, f"{RUN} --interactive")).stdout == "To be\nTo be\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize(
+    "command",
+    [
+        RUN,
+        f"{RUN} --stream",
+        f"{RUN} --interactive",
+        f"{RUN} --help",
+        "tokens --tokenizer runs/debug/tokenizer.json --text To",
+        "checkpoints --workdir runs/debug",
+    ],
+)
+@pytest.mark.parametrize("output, reason", [(None, errno.EBADF), ("/dev/full", errno.ENOSPC)])
+def test_output_that_cannot_be_written_is_a_one_line_error(trained, call, monkeypatch, command, output, reason):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("To be\nTo be\n"))
+    with open(output, "w") if output else contextlib.nullcontext() as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        process = call(trained.folder, command)
+    assert process.returncode == DATA
+    [line] = process.stderr.removeprefix("> ").splitlines()
+    assert line.startswith("error: ")
+    assert_says(line, os.strerror(reason))
+
+
+@pytest.mark.parametrize("encoding, written", [("ascii", r"To caf\u00e9 \u6f22"), ("utf-8", "To café 漢")])
+def test_json_stays_json_in_another_encoding(trained, call, monkeypatch, encoding, written):
+    output = io.TextIOWrapper(io.BytesIO(), encoding)
+    monkeypatch.setattr(sys, "stdout", output)
+    succeeded(call(trained.folder, f"{RUN} --format jsonl --prompt 'To café 漢'"))
+    line = output.buffer.getvalue().decode(encoding)
+    assert written in line
+    assert json.loads(line)["prompt"] == "To café 漢"
+
+
+def test_prompts_that_are_not_utf8_are_refused_one_by_one(trained, call, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"To\n\xff\nbe\n"), "utf-8"))
+    process = succeeded(call(trained.folder, f"{RUN} --interactive"))
+    assert len(process.stdout) == 2 * (2 + 30 + 1)
+    assert_says(process.stderr, r"'\udcff'")
+    assert process.stderr.count("> ") == 4
 
 
 def test_explain_shows_the_probabilities_of_each_token(trained, call):

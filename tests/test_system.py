@@ -1,5 +1,7 @@
 """Process-wide state: the cache folder, the compilation cache, kept memory and the number of CPU devices."""
 
+import errno
+import io
 import os
 import resource
 import subprocess
@@ -13,7 +15,7 @@ import pytest
 from minigpt_jax import files
 from minigpt_jax.benchmarks.interleave import in_own_process
 from minigpt_jax.files import sha256
-from minigpt_jax.system import compilation_cache, devices, heap
+from minigpt_jax.system import compilation_cache, devices, heap, streams
 
 pytestmark = pytest.mark.e2e
 
@@ -186,3 +188,101 @@ log.info("outside")
 def test_log_lines_are_shown_unless_the_program_has_set_up_logging(setup, lines):
     process = subprocess.run([sys.executable, "-c", PROGRAM, setup], capture_output=True, text=True, check=True)
     assert process.stderr.splitlines() == lines
+
+
+# ---- Streams --------------------------------------------------------------------------------------------------------------
+
+
+def broken_stream(reason):
+    """A stream that cannot be written, and the error number."""
+    if reason == "missing":
+        return None, errno.EBADF
+    if reason == "closed":
+        stream = io.StringIO()
+        stream.close()
+        return stream, errno.EBADF
+    if reason == "full":
+        return open("/dev/full", "w"), errno.ENOSPC
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    return open(write_end, "w"), errno.EPIPE
+
+
+NO_DEV_FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+
+
+@pytest.mark.parametrize("reason", ["missing", "closed", "no reader", pytest.param("full", marks=NO_DEV_FULL)])
+def test_only_the_first_failure_of_a_stream_is_reported(reason):
+    (raw, number), errors = broken_stream(reason), []
+    stream = streams.Stream(raw, errors.append)
+    for _ in range(3):
+        print("text", file=stream, flush=True)
+    assert [error.errno for error in errors] == [number]
+    assert stream.error is errors[0]
+    assert not stream.isatty()
+    streams.discard_rest(raw)
+    if reason in ("full", "no reader"):
+        raw.close()  # raises if there were anything left that cannot be written
+
+
+def test_a_stream_that_can_be_written_again_is_written():
+    class Disk(io.StringIO):
+        is_full = True
+
+        def write(self, text):
+            if self.is_full:
+                raise OSError(errno.ENOSPC, "full")
+            return super().write(text)
+
+    disk = Disk()
+    stream = streams.Stream(disk, streams.ignore)
+    print("lost", end="", file=stream)
+    disk.is_full = False
+    print("kept", end="", file=stream)
+    assert disk.getvalue() == "kept"
+
+
+@pytest.mark.parametrize(
+    "encoding, written", [("ascii", r"caf\xe9 \u6f22"), ("cp1252", r"café \u6f22"), ("utf-8", "café 漢"), (None, "café 漢")]
+)
+def test_characters_that_an_encoding_lacks_are_escaped(encoding, written):
+    raw = io.StringIO() if encoding is None else io.TextIOWrapper(io.BytesIO(), encoding)
+    stream = streams.Stream(raw, streams.fail)
+    assert stream.write("café 漢") == 6
+    assert (raw.getvalue() if encoding is None else (stream.flush(), raw.buffer.getvalue().decode(encoding))[1]) == written
+
+
+def test_bytes_that_are_not_text_lose_no_line_of_the_input(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"To\n\xff\nbe\n"), "utf-8"))
+    with streams.of_command():
+        assert [input() for _ in range(3)] == ["To", "\udcff", "be"]
+
+
+PRINT = """
+import sys
+from minigpt_jax.system import streams
+try:
+    with streams.of_command() as output:
+        print("log", file=sys.stderr)
+        assert sys.stdin.read() == ""
+        file = open("file", "w")
+        assert file.fileno() > 2
+        print("text", flush=True)
+except OSError as error:
+    assert error is output.error
+    file.write("failed")
+"""
+
+
+@pytest.mark.parametrize(
+    "closed, content", [("<&- 2>&-", ""), ("<&- >&- 2>&-", "failed"), (">/dev/full </dev/null", "failed")]
+)
+def test_a_process_without_streams_ends_normally_and_its_files_get_other_numbers(tmp_path, closed, content):
+    command = f'"$0" -c "$1" {closed}'
+    process = subprocess.run(
+        ["sh", "-c", command, sys.executable, PRINT],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    assert process.returncode == 0
+    assert (tmp_path / "file").read_text() == content

@@ -18,6 +18,7 @@ import io
 import json
 import os
 import re
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -121,8 +122,8 @@ def scan(text: Text) -> Scan:
 
 
 def progress(description: str, total: int | None = None) -> tqdm:
-    """A progress bar in bytes, shown on a terminal only."""
-    return tqdm(desc=description, total=total, unit="B", unit_scale=True, leave=False, disable=None)
+    """A progress bar in bytes, shown on a terminal only. Standard error is None in a program without a console."""
+    return tqdm(desc=description, total=total, unit="B", unit_scale=True, leave=False, disable=None if sys.stderr else True)
 
 
 def find_text(dataset: str, encoding: str = "utf-8") -> Text:

@@ -60,8 +60,6 @@ def train(
                     log.info("%s %s", workdir, message)
                     return
             run_loop(Run.open(task, workdir, newest, params, device, kernels.name, compilations, make_writer), callbacks)
-    except BrokenPipeError:
-        raise  # from standard output, where the samples go
     except OSError as error:
         raise DataError(f"cannot write the run to {workdir}: {error.strerror or error}") from error
 
