@@ -30,7 +30,7 @@ class DataError(OneLineError, ValueError):
 
 
 class StoppedError(OneLineError):
-    """Raised after SIGINT or SIGTERM, once the step is checkpointed."""
+    """Raised after SIGINT, SIGTERM or SIGHUP, once the step is checkpointed."""
 
     def __init__(self, signal_number: int):
         super().__init__(f"stopped by signal {signal_number}")

@@ -7,7 +7,8 @@ python scripts/train.py --init_from runs/mine --workdir runs/2  starts from the 
 python scripts/train.py --max_minutes 30                        stops after 30 minutes; the same command resumes
 
 Presets override some of the defaults below; without --config, the preset is shakespeare_char.
-Ctrl-C and SIGTERM finish the step, save a checkpoint and stop; a second one stops immediately.
+Ctrl-C, SIGTERM and closing the terminal finish the step, save a checkpoint and stop; a second Ctrl-C or SIGTERM stops
+immediately.
 """
 
 import logging

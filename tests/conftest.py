@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import signal
 
 # Nearly all of the suite's time is spent compiling programs that run for milliseconds. Disabling LLVM's optimisations halves
 # it. XLA's older fusion emitters, last supported in jax 0.10, reduce the rest to a third. Set before JAX is imported. The
@@ -14,6 +15,8 @@ os.environ["XLA_FLAGS"] = (
 import hypothesis
 import jax
 import pytest
+
+from minigpt_jax.system import signals
 
 jax.config.update("jax_numpy_rank_promotion", "raise")  # (B,) + (B, T) must be explicit
 jax.config.update("jax_debug_key_reuse", True)  # reusing a key
@@ -52,6 +55,16 @@ def clear_jax_caches():
 def own_cache_folder(tmp_path, monkeypatch):
     """Keeps tests out of the user's cache folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def default_handlers():
+    """Resets the signals that stop a run, since tests started in the background inherit ignored ones."""
+    numbers = [getattr(signal, name) for name in signals.STOP_SIGNALS if hasattr(signal, name)]
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
+    yield before.keys()
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

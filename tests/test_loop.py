@@ -28,7 +28,7 @@ from minigpt_jax.errors import DataError, StoppedError, UsageError
 from minigpt_jax.interop.load import read_run_config
 from minigpt_jax.runs import checkpoints
 from minigpt_jax.runs.folder import locked
-from minigpt_jax.system import streams
+from minigpt_jax.system import signals, streams
 from minigpt_jax.tasks import language_modelling, prepare
 from minigpt_jax.tasks.language_modelling import LanguageModelling
 from minigpt_jax.training import loop, resume, run
@@ -511,23 +511,24 @@ class AfterStep(Callback):
             self.action()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [getattr(signal, name) for name in signals.STOP_SIGNALS if hasattr(signal, name)])
 @pytest.mark.parametrize("step", [pytest.param(5, marks=pytest.mark.slow), 7])  # step 5 is saved anyway
-def test_a_signal_stops_the_run_with_a_checkpoint_that_resumes_exactly(config, finished, tmp_path, caplog, number, step):
-    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+def test_a_signal_stops_the_run_with_a_checkpoint_that_resumes_exactly(
+    config, finished, tmp_path, caplog, default_handlers, number, step
+):
     interrupt = AfterStep(step, lambda: os.kill(os.getpid(), number))
     with caplog.at_level("INFO"), pytest.raises(StoppedError) as stopped:
         train(config, tmp_path, callbacks=[interrupt])
     assert stopped.value.exit_status == 128 + number
     assert_says(logged(caplog)[-1], f"{step}/{STEPS}", f"python scripts/train.py --workdir {tmp_path}")
     assert checkpoints.steps(tmp_path)[-1] == step
-    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert {signal.getsignal(each) for each in default_handlers} == {signal.SIG_DFL}
     train(config, tmp_path)
     assert_equal(final_state(config, tmp_path), final_state(config, finished))
     assert rows(tmp_path) == rows(finished)
 
 
-def test_a_second_signal_has_its_default_effect(config, tmp_path):
+def test_a_second_signal_has_its_default_effect(config, tmp_path, default_handlers):
     handlers = []
     stop = AfterStep(7, lambda: (os.kill(os.getpid(), signal.SIGTERM), handlers.append(signal.getsignal(signal.SIGTERM))))
     with pytest.raises(StoppedError):

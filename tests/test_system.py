@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from minigpt_jax import files
 from minigpt_jax.benchmarks.interleave import in_own_process
 from minigpt_jax.files import sha256
-from minigpt_jax.system import compilation_cache, devices, heap, streams
+from minigpt_jax.system import compilation_cache, devices, heap, signals, streams
 
 pytestmark = pytest.mark.e2e
 
@@ -286,3 +287,41 @@ def test_a_process_without_streams_ends_normally_and_its_files_get_other_numbers
     )
     assert process.returncode == 0
     assert (tmp_path / "file").read_text() == content
+
+
+# ---- Signals --------------------------------------------------------------------------------------------------------------
+
+NO_SIGHUP = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+
+
+@NO_SIGHUP
+def test_a_closed_terminal_sends_sighup_twice_and_does_not_end_the_process(default_handlers):
+    with signals.capture_signals() as received:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGHUP)
+        assert received == [signal.SIGHUP, signal.SIGHUP, signal.SIGTERM, signal.SIGHUP]
+        assert {signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)} == {signal.SIG_DFL}
+    assert {signal.getsignal(number) for number in default_handlers} == {signal.SIG_DFL}
+
+
+@pytest.mark.parametrize("name", signals.STOP_SIGNALS)
+def test_an_ignored_signal_stays_ignored(default_handlers, name):
+    if not hasattr(signal, name):
+        pytest.skip(f"this system has no {name}")
+    signal.signal(getattr(signal, name), signal.SIG_IGN)
+    with signals.capture_signals() as received:
+        signal.raise_signal(getattr(signal, name))
+        assert received == []
+        signal.raise_signal(signal.SIGINT if name == "SIGTERM" else signal.SIGTERM)
+        signal.raise_signal(getattr(signal, name))
+    assert len(received) == 1
+    assert signal.getsignal(getattr(signal, name)) == signal.SIG_IGN
+
+
+def test_without_sighup_the_other_signals_are_captured(default_handlers, monkeypatch):
+    monkeypatch.delattr(signal, "SIGHUP", raising=False)
+    with signals.capture_signals() as received:
+        signal.raise_signal(signal.SIGTERM)
+    assert received == [signal.SIGTERM]

@@ -7,12 +7,16 @@ from collections.abc import Iterator
 
 from minigpt_jax.system import notebook
 
+STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # Ctrl-C, `kill`, and a terminal that is closed; Windows lacks the last
+
 
 @contextlib.contextmanager
 def capture_signals() -> Iterator[list[int]]:
-    """Appends SIGINT (Ctrl-C) and SIGTERM to the yielded list, so that a loop can finish its step.
+    """Appends the signals that ask a process to stop to the yielded list, so that a loop can finish its step.
 
-    A second signal ends the process at once. In a notebook it raises KeyboardInterrupt, and the kernel survives.
+    A signal that is ignored, as by `nohup`, stays ignored. After the first SIGINT or SIGTERM another one ends the process at
+    once; in a notebook it raises KeyboardInterrupt, and the kernel survives. SIGHUP never ends it, since the shell and the
+    system each send one when a terminal is closed.
     """
     received = []
     if threading.current_thread() is not threading.main_thread():
@@ -21,15 +25,18 @@ def capture_signals() -> Iterator[list[int]]:
 
     def handle(number, frame):
         received.append(number)
-        for name, handler in before.items():
-            signal.signal(name, handler if notebook.is_active() else signal.SIG_DFL)
+        if number in (signal.SIGINT, signal.SIGTERM):
+            for other in before.keys() & {signal.SIGINT, signal.SIGTERM}:
+                signal.signal(other, before[other] if notebook.is_active() else signal.SIG_DFL)
 
+    numbers = [getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)]
     # None stands for a handler that was not installed from Python and cannot be installed again.
-    before = {name: signal.getsignal(name) or signal.SIG_DFL for name in (signal.SIGINT, signal.SIGTERM)}
-    for name in before:
-        signal.signal(name, handle)
+    handlers = {number: signal.getsignal(number) or signal.SIG_DFL for number in numbers}
+    before = {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, handle)
     try:
         yield received
     finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)

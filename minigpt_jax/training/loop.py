@@ -33,8 +33,8 @@ def train(
 ) -> None:  # fmt: skip
     """Trains in the folder `workdir`, resuming from its newest checkpoint if there is one, and logs progress.
 
-    Saves a checkpoint and stops after `max_minutes`. Ctrl-C and SIGTERM do the same and raise StoppedError. For `profile`
-    see `callbacks.Profile`. Your own `callbacks` are called after the standard ones.
+    Saves a checkpoint and stops after `max_minutes`. SIGINT (Ctrl-C), SIGTERM and SIGHUP do the same and raise StoppedError.
+    For `profile` see `callbacks.Profile`. Your own `callbacks` are called after the standard ones.
     Raises DataError if the data does not fit the config, the folder cannot be written, another process is training in it, or
     it holds a run with another config; FloatingPointError after `max_bad_steps` non-finite steps in a row.
     """
