@@ -5,7 +5,7 @@ Training and loading code is imported on first use, so that programs that only d
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -19,15 +19,31 @@ from minigpt_jax.system.heap import retain_heap
 if TYPE_CHECKING:
     from minigpt_jax.generation.language_model import LanguageModel
 
+REQUIRED_SETTINGS = {"jax_enable_x64": False, "jax_numpy_dtype_promotion": "standard"}
+
+
+def first_device() -> Any:
+    """The device to use. Raises UsageError if JAX has none, or has settings that the models do not support."""
+    for name, required in REQUIRED_SETTINGS.items():
+        if (value := getattr(jax.config, name)) != required:
+            raise UsageError(f"JAX's setting {name}={value} is not supported: set {name.upper()}={required}, or unset it")
+    try:
+        return jax.devices()[0]
+    except (RuntimeError, AssertionError) as error:  # JAX raises the latter for "cuda" if its plugin is not installed
+        platforms: str = jax.config.jax_platforms or ""  # pyright: ignore[reportAttributeAccessIssue]
+        reason = " ".join(str(error).split()) or "not installed"
+        message = f"JAX_PLATFORMS={platforms} is not available here, unset it or choose another such as cpu: {reason}"
+        raise UsageError(message) from error
+
 
 def choose_kernels(config: ModelConfig, kernels: str = "tuned") -> Kernels:
     """The fastest kernels for this machine's first device ("tuned"), or the equations ("plain"). Else UsageError."""
-    return kernel_sets.select(config, jax.devices()[0], kernels)
+    return kernel_sets.select(config, first_device(), kernels)
 
 
 def default_sharding() -> jax.sharding.Sharding:
     """Restores arrays to this machine's first device, not to the one they were saved from, which may be a GPU."""
-    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.sharding.SingleDeviceSharding(first_device())
 
 
 def train(config: Config, workdir: str | Path, overwrite: bool = False, *, kernels: str = "tuned", **options) -> None:
@@ -43,7 +59,7 @@ def train(config: Config, workdir: str | Path, overwrite: bool = False, *, kerne
         raise UsageError(f"config={shortened(config)} must be a Config, such as minigpt_jax.load_preset('shakespeare_char')")
     check_not_huggingface(Path(workdir))
     retain_heap()
-    device, chosen = jax.devices()[0], choose_kernels(config.model, kernels)
+    device, chosen = first_device(), choose_kernels(config.model, kernels)
     with streams.optional(), logs.shown():
         loop.train(config, Path(workdir), overwrite, device=device, kernels=chosen, **options)
 

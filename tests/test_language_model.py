@@ -41,6 +41,14 @@ def test_text_is_the_prompt_plus_the_requested_number_of_characters(lm, prompt, 
     assert set(text) <= set(CHARACTERS)
 
 
+@pytest.mark.parametrize("generator", ["rbg", "unsafe_rbg"])
+def test_a_text_depends_on_neither_jax_default_generator_nor_the_number_of_texts(lm, generator):
+    expected = samples(lm, "a", 20, num_samples=3)
+    with jax.default_prng_impl(generator):
+        assert samples(lm, "a", 20, num_samples=3) == expected
+        assert samples(lm, "a", 20) == expected[:1]
+
+
 def test_an_empty_prompt_acts_as_a_newline_that_is_not_printed(lm):
     assert "\n" + lm.generate("", 20) == lm.generate("\n", 20)
 

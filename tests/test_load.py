@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers import assert_equal, assert_raises
 
-from minigpt_jax.api import load, train
+from minigpt_jax.api import first_device, load, train
 from minigpt_jax.config import Config, DataConfig, ModelConfig, TrainingConfig
 from minigpt_jax.data.tokenizers import CharTokenizer
 from minigpt_jax.errors import DataError, UsageError
@@ -141,3 +141,24 @@ def test_a_resumed_run_does_not_need_its_initial_model(folder, tmp_path, model):
     (tmp_path / "gpt2" / "model.safetensors").unlink()
     train(config.override({"steps": 3}), tmp_path / "run")
     assert checkpoints.steps(tmp_path / "run")[-1] == 3
+
+
+# ---- JAX's own settings ---------------------------------------------------------------------------------------------------
+
+
+def test_settings_that_models_do_not_support_are_refused():
+    with jax.enable_x64(True):
+        error_message(UsageError, first_device, says=("jax_enable_x64=True", "JAX_ENABLE_X64=False"))
+    with jax.numpy_dtype_promotion("strict"):
+        error_message(UsageError, first_device, says=("jax_numpy_dtype_promotion=strict", "standard"))
+    assert first_device() == jax.devices()[0]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Unable to initialize\nbackend 'cuda'"), AssertionError()])
+def test_a_platform_that_is_not_available_is_refused(error, monkeypatch):
+    def no_devices():
+        raise error
+
+    monkeypatch.setattr(jax, "devices", no_devices)
+    monkeypatch.setattr(type(jax.config), "jax_platforms", "cuda")
+    error_message(UsageError, first_device, says=("JAX_PLATFORMS=cuda", "cpu"))

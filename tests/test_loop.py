@@ -483,6 +483,23 @@ def test_allowed_changes_and_another_environment_are_logged_and_recorded(config,
     assert checkpoints.read_info(workdir, STEPS + 1).made_with["jax"] == "9.9"
 
 
+@pytest.mark.parametrize(
+    "change, name, value",
+    [
+        (lambda: jax.default_prng_impl("rbg"), "jax_default_prng_impl", "rbg"),
+        (lambda: jax.default_matmul_precision("highest"), "jax_default_matmul_precision", "highest"),
+        (lambda: jax.threefry_partitionable(False), "jax_threefry_partitionable", "False"),
+    ],
+)
+def test_jax_settings_that_change_results_are_recorded(change, name, value):
+    before = resume.environment(jax.devices()[0])
+    with change():
+        after = resume.environment(jax.devices()[0])
+    assert {key: (before[key], after[key]) for key in before if before[key] != after[key]} == {
+        name: (str(getattr(jax.config, name)), value)
+    }
+
+
 def test_a_folder_that_cannot_be_written_is_an_error(config, tmp_path):
     (tmp_path / "file").write_text("content")
     workdir = tmp_path / "file" / "run"

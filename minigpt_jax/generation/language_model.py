@@ -179,7 +179,8 @@ class LanguageModel:
         self, rows: list[Row], length: int, seed: int, strategy: tuple[Processor, ...], chunk: int = CHUNK
     ) -> Iterator[None]:
         """Feeds the rows chunk by chunk until each has stopped or has `length` tokens. Yields after each chunk."""
-        key_B = sampling.row_keys(jax.random.key(seed), [row.index for row in rows])
+        key = jax.random.key(seed, impl="threefry2x32")  # JAX_DEFAULT_PRNG_IMPL may be one whose rows depend on each other
+        key_B = sampling.row_keys(key, [row.index for row in rows])
         prompts = [row.prompt_tokens for row in rows]
         options = {"model": self.model, "chunk": chunk, "devices": self.devices}
         for sampled in sampling.stream(self.params, prompts, length, key_B, strategy, **options):

@@ -95,8 +95,18 @@ def restore(workdir: Path, step: int, like: TrainState, sharding: jax.sharding.S
     )
 
 
+# JAX's own settings that change the result of a step: random numbers, precision, compilation.
+JAX_SETTINGS = (
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+    "jax_random_seed_offset",
+    "jax_default_matmul_precision",
+    "jax_disable_jit",
+)
+
+
 def environment(device: Any) -> dict[str, str]:
-    """What the exact result of a step depends on besides the config: versions, device and compiler flags."""
+    """What the exact result of a step depends on besides the config: versions, device, compiler flags, JAX's settings."""
     return {
         "python": platform.python_version(),
         "jax": jax.__version__,
@@ -105,4 +115,6 @@ def environment(device: Any) -> dict[str, str]:
         "device": f"{device.platform} {device.device_kind}",
         "machine": platform.machine(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        **{name: str(getattr(jax.config, name)) for name in JAX_SETTINGS},
+        "jax_disable_most_optimizations": str(jax.config.read("jax_disable_most_optimizations")),
     }
