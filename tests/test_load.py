@@ -148,9 +148,9 @@ def test_a_resumed_run_does_not_need_its_initial_model(folder, tmp_path, model):
 
 def test_settings_that_models_do_not_support_are_refused():
     with jax.enable_x64(True):
-        error_message(UsageError, first_device, says=("jax_enable_x64=True", "JAX_ENABLE_X64=False"))
+        assert_raises(UsageError, first_device, says=("jax_enable_x64=True", "JAX_ENABLE_X64=False"))
     with jax.numpy_dtype_promotion("strict"):
-        error_message(UsageError, first_device, says=("jax_numpy_dtype_promotion=strict", "standard"))
+        assert_raises(UsageError, first_device, says=("jax_numpy_dtype_promotion=strict", "standard"))
     assert first_device() == jax.devices()[0]
 
 
@@ -161,4 +161,4 @@ def test_a_platform_that_is_not_available_is_refused(error, monkeypatch):
 
     monkeypatch.setattr(jax, "devices", no_devices)
     monkeypatch.setattr(type(jax.config), "jax_platforms", "cuda")
-    error_message(UsageError, first_device, says=("JAX_PLATFORMS=cuda", "cpu"))
+    assert_raises(UsageError, first_device, says=("JAX_PLATFORMS=cuda", "cpu"))
