@@ -45,7 +45,7 @@ def resume(config: Config, workdir: Path, kernels: Kernels, device: Any) -> tupl
         log.info("Changed settings: %s.", ", ".join(changes.values()))
     now = environment(device)
     updates = [f"{name} {old} (now {now.get(name)})" for name, old in info.made_with.items() if old != now.get(name)]
-    if updates:
+    if updates and not finished_message(task, workdir, newest):
         log.warning("This run was trained with %s: results may no longer be bit-identical.", ", ".join(updates))
     return task, newest
 
