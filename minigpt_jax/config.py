@@ -118,6 +118,9 @@ class ModelConfig(Section):
         at_least=1,
         from_data=True,
     )
+    vocab_multiple: int = setting(
+        1, "pad the embedding table to a multiple of this size, for speed; the padding is never a token", at_least=1
+    )
     dropout: float = setting(
         0.0, "dropout probability, for the embeddings and each sub-layer's output", at_least=0.0, below=1.0
     )
@@ -167,6 +170,11 @@ class ModelConfig(Section):
         """`vocab_size`, which must be set by the time a model is built."""
         assert self.vocab_size is not None
         return self.vocab_size
+
+    @property
+    def num_embeddings(self) -> int:
+        """Rows of the embedding table, and columns of an output layer: the vocabulary and its padding."""
+        return -(-self.known_vocab_size // self.vocab_multiple) * self.vocab_multiple
 
     @property
     def can_slide(self) -> bool:

@@ -118,9 +118,9 @@ def gpt(params, tokens_BT, config: ModelConfig, key=None):  # engine: models/{gp
     x_BTD = dropout(embed(params["embedding"], tokens_BT, config))
     for layer in range(config.num_layers):
         x_BTD = block(params["transformer"][f"block_{layer}"], x_BTD, config, dropout)
-    if config.norm_placement == "pre":
-        x_BTD = norm(params["transformer"]["final_norm"], x_BTD, config)
-    return x_BTD @ (params["embedding"]["tokens"]["embedding"].T if config.tie_embeddings else params["head"]["kernel"])
+    x_BTD = norm(params["transformer"]["final_norm"], x_BTD, config) if config.norm_placement == "pre" else x_BTD
+    head_DV = params["embedding"]["tokens"]["embedding"].T if config.tie_embeddings else params["head"]["kernel"]
+    return x_BTD @ head_DV[:, : config.vocab_size]  # without padding, see vocab_multiple in config.py
 
 
 def loss(params, batch, config, key=None):  # engine: next_token_loss in tasks/next_token.py

@@ -106,6 +106,37 @@ def test_presets_have_the_right_shapes(name):
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
+@pytest.mark.parametrize("tie_embeddings", [True, False])
+def test_the_padding_of_the_vocabulary_has_no_logits_no_effect_and_no_gradient(tie_embeddings):
+    config = ModelConfig(
+        num_layers=1, num_heads=2, embed_dim=8, ff_dim=8, context_length=4, vocab_size=5, vocab_multiple=8,
+        tie_embeddings=tie_embeddings,
+    )  # fmt: skip
+    tokens_BT = np.array([[0, 1, 2, 4], [4, 3, 2, 0]], np.int32)
+    params = random_params_for(GPT(config), tokens_BT)
+
+    def logits(params):
+        return GPT(config).apply({"params": params}, tokens_BT)[0]
+
+    loud = jax.tree_util.tree_map_with_path(lambda path, leaf: set_padding(path, leaf, 1e6), params)
+    assert logits(params).shape == (2, 4, 5)
+    np.testing.assert_array_equal(logits(loud), logits(params))
+    grads = jax.grad(lambda params: (logits(params) ** 2).sum())(params)
+    silent = jax.tree_util.tree_map_with_path(lambda path, leaf: set_padding(path, leaf, 0.0), grads)
+    jax.tree.map(np.testing.assert_array_equal, grads, silent)
+
+
+def set_padding(path, leaf, value):
+    """The parameter or gradient with this value in the rows and columns beyond the five tokens."""
+    name = jax.tree_util.keystr(path)
+    leaf = np.array(leaf)
+    if "tokens" in name:
+        leaf[5:] = value
+    if "head" in name and "heads" not in name:
+        leaf[:, 5:] = value
+    return leaf
+
+
 # ---- Initial values -------------------------------------------------------------------------------------------------------
 
 INIT_CONFIG = ModelConfig(

@@ -21,7 +21,7 @@ from minigpt_jax.data.tokenizers import make_tokenizer
 from minigpt_jax.errors import DataError, UsageError
 from minigpt_jax.generation.language_model import LanguageModel
 from minigpt_jax.interop import hf_reader, hf_writer
-from minigpt_jax.interop.architectures import SAME_ACTIVATION
+from minigpt_jax.interop.architectures import SAME_ACTIVATION, with_vocab_rows
 from minigpt_jax.interop.load import read_model_config
 from minigpt_jax.models.gpt import GPT
 from minigpt_jax.models.initial import init_params
@@ -209,6 +209,18 @@ def test_a_padded_vocabulary_is_read_without_its_padding(folder, tmp_path, tied)
     for wrong in (63, 64 + 1024):
         edit_json(tmp_path / "padded" / "config.json", vocab_size=wrong)
         assert_raises(DataError, hf_reader.read, tmp_path / "padded", says=(str(size), str(wrong), "8", "1024"))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_padded_model_is_written_without_its_padding(tmp_path, tied):
+    plain = model("GPT-2" if tied else "Llama with grouped queries")
+    config = dataclasses.replace(plain.config, vocab_multiple=64)
+    padded = dataclasses.replace(plain, config=config, params=with_vocab_rows(plain.params, config.num_embeddings))
+    assert len(padded.params["embedding"]["tokens"]["embedding"]) == 64
+    hf_writer.write(padded, tmp_path / "model")
+    read = hf_reader.read(tmp_path / "model")
+    assert read.config == plain.config
+    assert_same_bits(plain.params, read.params)
 
 
 def test_a_token_beyond_the_models_vocabulary_is_named(folder):

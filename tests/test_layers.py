@@ -196,6 +196,23 @@ def test_initial_weights_have_the_standard_deviation_of_the_config(init, inputs)
     np.testing.assert_allclose(residual, weights / np.sqrt(2 * CONFIG.num_layers), rtol=1e-5)
 
 
+def test_the_gradient_of_a_lookup_is_summed_in_float32():
+    """A frequent token has thousands of terms. In bfloat16 a sum stops growing once a term is below 1/256 of it."""
+    config = dataclasses.replace(CONFIG, dtype="bfloat16", vocab_size=4, positions="learned")
+    tokens_BT = np.resize([0, 1, 1, 3], (1024, CONFIG.context_length))
+    positions_BT = np.broadcast_to(np.arange(CONFIG.context_length), tokens_BT.shape)
+    module = TokenAndPosition(config)
+    params = random_params(module, tokens_BT, positions_BT)
+
+    def total(params):
+        return module.apply({"params": params}, tokens_BT, positions_BT).astype(jnp.float32).sum()
+
+    grads = jax.grad(total)(params)
+    counts_V = np.bincount(tokens_BT.ravel(), minlength=4)
+    np.testing.assert_array_equal(grads["tokens"]["embedding"], np.tile(counts_V[:, None], CONFIG.embed_dim))
+    np.testing.assert_array_equal(grads["positions"]["embedding"], np.full((CONFIG.context_length, CONFIG.embed_dim), 1024))
+
+
 @pytest.mark.parametrize("positions", ["sinusoidal", "learned", "rotary"])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("init", ["gpt2", "fan_in"])

@@ -103,6 +103,21 @@ def test_a_shorter_context_takes_the_first_positions(folder, model):
     assert_equal(*both)
 
 
+def test_the_padding_of_the_vocabulary_is_that_of_the_new_run(folder, tmp_path, model):
+    task = task_from(folder, vocab_multiple=16)
+    params = task.initial_params(SHARDING)
+    table = params["embedding"]["tokens"]["embedding"]
+    assert table.shape[0] == task.config.model.num_embeddings == 16 > GPT2.vocab_size
+    assert_equal(table[: GPT2.vocab_size], model.params["embedding"]["tokens"]["embedding"])
+    tokens_BT, padded = np.array([[0, 1, 2, 3, 0]] * 2), task.config.model
+    both = [GPT(config).apply({"params": tree}, tokens_BT)[0] for config, tree in ((GPT2, model.params), (padded, params))]
+    np.testing.assert_allclose(*both, rtol=1e-5, atol=1e-5)
+    train(preset(folder).override(settings_from(str(folder / "gpt2")) | {"vocab_multiple": 16}), tmp_path / "padded")
+    cut = prepare(preset(folder).override(settings_from(str(tmp_path / "padded")))).initial_params(SHARDING)
+    trained = load(tmp_path / "padded").params["embedding"]["tokens"]["embedding"]
+    assert_equal(cut["embedding"]["tokens"]["embedding"], trained[: GPT2.vocab_size])
+
+
 def test_a_folder_may_be_named_like_a_tokenizer(folder, tmp_path, model, monkeypatch):
     monkeypatch.chdir(tmp_path)
     hf_writer.write(model, tmp_path / "bpe")

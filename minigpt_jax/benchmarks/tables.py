@@ -28,6 +28,7 @@ ROOT = PACKAGE_DIR.parent
 END = "<!-- end -->"
 SOURCE_FIELDS = "machine", "versions", "date", "command"
 FIELDS = {"caption", "columns", "rows", *SOURCE_FIELDS}
+NOT_MEASURED = "not measured"  # in place of a preset's loss
 
 log = logging.getLogger("minigpt_jax.tables")
 
@@ -104,9 +105,10 @@ def presets_table() -> str:
 
 
 def short_presets_table() -> str:
-    """Every preset without further flags, in four columns."""
+    """Every measured preset without further flags, in four columns."""
     rows = read_figures(ROOT / "configs/figures.json", "presets")["rows"]
-    shown = [[f"`{name}`", model_and_tokens(preset(name)), time, loss] for name, time, loss, _ in rows if " " not in name]
+    measured = [(name, time, loss) for name, time, loss, _ in rows if " " not in name and loss != NOT_MEASURED]
+    shown = [[f"`{name}`", model_and_tokens(preset(name)), time, loss] for name, time, loss in measured]
     return markdown(["preset", "model; token", "time", "validation loss, nats per token"], shown)
 
 

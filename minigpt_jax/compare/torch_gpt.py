@@ -113,7 +113,7 @@ class TokenAndPosition(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
-        self.tokens = nn.Embedding(config.known_vocab_size, config.embed_dim)
+        self.tokens = nn.Embedding(config.num_embeddings, config.embed_dim)
         nn.init.normal_(self.tokens.weight, std=embedding_std(config))  # PyTorch's default is 1
         if config.positions == "learned":
             self.positions = nn.Embedding(config.context_length, config.embed_dim)
@@ -224,7 +224,8 @@ class GPT(nn.Module):
         super().__init__()
         self.embedding = TokenAndPosition(config)
         self.transformer = Transformer(config)
-        self.head = nn.Linear(config.embed_dim, config.known_vocab_size, bias=False)
+        self.vocab_size = config.known_vocab_size
+        self.head = nn.Linear(config.embed_dim, config.num_embeddings, bias=False)
         if config.tie_embeddings:
             self.head.weight = self.embedding.tokens.weight  # one tensor shared by two modules
         else:
@@ -234,7 +235,7 @@ class GPT(nn.Module):
         """logits_BTV."""
         x_BTD = self.embedding(tokens_BT)
         x_BTD = self.transformer(x_BTD)
-        return self.head(x_BTD)
+        return self.head(x_BTD)[..., : self.vocab_size]  # without padding
 
 
 # ---- Optimizer -----------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from collections.abc import Collection
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import traverse_util
 
 from minigpt_jax.config import ModelConfig
@@ -23,9 +24,9 @@ SAME_ACTIVATION = dict.fromkeys(("gelu_pytorch_tanh", "gelu_fast", "gelu_python_
     "swish": "silu"
 }
 
-# Settings that an export leaves out, with the values that reading sets: they only affect how the model is trained, or the
-# precision that it computes in.
-NOT_STORED = {"dropout": 0.0, "dtype": "float32", "init": "gpt2", "remat": False}
+# Settings that an export leaves out, with the values that reading sets: they only affect how the model is trained, the
+# precision that it computes in, or the padding of its vocabulary.
+NOT_STORED = {"dropout": 0.0, "dtype": "float32", "init": "gpt2", "remat": False, "vocab_multiple": 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +146,20 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 def stored_shapes(config: ModelConfig, model_type: str) -> dict[str, tuple[int, ...]]:
     """`parameter_shapes` of the stored model. GPT-2 always has biases: those that our model lacks are stored as zeros."""
     return parameter_shapes(dataclasses.replace(config, bias=True) if model_type == "gpt2" else config)
+
+
+def with_vocab_rows(params: Any, num_rows: int) -> Any:
+    """The parameters with this many rows of token embeddings, and columns of the output layer: cut, or padded with zeros."""
+    if len(params["embedding"]["tokens"]["embedding"]) == num_rows:
+        return params
+
+    def resized(leaf: jax.Array) -> jax.Array:
+        missing = max(0, num_rows - len(leaf))
+        return jnp.pad(leaf[:num_rows], [(0, missing)] + [(0, 0)] * (leaf.ndim - 1))
+
+    embedding = params["embedding"] | {"tokens": jax.tree.map(resized, params["embedding"]["tokens"])}
+    head = {"head": jax.tree.map(lambda leaf: resized(leaf.T).T, params["head"])} if "head" in params else {}
+    return params | {"embedding": embedding} | head
 
 
 def tensors(config: ModelConfig, model_type: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:

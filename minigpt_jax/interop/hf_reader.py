@@ -29,6 +29,7 @@ from minigpt_jax.interop.architectures import (
     parameter_shapes,
     stored_shapes,
     tensors,
+    with_vocab_rows,
 )
 from minigpt_jax.interop.hf_files import PICKLES, open_tensors, pickle_refusal, read_json
 
@@ -162,11 +163,7 @@ def without_padding(config: ModelConfig, vocab_size: int, params: Any) -> tuple[
     if vocab_size == config.vocab_size:
         return config, params
     log.info("Leaving out %d ids that the tokenizer lacks: padding.", config.known_vocab_size - vocab_size)
-    tokens = {"embedding": params["embedding"]["tokens"]["embedding"][:vocab_size]}
-    params = params | {"embedding": params["embedding"] | {"tokens": tokens}}
-    if "head" in params:
-        params = params | {"head": {name: leaf[..., :vocab_size] for name, leaf in params["head"].items()}}
-    return dataclasses.replace(config, vocab_size=vocab_size), params
+    return dataclasses.replace(config, vocab_size=vocab_size), with_vocab_rows(params, vocab_size)
 
 
 def read_model_config(folder: Path) -> ModelConfig:

@@ -22,6 +22,7 @@ from minigpt_jax.interop.architectures import (
     parameter_shapes,
     stored_shapes,
     tensors,
+    with_vocab_rows,
 )
 from minigpt_jax.interop.hf_files import WEIGHTS, import_safetensors
 
@@ -101,16 +102,18 @@ def json_files(model: LanguageModel, model_type: str) -> dict[str, dict[str, Any
 
 
 def to_tensors(model: LanguageModel, model_type: str) -> dict[str, np.ndarray]:
-    """All parameters in transformers' naming and layout.
+    """All parameters in transformers' naming and layout, without the padding of the vocabulary.
 
     Raises DataError unless the model has exactly the parameters of its settings, and the architecture a tensor for each.
     """
-    shapes, stored = parameter_shapes(model.config), stored_shapes(model.config, model_type)
-    by_name = tensors(model.config, model_type, stored)
-    parameters = traverse_util.flatten_dict(model.params, sep="/")
+    config = dataclasses.replace(model.config, vocab_multiple=1)
+    shapes, stored = parameter_shapes(config), stored_shapes(config, model_type)
+    by_name = tensors(config, model_type, stored)
+    parameters: dict[str, Any] = traverse_util.flatten_dict(model.params, sep="/")
     check_no_unmapped(set(parameters) - set(shapes), model_type)
     if missing := set(shapes) - set(parameters):
         raise DataError(f"the model lacks the parameters {abbreviated(missing)}, which its settings require")
+    parameters = traverse_util.flatten_dict(with_vocab_rows(model.params, config.known_vocab_size), sep="/")
 
     def part(path: str) -> np.ndarray:
         return np.asarray(parameters[path]) if path in shapes else np.zeros(stored[path], np.float32)

@@ -13,7 +13,7 @@ from minigpt_jax.data.tokenizers import Tokenizer
 from minigpt_jax.errors import DataError
 from minigpt_jax.generation.language_model import LanguageModel
 from minigpt_jax.interop import hf_reader
-from minigpt_jax.interop.architectures import NOT_STORED
+from minigpt_jax.interop.architectures import NOT_STORED, with_vocab_rows
 from minigpt_jax.models.gpt import GPT
 from minigpt_jax.models.initial import init_params
 from minigpt_jax.runs import checkpoints
@@ -109,7 +109,7 @@ def initial_params(config: Config, tokenizer: Tokenizer, sharding: jax.sharding.
         changed.append(f"context_length={config.model.context_length} (at most {model.config.context_length})")
     if changed:
         raise DataError(f"init_from={path} does not fit {', '.join(changed)}: drop these settings, or init_from")
-    return with_context(model.params, config.model)
+    return with_vocab_rows(with_context(model.params, config.model), config.model.num_embeddings)
 
 
 def with_context(params: Any, config: ModelConfig) -> Any:

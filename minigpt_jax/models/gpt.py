@@ -32,6 +32,8 @@ class GPT(nn.Module):
         embedding = TokenAndPosition(config, name="embedding")
         x_BTD = embedding(tokens_BT, positions_BT)
         x_BTD, cache = Transformer(config, kernels, name="transformer")(x_BTD, mask, positions_BT, cache, dropout)
-        if config.tie_embeddings:  # Press & Wolf 2017; `attend` multiplies by the transposed table
-            return embedding.tokens.attend(x_BTD).astype(jnp.float32), cache
-        return Dense(config.known_vocab_size, config, kernels, "head", bias=False)(x_BTD).astype(jnp.float32), cache
+        if config.tie_embeddings:  # Press & Wolf 2017
+            logits_BTV = jnp.dot(x_BTD, embedding.tokens.embedding.astype(x_BTD.dtype).T)
+        else:
+            logits_BTV = Dense(config.num_embeddings, config, kernels, "head", bias=False)(x_BTD)
+        return logits_BTV[..., : config.vocab_size].astype(jnp.float32), cache  # without padding

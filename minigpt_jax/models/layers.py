@@ -112,10 +112,10 @@ class TokenAndPosition(nn.Module):
     config: ModelConfig
 
     def setup(self):
-        config, kwargs = self.config, {"dtype": self.config.dtype, "embedding_init": embedding_init(self.config)}
-        self.tokens = nn.Embed(config.known_vocab_size, config.embed_dim, **kwargs)
+        config, init = self.config, embedding_init(self.config)
+        self.tokens = nn.Embed(config.num_embeddings, config.embed_dim, embedding_init=init)
         if config.positions == "learned":
-            self.positions = nn.Embed(config.context_length, config.embed_dim, **kwargs)
+            self.positions = nn.Embed(config.context_length, config.embed_dim, embedding_init=init)
 
     def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
         """x_BTD from token ids in [0, V) and positions in [0, context_length). Out-of-range ids give NaN, not an error."""
@@ -126,5 +126,5 @@ class TokenAndPosition(nn.Module):
             # √D brings the embeddings closer to the scale of the sinusoids (section 3.4 of the paper).
             table_TD = ops.sinusoidal_positions(config.context_length, config.embed_dim)
             encoding_BTD = table_TD.at[positions_BT].get(mode="fill", fill_value=jnp.nan)
-            x_BTD = x_BTD * config.embed_dim**0.5 + encoding_BTD.astype(x_BTD.dtype)
-        return x_BTD
+            x_BTD = x_BTD * config.embed_dim**0.5 + encoding_BTD
+        return x_BTD.astype(config.dtype)  # last, since the gradient of a lookup is a long sum
