@@ -46,6 +46,19 @@ def define_kernels_flag(what_for: str = "") -> flags.FlagHolder:
     return flags.DEFINE_enum("kernels", "tuned", ["tuned", "plain"], text)
 
 
+def define_precision_flag() -> None:
+    """Defines --matmul_precision, which `run` applies. It is JAX's own setting, which a run's checkpoints record."""
+    text = "precision of float32 matmuls on accelerators (default: JAX's; tensorfloat32 on NVIDIA GPUs since Ampere)"
+    flags.DEFINE_enum("matmul_precision", None, ["float32", "tensorfloat32", "bfloat16"], text)
+
+
+def apply_precision_flag() -> None:
+    if "matmul_precision" in flags.FLAGS and flags.FLAGS.matmul_precision:
+        import jax  # not at the top: processes without JAX use this module too
+
+        jax.config.update("jax_default_matmul_precision", flags.FLAGS.matmul_precision)
+
+
 def setting_help(field: dataclasses.Field) -> str:
     choices, default = field.metadata["choices"], field.default
     text = field.metadata["help"] + (f": {' | '.join(choices)}" if choices else "")
@@ -90,6 +103,7 @@ def run(main: Callable[..., None], usage: str, positional: bool = False) -> None
             if flags.FLAGS.help:
                 print_help(usage)
             else:
+                apply_precision_flag()
                 with compilation_cache():
                     main(*([arguments] if positional else []))
             output.flush()  # what cannot be written raises here, not at interpreter exit, where Python would print it

@@ -25,6 +25,7 @@ MOVED = {
     "val_dataset": flags.DEFINE_string("val_dataset", None, "where its validation text is now (default: as in training)"),
     "data_dir": flags.DEFINE_string("data_dir", None, "folder for tokenized text (default: as in training)"),
 }
+cli.define_precision_flag()
 
 
 def main() -> None:

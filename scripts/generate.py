@@ -44,6 +44,7 @@ EXPLAIN = flags.DEFINE_bool(
 )
 
 KERNELS = cli.define_kernels_flag()
+cli.define_precision_flag()
 
 log = logging.getLogger("minigpt_jax.generate")
 

@@ -34,6 +34,7 @@ PROFILE = flags.DEFINE_bool(
     "profile", False, "save a trace of some steps in the run's folder, and log which operations took longest"
 )
 KERNELS = cli.define_kernels_flag()
+cli.define_precision_flag()
 cli.define_setting_flags()
 
 log = logging.getLogger("minigpt_jax.train")

@@ -58,6 +58,15 @@ def test_report_prints_one_line_on_standard_error(capsys):
 
 
 @pytest.mark.e2e
+@pytest.mark.parametrize("given, applied", [((), "None"), (("--matmul_precision=float32",), "float32")])
+def test_the_matmul_precision_is_jaxs_unless_it_is_given(given, applied):
+    main = "def main(): print(jax.config.jax_default_matmul_precision)"
+    program = f"import jax\nfrom minigpt_jax import cli\ncli.define_precision_flag()\n{main}\ncli.run(main, '')"
+    process = subprocess.run([sys.executable, "-c", program, *given], capture_output=True, text=True, check=True)
+    assert process.stdout == f"{applied}\n"
+
+
+@pytest.mark.e2e
 @pytest.mark.parametrize("status, is_reported", [("RESOURCE_EXHAUSTED", True), ("INTERNAL", False)])
 def test_out_of_memory_is_a_one_line_error_and_other_runtime_errors_are_not(status, is_reported):
     main = f"def main(): raise RuntimeError('{status}: no 40 bytes')"

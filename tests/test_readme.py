@@ -84,7 +84,8 @@ def own_flags(name):
     for section in (DecodingConfig, BeamConfig):
         if f"define_section_flags({section.__name__})" in source:
             names |= {field.name for field in dataclasses.fields(section)}
-    return names | ({"kernels"} if "define_kernels_flag" in source else set())
+    shared = {"kernels": "define_kernels_flag", "matmul_precision": "define_precision_flag"}
+    return names | {flag for flag, function in shared.items() if function in source}
 
 
 def settings(name):

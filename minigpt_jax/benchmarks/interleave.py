@@ -11,11 +11,12 @@ import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-from minigpt_jax.errors import DataError
+from minigpt_jax.errors import DataError, one_line
 from minigpt_jax.system import memory
 from minigpt_jax.system.heap import retain_heap
 
@@ -36,7 +37,52 @@ class Variant:
         return self.candidate(*setup, **self.settings)
 
 
-Candidate = type | Variant
+@dataclasses.dataclass(frozen=True)
+class Guarded:
+    """A candidate whose failure does not end the others: the results of its runs then have its `error`, in one line."""
+
+    candidate: "type | Variant"
+
+    @property
+    def name(self) -> str:
+        return self.candidate.name
+
+    @property
+    def needs(self) -> str:
+        return self.candidate.needs
+
+    def __call__(self, *setup: Any) -> "GuardedRunner":
+        return GuardedRunner(self.candidate, setup)
+
+
+class GuardedRunner:
+    def __init__(self, candidate: "type | Variant", setup: tuple):
+        self.error: str | None = None
+        self.runner: Any = self.attempt(lambda: candidate(*setup))
+
+    def attempt(self, function: Callable[[], Any]) -> Any:
+        if self.error is None:
+            try:
+                return function()
+            except Exception as error:  # of any library
+                traceback.print_exc()
+                self.error = described(error)
+        return None
+
+    def run(self) -> None:
+        self.attempt(lambda: self.runner.run())
+
+    def report(self) -> dict[str, Any]:
+        report = self.attempt(lambda: self.runner.report() if hasattr(self.runner, "report") else {})
+        return report if self.error is None else {"error": self.error}
+
+
+def described(error: Exception) -> str:
+    """The class and message of an error, in one line."""
+    return one_line(f"{type(error).__name__}: {error}")
+
+
+Candidate = type | Variant | Guarded
 
 
 def serve(candidate: Candidate, setup: Any, start: float, connection) -> None:
@@ -70,6 +116,12 @@ def interleave(candidates: Sequence[Candidate], setup: tuple, rounds: int) -> di
     Each candidate first does a warm-up run, which compiles. It is not interleaved. Its result comes first.
     Raises DataError if a candidate's process exits.
     """
+    *_, results = interleaved(candidates, setup, rounds)
+    return results
+
+
+def interleaved(candidates: Sequence[Candidate], setup: tuple, rounds: int) -> Iterator[dict[str, list[dict]]]:
+    """Yields the results so far, after the warm-up runs and after each round. Otherwise as `interleave`."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # candidates share a GPU
     spawn = multiprocessing.get_context("spawn")
 
@@ -89,13 +141,14 @@ def interleave(candidates: Sequence[Candidate], setup: tuple, rounds: int) -> di
         remote.close()  # so that `recv` raises if the process dies
         results[candidate.name] = [next_result(candidate.name, connection, request=False)]
         workers.append((candidate.name, connection, process))
+    yield results
     for _ in range(rounds):
         for name, connection, _ in workers:
             results[name].append(next_result(name, connection))
+        yield results
     for _, connection, process in workers:
         connection.send(False)
         process.join()
-    return results
 
 
 def in_own_process(function: Callable, *arguments) -> Any:

@@ -93,7 +93,8 @@ def compare(config: Config, batches: Sequence[Batch], kernels: Kernels = PLAIN) 
     differences = []
 
     def record(quantity: str, ours: Any, theirs: Any, limit: float, *, relative: bool = False, norm: float = 0.0) -> None:
-        ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+        theirs = torch.as_tensor(theirs, dtype=torch.float64).detach().cpu().numpy()  # may be on a GPU
+        ours = np.asarray(ours, np.float64)
         absolute = float(np.abs(ours - theirs).max())
         norm = max(norm, float(np.linalg.norm(theirs)))
         differences.append(Difference(quantity, absolute, absolute / norm if norm else absolute, limit, relative))
@@ -101,7 +102,7 @@ def compare(config: Config, batches: Sequence[Batch], kernels: Kernels = PLAIN) 
     batch = batches[0]
     inputs_BT, targets_BT = to_tensors(batch)
     logits_BTV, _ = objective.model.apply({"params": params}, batch["inputs_BT"])
-    record("logits", logits_BTV, twin(inputs_BT).detach(), LOGITS_LIMIT)
+    record("logits", logits_BTV, twin(inputs_BT), LOGITS_LIMIT)
     key = jax.random.key(config.training.seed)
     loss, grads = accumulate_gradients(params, batch, key, objective.loss, num_parts=config.training.grad_accumulation)
     twin_loss = torch_gpt.accumulate_gradients(twin, inputs_BT, targets_BT, config.training)
@@ -132,10 +133,10 @@ def compare(config: Config, batches: Sequence[Batch], kernels: Kernels = PLAIN) 
             twin_params = dict(twin.named_parameters())
             for name, array in by_torch_name(state.params).items():
                 if name not in without_effect:
-                    record(f"step {step}: {name}", array, twin_params[name].detach(), PARAMETER_LIMIT)
+                    record(f"step {step}: {name}", array, twin_params[name], PARAMETER_LIMIT)
             if twin_average is not None:
                 averages = dict(twin_average.named_parameters())
                 for name, array in by_torch_name(state.average).items():
                     if name not in without_effect:
-                        record(f"step {step}: average of {name}", array, averages[name].detach(), PARAMETER_LIMIT)
+                        record(f"step {step}: average of {name}", array, averages[name], PARAMETER_LIMIT)
     return differences

@@ -263,12 +263,12 @@ def learning_rate_schedule(config: TrainingConfig, num_steps: int) -> Callable[[
     return share
 
 
-def make_optimizer(config: TrainingConfig, model: nn.Module, num_steps: int) -> tuple[AdamW, LambdaLR]:
+def make_optimizer(config: TrainingConfig, model: nn.Module, num_steps: int, fused=None) -> tuple[AdamW, LambdaLR]:
     """AdamW (Loshchilov & Hutter 2019), which refers to the parameters and updates them in place, and its schedule."""
     matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
     others = [parameter for parameter in model.parameters() if parameter.ndim < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimizer = AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=1e-8)
+    optimizer = AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=1e-8, fused=fused)
     return optimizer, LambdaLR(optimizer, learning_rate_schedule(config, num_steps))
 
 

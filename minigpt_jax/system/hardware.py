@@ -3,8 +3,10 @@
 JAX is imported only inside functions, so that processes without JAX can be measured without its memory.
 """
 
+import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -21,11 +23,17 @@ def best_seconds(run: Callable[[], object], times: int = 10) -> float:
 
 
 def matmul(rows: int, inner: int, columns: int, dtype: str = "float32") -> tuple[Callable[[], object], int]:
-    """(function, FLOPs): a matmul in JAX of rows × inner by inner × columns."""
+    """(function, FLOPs): a matmul in JAX of rows × inner by inner × columns.
+
+    The numbers vary: a GPU multiplies constants faster than real data, since fewer of its bits flip.
+    """
     import jax
     import jax.numpy as jnp
 
-    left, right = jnp.ones((rows, inner), dtype), jnp.ones((inner, columns), dtype)
+    def operand(*shape: int) -> jax.Array:
+        return jnp.sin(jnp.arange(math.prod(shape), dtype=jnp.float32)).reshape(shape).astype(dtype)
+
+    left, right = jax.jit(lambda: (operand(rows, inner), operand(inner, columns)))()
     multiply = jax.jit(jnp.matmul)
     return lambda: multiply(left, right).block_until_ready(), 2 * rows * inner * columns
 
@@ -34,6 +42,11 @@ def matmul_rate(rows: int = 2048, inner: int = 2048, columns: int = 2048, dtype:
     """The best FLOP/s of that matmul."""
     run, flops = matmul(rows, inner, columns, dtype)
     return flops / best_seconds(run)
+
+
+def matmul_size(device: Any) -> int:
+    """The width of square matrices whose product takes much longer than starting it."""
+    return 1024 if device.platform == "cpu" else 8192
 
 
 def copy() -> tuple[Callable[[], object], int]:

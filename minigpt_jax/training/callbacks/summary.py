@@ -41,7 +41,8 @@ class Summary(Callback):
         )  # fmt: skip
         if clock.training_steps:
             steps_per_second, dtype = clock.training_steps / clock.training_seconds, task.config.model.dtype
-            model_rate, matmul_rate = steps_per_second * task.flops_per_step, hardware.matmul_rate(1024, 1024, 1024, dtype)
+            size, model_rate = hardware.matmul_size(run.device), steps_per_second * task.flops_per_step
+            matmul_rate = hardware.matmul_rate(size, size, size, dtype)
             log.info(
                 "Throughput: %s %s/s = %s GFLOP/s, %.0f %% of this machine's %s matmul rate (%s GFLOP/s).",
                 f"{steps_per_second * task.units_per_step:,.0f}", task.unit, f"{model_rate / 1e9:,.1f}",
