@@ -8,6 +8,7 @@ python scripts/benchmark.py data       tokenizing speed, and how long training w
 python scripts/benchmark.py startup    time from the start of train.py to the end of its first step
 python scripts/benchmark.py scaling    time and memory against width, depth, context, batch size and text length
 python scripts/benchmark.py all        all of these
+python scripts/benchmark.py gpu        everything about a GPU within --minutes, in one run (extras torch and hf)
 """
 
 import importlib.util
@@ -18,13 +19,16 @@ from absl import flags
 
 from minigpt_jax import cli
 from minigpt_jax.commands import install_command
-from minigpt_jax.errors import DataError, UsageError, did_you_mean
+from minigpt_jax.errors import DataError, UsageError, did_you_mean, require_choice
 
 ROUNDS = flags.DEFINE_integer("rounds", None, "number of runs per candidate or point")
 MEGABYTES = flags.DEFINE_integer("megabytes", 50, "data: size of the text to tokenize, in MB")
-DATASET = flags.DEFINE_string("dataset", "tiny_shakespeare", "loss: the text to train on")
+DATASET = flags.DEFINE_string("dataset", "tiny_shakespeare", "loss, gpu: the text to train on")
 KERNELS = cli.define_kernels_flag("train, generate: ")
 JSON = flags.DEFINE_string("json", None, "also write the figures to this file")
+MINUTES = flags.DEFINE_float("minutes", 8.0, "gpu: stop after this many minutes; parts that do not fit are skipped")
+REHEARSE = flags.DEFINE_bool("rehearse", False, "gpu: run every part with tiny sizes, on a CPU too")
+SKIP = flags.DEFINE_list("skip", [], "gpu: parts to leave out, separated by commas")
 PLOT = flags.DEFINE_string("plot", None, "also plot the figures to this PNG file (extra plot)")
 
 BENCHMARKS = "train", "kernels", "generate", "loss", "data", "startup", "scaling"  # modules of minigpt_jax.benchmarks
@@ -32,9 +36,9 @@ BENCHMARKS = "train", "kernels", "generate", "loss", "data", "startup", "scaling
 
 def main(names: list[str]) -> None:
     for name in names:
-        if name not in (*BENCHMARKS, "all"):
+        if name not in (*BENCHMARKS, "all", "gpu"):
             raise UsageError(
-                f"unknown benchmark {name!r}{did_you_mean(name, BENCHMARKS)}: choose from {', '.join(BENCHMARKS)}, all"
+                f"unknown benchmark {name!r}{did_you_mean(name, BENCHMARKS)}: choose from {', '.join(BENCHMARKS)}, all, gpu"
             )
     for flag in (ROUNDS, MEGABYTES):
         if flag.value is not None and flag.value < 1:
@@ -43,6 +47,9 @@ def main(names: list[str]) -> None:
         raise UsageError(f"plotting needs matplotlib: {install_command('plot')}")
     check_writable(JSON.value, ".json")
     check_writable(PLOT.value, ".png")
+    if "gpu" in names:
+        measure_gpu(names)
+        return
     chosen = list(dict.fromkeys(BENCHMARKS if not names or "all" in names else names))
     options = {"data": {"megabytes": MEGABYTES.value}, "loss": {"dataset": DATASET.value}}
     options |= {name: {"kernels": KERNELS.value} for name in ("train", "generate")}
@@ -63,6 +70,20 @@ def main(names: list[str]) -> None:
         from minigpt_jax.benchmarks.plots import draw
 
         draw(figures).savefig(PLOT.value, dpi=120)
+
+
+def measure_gpu(names: list[str]) -> None:
+    from minigpt_jax.benchmarks.gpu import runner
+    from minigpt_jax.benchmarks.gpu.setup import Setup
+
+    if len(names) > 1 or PLOT.value:
+        raise UsageError("gpu runs alone, without other benchmarks and --plot")
+    if not MINUTES.value > 0:
+        raise UsageError(f"minutes={MINUTES.value} must be greater than 0")
+    for name in SKIP.value:
+        require_choice("skip", name, runner.PARTS)
+    setup = Setup(REHEARSE.value, ROUNDS.value or runner.ROUNDS, DATASET.value, {})
+    runner.measure(setup, SKIP.value, MINUTES.value, Path(JSON.value) if JSON.value else None)
 
 
 def check_writable(path: str | None, ending: str) -> None:

@@ -92,6 +92,9 @@ MAY_JIT = {
     "generation/beam.py",
     "compare/traps.py",
     "benchmarks/generate.py",
+    "benchmarks/gpu/correctness.py",
+    "benchmarks/gpu/limits.py",
+    "benchmarks/gpu/training.py",
 }
 MAY_IMPORT_TORCH = {"compare", "benchmarks"}  # benchmarks also measure PyTorch
 

@@ -65,6 +65,42 @@ class TorchCompiledStep(TorchStep):
         return torch.compile(model)
 
 
+class TorchMixedStep:
+    """The twin's training step as fast as PyTorch offers it: model and loss compiled, in bfloat16 where it is safe
+    (autocast), with a fused AdamW and PyTorch's own attention."""
+
+    name, needs = "PyTorch compiled, bfloat16", "torch"
+
+    def __init__(self, config: Config, num_steps: int):
+        import torch
+
+        from minigpt_jax.compare import torch_gpt
+
+        self.torch, wait = torch, use_gpu()
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model, batch = torch_gpt.GPT(config.model), random_batch(config)
+        optimizer, schedule = torch_gpt.make_optimizer(config.training, model, 1000, fused=True)
+        inputs_BT, targets_BT = (torch.tensor(batch[name], dtype=torch.long) for name in ("inputs_BT", "targets_BT"))
+        loss_of = torch.compile(lambda inputs_BT, targets_BT: torch_gpt.next_token_loss(model(inputs_BT), targets_BT))
+
+        def run():
+            for _ in range(num_steps):
+                optimizer.zero_grad()
+                with torch.autocast(device, torch.bfloat16):
+                    loss = loss_of(inputs_BT, targets_BT)
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), config.training.grad_clip)
+                optimizer.step()
+                schedule.step()
+            wait()
+
+        self.run = run
+
+    def report(self) -> dict[str, float]:
+        cuda = self.torch.cuda
+        return {"device_mb": cuda.max_memory_allocated() / 1e6} if cuda.is_available() else {}
+
+
 class TorchRecompute:
     """Decoding with the PyTorch twin, which recomputes the whole text for each token."""
 
@@ -76,13 +112,13 @@ class TorchRecompute:
         from minigpt_jax.compare import torch_gpt
 
         wait = use_gpu()
-        model = torch_gpt.GPT(config).train(False)
+        model = torch_gpt.GPT(config).train(False).to(getattr(torch, config.dtype))
 
         @torch.no_grad()
         def run():
             tokens_BT = torch.arange(PROMPT_LENGTH).repeat(batch_size, 1)
             for _ in range(num_tokens):
-                logits_BV = model(tokens_BT[:, -config.context_length :])[:, -1]
+                logits_BV = model(tokens_BT[:, -config.context_length :])[:, -1].float()
                 logits_BV[logits_BV < torch.topk(logits_BV, TOP_K).values[:, -1:]] = -torch.inf
                 next_B1 = torch.multinomial(torch.softmax(logits_BV, dim=-1), 1)
                 tokens_BT = torch.cat([tokens_BT, next_B1], dim=1)
@@ -107,7 +143,7 @@ class HuggingFace:
                 n_layer=config.num_layers, n_head=config.num_heads, n_embd=config.embed_dim,
                 n_positions=config.context_length, vocab_size=config.known_vocab_size, bos_token_id=None, eos_token_id=None,
             )
-        ).train(False)  # fmt: skip
+        ).train(False).to(getattr(torch, config.dtype))  # fmt: skip
         prompt = torch.arange(PROMPT_LENGTH).repeat(batch_size, 1)
 
         def run():

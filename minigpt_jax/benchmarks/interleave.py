@@ -41,7 +41,7 @@ class Variant:
 class Guarded:
     """A candidate whose failure does not end the others: the results of its runs then have its `error`, in one line."""
 
-    candidate: "type | Variant"
+    candidate: "Candidate"
 
     @property
     def name(self) -> str:
@@ -56,7 +56,7 @@ class Guarded:
 
 
 class GuardedRunner:
-    def __init__(self, candidate: "type | Variant", setup: tuple):
+    def __init__(self, candidate: "Candidate", setup: tuple):
         self.error: str | None = None
         self.runner: Any = self.attempt(lambda: candidate(*setup))
 

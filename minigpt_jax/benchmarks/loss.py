@@ -25,14 +25,12 @@ def prepare_task(preset: str, dataset: str) -> LanguageModelling:
     return prepare(config, kernels=choose_kernels(config.model))
 
 
-class OurRun:
-    """Our default preset."""
+class TaskRun:
+    """A training run of a task, without files and logs."""
 
-    name, needs, preset = "minigpt_jax, shakespeare_char", "jax", "shakespeare_char"
-
-    def __init__(self, dataset: str):
+    def __init__(self, task: LanguageModelling):
         retain_heap()
-        self.task = task = prepare_task(self.preset, dataset)
+        self.task = task
         self.key, self.arguments = jax.random.key(task.config.training.seed), train_step_kwargs(task)
         self.state, self.step = new_state(task), 0
 
@@ -45,6 +43,15 @@ class OurRun:
 
     def report(self) -> dict[str, float]:
         return {"val_loss": self.task.evaluate(self.state.eval_params)["loss"]}
+
+
+class OurRun(TaskRun):
+    """Our default preset."""
+
+    name, needs, preset = "minigpt_jax, shakespeare_char", "jax", "shakespeare_char"
+
+    def __init__(self, dataset: str):
+        super().__init__(prepare_task(self.preset, dataset))
 
 
 class TorchRun:

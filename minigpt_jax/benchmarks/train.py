@@ -32,14 +32,19 @@ def kernels_by_name(name: str, config: ModelConfig) -> Kernels:
     return dataclasses.replace(choose_kernels(config), name=name, **{op: getattr(PLAIN, op)})
 
 
-def compiled_step(config: Config, kernels: str = "tuned") -> tuple[Any, TrainState, dict, dict]:
-    """(compiled training step, initial state, random batch, keyword arguments)."""
+def step_inputs(config: Config, kernels: str = "tuned") -> tuple[TrainState, dict, dict]:
+    """(initial state, random batch, keyword arguments) of a training step."""
     objective = NextToken.of(config, kernels_by_name(kernels, config.model))
     parts = {"objective": objective, "optimizer": make_optimizer(config.training, 1000)}
     batch, key = random_batch(config), jax.random.key(0)
     state = init_state(key, **parts)
     init_state.clear_cache()  # as a training run does  # pyright: ignore[reportAttributeAccessIssue]
-    arguments = jax.device_put(parts) | {"key": key}
+    return state, batch, jax.device_put(parts) | {"key": key}
+
+
+def compiled_step(config: Config, kernels: str = "tuned") -> tuple[Any, TrainState, dict, dict]:
+    """(compiled training step, initial state, random batch, keyword arguments)."""
+    state, batch, arguments = step_inputs(config, kernels)
     return train_step.lower(state, batch, **arguments).compile(), state, batch, arguments
 
 
