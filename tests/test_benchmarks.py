@@ -79,6 +79,29 @@ def test_runs_are_interleaved_and_every_result_is_returned(tmp_path):
     assert list(results) == ["first", "second"]
 
 
+@pytest.mark.parametrize("start_together", [False, True])
+def test_results_so_far_are_yielded_after_each_round(tmp_path, start_together):
+    path, lengths = tmp_path / "runs", []
+    for results in interleave.interleaved((FirstToy, SecondToy), (path,), rounds=2, start_together=start_together):
+        lengths.append({name: len(runs) for name, runs in results.items()})
+    assert lengths == [{"first": count, "second": count} for count in (1, 2, 3)]
+    assert path.read_text()[2:] == "abab"
+
+
+class BrokenToy(Toy):
+    name = "broken"
+
+    def run(self):
+        raise ValueError("no memory")
+
+
+def test_a_guarded_candidate_that_fails_does_not_end_the_others(tmp_path):
+    guarded = [interleave.Guarded(toy) for toy in (BrokenToy, FirstToy)]
+    results = interleave.interleave(guarded, (tmp_path / "runs",), rounds=2)
+    assert {run["error"] for run in results["broken"]} == {"ValueError: no memory"}
+    assert [run["runs"] for run in results["first"]] == [1, 2, 3]
+
+
 class DyingToy(Toy):
     name = "dying"
 

@@ -120,8 +120,13 @@ def interleave(candidates: Sequence[Candidate], setup: tuple, rounds: int) -> di
     return results
 
 
-def interleaved(candidates: Sequence[Candidate], setup: tuple, rounds: int) -> Iterator[dict[str, list[dict]]]:
-    """Yields the results so far, after the warm-up runs and after each round. Otherwise as `interleave`."""
+def interleaved(
+    candidates: Sequence[Candidate], setup: tuple, rounds: int, start_together: bool = False
+) -> Iterator[dict[str, list[dict]]]:
+    """Yields the results so far, after the warm-up runs and after each round. Otherwise as `interleave`.
+
+    With `start_together` the candidates warm up, which includes compiling, at the same time.
+    """
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # candidates share a GPU
     spawn = multiprocessing.get_context("spawn")
 
@@ -133,14 +138,22 @@ def interleaved(candidates: Sequence[Candidate], setup: tuple, rounds: int) -> I
         except (EOFError, OSError) as error:
             raise DataError(f"{name} exited without a result; its output is above") from error
 
-    workers, results = [], {}
+    workers, results = [], {candidate.name: [] for candidate in candidates}
+
+    def warm_up(workers: list) -> None:
+        for name, connection, _ in workers:
+            results[name].append(next_result(name, connection, request=False))
+
     for candidate in candidates:
         connection, remote = spawn.Pipe()
         process = spawn.Process(target=serve, args=(candidate, setup, time.time(), remote), daemon=True)
         process.start()
         remote.close()  # so that `recv` raises if the process dies
-        results[candidate.name] = [next_result(candidate.name, connection, request=False)]
         workers.append((candidate.name, connection, process))
+        if not start_together:
+            warm_up(workers[-1:])
+    if start_together:
+        warm_up(workers)
     yield results
     for _ in range(rounds):
         for name, connection, _ in workers:

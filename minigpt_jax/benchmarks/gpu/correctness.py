@@ -66,7 +66,7 @@ def relative(actual: Any, expected: Any) -> float:
 def initial_params(config: Config) -> Any:
     """Initialised on the CPU: devices round random numbers differently."""
     with jax.default_device(jax.devices("cpu")[0]):
-        return jax.tree.map(np.asarray, init_params(jax.random.key(0), GPT(config.model)))
+        return jax.device_get(jax.jit(init_params, static_argnums=1)(jax.random.key(0), GPT(config.model)))
 
 
 # ---- Logits, gradients and a step -----------------------------------------------------------------------------------------
@@ -74,24 +74,24 @@ def initial_params(config: Config) -> Any:
 
 def against_cpu(config: Config) -> dict[str, Any]:
     """Errors of the device with its own kernels. The truth is the CPU's result in float32 with the plain equations."""
-    device, cpu, result = first_device(), jax.devices("cpu")[0], {}
-    truth = outputs(config, PLAIN, cpu)
+    device, cpu, params, result = first_device(), jax.devices("cpu")[0], initial_params(config), {}
+    truth = outputs(config, params, PLAIN, cpu)
     for dtype in ("float32", "bfloat16"):
         config = config.override({"dtype": dtype})
         kernels = choose_kernels(config.model)
         limits = {"logits": FLOAT32_LIMIT, "gradients": FLOAT32_LIMIT, "step": STEP_LIMIT}
         if dtype == "bfloat16":
-            on_cpu = outputs(config, PLAIN, cpu)
+            on_cpu = outputs(config, params, PLAIN, cpu)
             limits = {name: BFLOAT16_FACTOR * relative(on_cpu[name], truth[name]) for name in limits}
-        for name, value in outputs(config, kernels, device).items():
+        for name, value in outputs(config, params, kernels, device).items():
             result[f"{name}, {dtype}"] = check(relative(value, truth[name]), limits[name]) | {"kernels": kernels.name}
     return result
 
 
-def outputs(config: Config, kernels: Kernels, device: Any) -> dict[str, Any]:
+def outputs(config: Config, params: Any, kernels: Kernels, device: Any) -> dict[str, Any]:
     """Logits, gradients, and by how much a training step changes the parameters, computed on this device."""
     objective, optimizer = NextToken.of(config, kernels), make_optimizer(config.training, 10)
-    params, batch, key = initial_params(config), jax.device_put(random_batch(config), device), jax.random.key(0)
+    batch, key = jax.device_put(random_batch(config), device), jax.random.key(0)
 
     def logits_and_gradients(params, batch):
         logits_BTV, _ = objective.model.apply({"params": params}, batch["inputs_BT"])

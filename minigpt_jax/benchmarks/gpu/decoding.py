@@ -40,7 +40,7 @@ def measure(setup: Setup) -> Iterator[dict[str, Any]]:
     available, skipped = installed_or_skipped([MiniGPT, TorchRecompute, HuggingFace])
     yield skipped
     candidates = [Guarded(Variant(EverySize, candidate.name, {"candidate": candidate})) for candidate in available]
-    for results in interleaved(candidates, (config, BATCH_SIZES, num_tokens), setup.rounds):
+    for results in interleaved(candidates, (config, BATCH_SIZES, num_tokens), setup.rounds, start_together=True):
         yield {name: row(runs, num_tokens) for name, runs in results.items()}
 
 

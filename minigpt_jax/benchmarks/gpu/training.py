@@ -45,7 +45,8 @@ def measure(setup: Setup, preset: str) -> Iterator[dict[str, Any]]:
     }  # fmt: skip
     available, skipped = installed_or_skipped(candidates)
     yield skipped
-    for results in interleaved([Guarded(candidate) for candidate in available], (config, num_steps), setup.rounds):
+    guarded = [Guarded(candidate) for candidate in available]
+    for results in interleaved(guarded, (config, num_steps), setup.rounds, start_together=True):
         yield {name: row(runs, config, num_steps) for name, runs in results.items()}
 
 
