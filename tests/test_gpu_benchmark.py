@@ -36,7 +36,7 @@ def test_each_result_is_in_the_file_before_the_next_one_is_asked_for(tmp_path):
     path, seen = tmp_path / "figures.json", []
 
     def start(name, given, seconds):
-        seen.append((name, given.figures.keys() - {"goals"}))
+        seen.append((name, given.figures.keys() - {"goals", "setup"}))
         yield {"first": 1}
         assert figures_in(path)[name] == {"first": 1}
         yield {"second": 2.5, "first": 3}
@@ -82,7 +82,7 @@ def test_without_a_gpu_only_a_rehearsal_goes_past_the_first_part(tmp_path):
 
     path = tmp_path / "f.json"
     assert_raises(DataError, runner.run, REAL, [], 60, path, start, says=("cpu", "--rehearse"))
-    assert figures_in(path).keys() == {"device", "goals"}
+    assert figures_in(path).keys() == {"setup", "device", "goals"}
 
 
 # ---- Processes ------------------------------------------------------------------------------------------------------------
@@ -295,7 +295,8 @@ def test_a_rehearsal_runs_every_part(tmp_path):
     process = subprocess.run(script, capture_output=True, text=True, cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     figures = figures_in(path)
-    assert list(figures.keys() - {"goals"} - set(runner.PARTS)) == []
+    assert figures.keys() == {"setup", "goals", *runner.PARTS}
+    assert figures["setup"] == {"minutes": 60.0, "rehearse": True, "rounds": 1}
     assert list(errors(figures)) == []
     assert figures.pop("train_mini_gpt").keys() == {"skipped"}
     missing = {name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None}

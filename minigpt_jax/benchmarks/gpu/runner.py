@@ -50,7 +50,8 @@ def run(
     little of the `minutes` is left, is recorded as skipped. In a rehearsal every part may take all that is left. Raises
     DataError if the device turns out not to be a GPU.
     """
-    figures, deadline = {}, time.monotonic() + 60 * minutes
+    figures: dict[str, Any] = {"setup": {"minutes": minutes, "rehearse": setup.rehearse, "rounds": setup.rounds}}
+    deadline = time.monotonic() + 60 * minutes
 
     def record(name: str, result: dict[str, Any]) -> None:
         figures[name] = figures.get(name, {}) | result
@@ -76,7 +77,7 @@ def run(
         platform = figures["device"].get("platform", "gpu")
         if platform != "gpu" and not setup.rehearse:
             raise DataError(f"JAX finds no GPU here, only a {platform}: --rehearse runs every part on it, with tiny sizes")
-    print("\n---- goals")
+    print("\n---- goals" + ", which a rehearsal's tiny sizes say nothing about" * setup.rehearse)
     for name, goal in figures["goals"].items():
         print(f"{name:<66}{brief(goal['measured']):>10}   {goal['target']:<7}{STATES[goal['reached']]}")
     return figures
