@@ -763,7 +763,10 @@ MISTAKES = [
     ("export_hf --workdir runs/debug", USAGE, ["--out"]),
     ("export_hf --workdir runs/debug --out new", DATA, ["activation=relu2", "qk_norm=True"]),
     ("export_hf --workdir nowhere --out new", DATA, ["nowhere", "config.json", "scripts/train.py"]),
-    ("benchmark generat", USAGE, ["generat", "generate", "generate", "startup", "all"]),
+    ("benchmark generat", USAGE, ["generat", "generate", "generate", "startup", "all", "gpu"]),
+    ("benchmark gpu train", USAGE, ["gpu", "--plot"]),
+    ("benchmark gpu --skip device,limit", USAGE, ["skip='limit'", "'limits'", "limits", "train_gpt2_124m", "compiling"]),
+    ("benchmark gpu --minutes 0", USAGE, ["minutes=0.0", "0"]),
 ]
 
 
