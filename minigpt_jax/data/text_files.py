@@ -273,10 +273,12 @@ def decode(file: io.BufferedIOBase, name: str, encoding: str = "utf-8") -> Itera
         except UnicodeDecodeError as error:
             where = f"byte 0x{error.object[error.start]:02x} at offset {offset - num_pending + error.start}"
             raise DataError(
-                f"{name!r} is not {encoding.upper()} ({where}); set its encoding with --encoding, or convert it"
+                f"{name!r} is not {encoding.upper()} ({where}): convert it, or for a dataset set --encoding, such as cp1252"
             ) from None
         except UnicodeError as error:  # UTF-16 without a byte order mark
-            raise DataError(f"{name!r} is not {encoding.upper()} ({error}); set its encoding with --encoding") from None
+            raise DataError(
+                f"{name!r} is not {encoding.upper()} ({error}): convert it, or for a dataset set --encoding"
+            ) from None
         if is_empty and text:
             text, is_empty = text.removeprefix("\ufeff"), False
         offset += len(data)
