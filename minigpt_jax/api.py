@@ -12,6 +12,7 @@ import jax
 from minigpt_jax import kernels as kernel_sets
 from minigpt_jax.config import Config, ModelConfig, whole_number
 from minigpt_jax.errors import UsageError, shortened
+from minigpt_jax.files import local_path
 from minigpt_jax.models.kernels import Kernels
 from minigpt_jax.system import logs, streams
 from minigpt_jax.system.heap import retain_heap
@@ -57,11 +58,12 @@ def train(config: Config, workdir: str | Path, overwrite: bool = False, *, kerne
 
     if not isinstance(config, Config):
         raise UsageError(f"config={shortened(config)} must be a Config, such as minigpt_jax.load_preset('shakespeare_char')")
-    check_not_huggingface(Path(workdir))
+    workdir = local_path(workdir)
+    check_not_huggingface(workdir)
     retain_heap()
     device, chosen = first_device(), choose_kernels(config.model, kernels)
     with streams.optional(), logs.shown():
-        loop.train(config, Path(workdir), overwrite, device=device, kernels=chosen, **options)
+        loop.train(config, workdir, overwrite, device=device, kernels=chosen, **options)
 
 
 def evaluate(
@@ -79,7 +81,7 @@ def evaluate(
     from minigpt_jax.tasks import prepare
     from minigpt_jax.tasks.task import PreviousRun, trained_params
 
-    workdir, stride = Path(workdir), None if stride is None else whole_number("stride", stride, 1)
+    workdir, stride = local_path(workdir), None if stride is None else whole_number("stride", stride, 1)
     moved = {"dataset": dataset, "val_dataset": val_dataset, "data_dir": data_dir}
     config = read_run_config(workdir).override({name: str(path) for name, path in moved.items() if path is not None})
     with logs.shown():

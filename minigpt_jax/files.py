@@ -1,15 +1,30 @@
-"""Atomic writes of files and folders, checksums, and the cache folder."""
+"""Paths that users give, atomic writes of files and folders, checksums, and the cache folder."""
 
 import contextlib
 import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from minigpt_jax.errors import DataError
+from minigpt_jax.errors import DataError, UsageError
+
+
+def local_path(path: str | os.PathLike) -> Path:
+    """A path as users write it: `~` is the home directory, which a shell leaves alone in `--workdir=~/run`.
+
+    Raises UsageError for a remote address: `gs://bucket/run`, or what `Path` makes of it, `gs:/bucket/run`. One letter
+    before the colon is a drive of Windows.
+    """
+    if match := re.match(r"([A-Za-z][\w+.-]+):[/\\]+", os.fspath(path)):
+        address = f"{match[1]}:{'///' if match[1] == 'file' else '//'}{os.fspath(path)[match.end() :]}"
+        raise UsageError(
+            f"{address} is an address, not a path: use a folder or file of this machine, and copy it from or to there"
+        )
+    return Path(os.path.expanduser(path))
 
 
 def sha256(data: bytes) -> str:

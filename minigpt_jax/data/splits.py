@@ -10,8 +10,8 @@ from minigpt_jax.data import corpora
 from minigpt_jax.data.text_files import Scan, Text, scan
 from minigpt_jax.data.token_file import Tokens, tokenize
 from minigpt_jax.data.tokenizers import Tokenizer, make_tokenizer
-from minigpt_jax.errors import DataError, require_local
-from minigpt_jax.files import cache_dir, sha256
+from minigpt_jax.errors import DataError
+from minigpt_jax.files import cache_dir, local_path, sha256
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +42,7 @@ def read_texts(config: DataConfig) -> Texts:
     Without a validation text, the first 90 % of the characters are for training. The split is by characters, not by tokens,
     so that all tokenizers are validated on the same text.
     """
-    data_dir = Path(config.data_dir or cache_dir())
-    require_local(data_dir)
+    data_dir = local_path(config.data_dir or cache_dir())
 
     def read(dataset: str) -> tuple[Text, Scan]:
         text = corpora.open_text(dataset, data_dir, config.encoding)

@@ -26,7 +26,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from minigpt_jax.errors import DataError, UsageError, require_local
+from minigpt_jax.errors import DataError, UsageError
+from minigpt_jax.files import local_path
 
 JSON_LINES = (".jsonl", ".ndjson")  # two names of the same format
 SUFFIXES = tuple(suffix + gz for suffix in (".txt", *JSON_LINES) for gz in ("", ".gz"))  # read from a folder, in any case
@@ -137,7 +138,7 @@ def find_text(dataset: str, encoding: str = "utf-8") -> Text:
         raise UsageError(
             f"encoding={encoding!r} is not a text encoding of Python ({error}); common ones: utf-8, utf-16, cp1252, latin-1"
         ) from None
-    require_local(dataset)
+    dataset = str(local_path(dataset))
     skipped: dict[str, str] = {}  # reasons by path
     if os.path.isdir(dataset):
         paths = _files_in(dataset, skipped)
@@ -291,9 +292,9 @@ def decode(file: io.BufferedIOBase, name: str, encoding: str = "utf-8") -> Itera
             break
 
 
-def read_text_file(path: str) -> str:
+def read_text_file(path: str | Path) -> str:
     """All of the text of a UTF-8 file. Raises DataError if it is not valid text, or empty."""
-    return _all_of(read_text(path), path)
+    return _all_of(read_text(path), str(path))
 
 
 def decode_text(data: bytes, name: str) -> str:
