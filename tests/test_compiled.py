@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from helpers import KERNELS, normal
 
+pytestmark = pytest.mark.slow
+
 B, T, H, K = 66, 64, 8, 32  # 33,792 rows of queries
 X_BTD, KERNEL_DF = normal(B, T, 48), normal(48, H * K, seed=1)
 
