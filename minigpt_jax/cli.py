@@ -123,9 +123,9 @@ def errors_in_one_line() -> Iterator[None]:
         except OSError as error:
             if error is not output.error:
                 raise
-            if not isinstance(error, BrokenPipeError):  # the reader has left, as in `| head`: exit silently
-                message = f"cannot write to standard output: {error.strerror}"
-                sys.exit(report(message, DataError.exit_status))
+            if isinstance(error, BrokenPipeError):  # the reader has left, as in `| head`
+                sys.exit()
+            sys.exit(report(f"cannot write to standard output: {error.strerror}", DataError.exit_status))
 
 
 def parsed_arguments() -> list[str]:

@@ -92,11 +92,14 @@ def test_a_value_that_jax_does_not_know_is_one_line():
     assert_says(process.stderr, "JAX_ENABLE_X64", "maybe")
 
 
-def test_the_list_of_commands_reports_an_output_that_is_full(monkeypatch, capsys):
+@pytest.mark.parametrize("reader, code, lines", [("full", 1, 1), ("has left", None, 0)])
+def test_the_list_of_commands_ends_where_its_output_cannot_be_written(monkeypatch, capsys, reader, code, lines):
+    read_end, write_end = os.pipe()
+    os.close(read_end)
     monkeypatch.setattr(sys, "argv", ["minigpt"])
-    with open("/dev/full", "w") as full:
-        monkeypatch.setattr(sys, "stdout", full)
+    with open("/dev/full", "w") as full, open(write_end, "w") as left:
+        monkeypatch.setattr(sys, "stdout", full if reader == "full" else left)
         with pytest.raises(SystemExit) as stopped:
             cli.minigpt()
-    assert stopped.value.code == 1
-    assert capsys.readouterr().err.count("\n") == 1
+    assert stopped.value.code == code
+    assert capsys.readouterr().err.count("\n") == lines

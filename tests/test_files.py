@@ -133,6 +133,7 @@ ADDRESSES = [
     "file:///tmp/run",
     "https://example.com/t.txt",
     "hf://a/b",
+    "me@host.org:runs/a",
 ]
 
 
@@ -169,3 +170,20 @@ def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
     assert_raises(DataError, mg.evaluate, Path("~/run"), says=(str(tmp_path / "run"),))
     assert local_path("~doc.txt") == Path("~doc.txt")
     assert local_path("a~/b") == Path("a~/b")
+
+
+@pytest.mark.parametrize("path", ["", None, 5, "a\0b", ["run"]])
+def test_what_is_not_a_path_is_refused(path):
+    assert_raises(UsageError, local_path, path, says=(repr(path), "path"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="two slashes are the start of a server's name there")
+def test_two_slashes_at_the_start_are_one():
+    assert str(local_path("//tmp//run")) == "/tmp/run"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names cannot have these characters there")
+@pytest.mark.parametrize("name", ["[y]", "p[1]/run", "a\\b", "caf\udce9"])
+def test_a_folder_that_checkpoints_cannot_be_saved_in_is_refused_before_training(tmp_path, name):
+    assert_raises(UsageError, mg.train, Config(), tmp_path / name, says=(repr(str(tmp_path / name)),))
+    assert list(tmp_path.iterdir()) == []

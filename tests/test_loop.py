@@ -413,6 +413,9 @@ def test_a_text_that_has_moved_resumes_and_evaluates(config, finished, files, ca
         assert_says(" ".join(logged(caplog)), "dataset", str(text), str(moved), str(STEPS))
         assert_raises(DataError, evaluate, finished, says=(str(text), "--dataset"))
         assert evaluate(finished, dataset=moved, data_dir=files / "moved") == expected
+        wide = files / "moved" / "wide.txt"
+        wide.write_bytes(moved.read_text().encode("utf-16"))
+        assert evaluate(finished, dataset=wide, encoding="utf-16") == expected
         moved.write_bytes(moved.read_bytes() + b"!")
         assert_raises(DataError, evaluate, finished, dataset=moved, says=(str(moved), "--dataset"))
         moved.write_bytes(moved.read_bytes()[:-1])

@@ -724,7 +724,7 @@ MISTAKES = [
     (f"{PROMPTED} --top_p 1.5", USAGE, ["top_p=1.5", "1.0"]),
     (f"{PROMPTED} --top_k -1", USAGE, ["top_k=-1", "0"]),
     (f"{PROMPTED} --prompt 'Zürich: 42'", DATA, ["'2', '4', 'Z'", "'ü'", "tokenizer.json"]),
-    (f"{PROMPTED} --seed -1", USAGE, ["seed=-1", "2**32"]),
+    (f"{PROMPTED} --seed -1", USAGE, ["seed=-1", "4294967296"]),
     (f"{PROMPTED} --greedy --temperature 0.5", USAGE, ["greedy", "temperature=0.5"]),
     (f"{PROMPTED} --beam_width 3 --top_k 3", USAGE, ["--beam_width", "--top_k"]),
     (f"{PROMPTED} --beam_width 3 --stream", USAGE, ["--stream"]),

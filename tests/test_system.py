@@ -226,6 +226,22 @@ def test_only_the_first_failure_of_a_stream_is_reported(reason):
         raw.close()  # raises if there were anything left that cannot be written
 
 
+@pytest.mark.parametrize("error", [RuntimeError("no connection"), ValueError("closed")])
+def test_a_programs_own_stream_may_have_two_methods_and_raise_anything(error):
+    class Tee:
+        def write(self, text):
+            raise error
+
+        def flush(self):
+            pass
+
+    errors = []
+    stream = streams.Stream(Tee(), errors.append)
+    print("text", file=stream, flush=True)
+    assert [str(reported.strerror) for reported in errors] == [str(error)]
+    assert not stream.isatty()
+
+
 def test_a_stream_that_can_be_written_again_is_written():
     class Disk(io.StringIO):
         is_full = True

@@ -5,6 +5,8 @@ import itertools
 import logging
 from pathlib import Path
 
+import numpy as np
+
 from minigpt_jax.config import DataConfig
 from minigpt_jax.data import corpora
 from minigpt_jax.data.text_files import Scan, Text, scan
@@ -34,6 +36,19 @@ class Texts:
         if self.train_scan is self.val_scan:
             return self.train_scan.sha256
         return sha256(f"{self.train_scan.sha256} {self.val_scan.sha256}".encode())
+
+    def shared_documents(self) -> float:
+        """Share of the validation documents, by characters, that are also training documents."""
+        train, val = whole_documents(self.train, self.train_scan), whole_documents(self.val, self.val_scan)
+        shared = np.isin(val[:, 0], train[:, 0])
+        return float(val[shared, 1].sum() / max(1, val[:, 1].sum()))
+
+
+def whole_documents(text: Text, text_scan: Scan) -> np.ndarray:
+    """The rows of `text_scan.documents` that lie in this part of the text as a whole."""
+    ends = np.cumsum(text_scan.documents[:, 1])
+    starts = ends - text_scan.documents[:, 1]
+    return text_scan.documents[(starts >= text.start) & (ends <= (ends[-1] if text.end is None else text.end))]
 
 
 def read_texts(config: DataConfig) -> Texts:

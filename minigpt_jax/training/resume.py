@@ -52,7 +52,8 @@ def resume(config: Config, workdir: Path, kernels: Kernels, device: Any) -> tupl
 
 
 def check_folder(config: Config, workdir: Path, overwrite: bool) -> None:
-    """Raises DataError or UsageError if training in the folder would destroy something in it."""
+    """Raises DataError or UsageError if training in the folder would destroy something in it, or could not be saved."""
+    arrays.check_path(workdir)
     is_new, init_from = overwrite or not checkpoints.steps(workdir), config.training.init_from
     if is_new and init_from and local_path(init_from).resolve() == workdir.resolve():
         raise UsageError(f"init_from={init_from} is the run's own folder and would be overwritten: choose another --workdir")
