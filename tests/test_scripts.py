@@ -395,11 +395,11 @@ def test_interrupting_an_interactive_text_does_not_end_the_program(trained, call
     "command",
     [
         RUN,
-        f"{RUN} --stream",
-        f"{RUN} --interactive",
+        pytest.param(f"{RUN} --stream", marks=pytest.mark.slow),
+        pytest.param(f"{RUN} --interactive", marks=pytest.mark.slow),
         f"{RUN} --help",
         "tokens --tokenizer runs/debug/tokenizer.json --text To",
-        "checkpoints --workdir runs/debug",
+        pytest.param("checkpoints --workdir runs/debug", marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.parametrize("output, reason", [(None, errno.EBADF), ("/dev/full", errno.ENOSPC)])
