@@ -16,6 +16,8 @@ from minigpt_jax.generation import sampling
 from minigpt_jax.generation.language_model import LanguageModel
 from minigpt_jax.models.gpt import GPT
 
+pytestmark = pytest.mark.e2e
+
 CHARACTERS = "\n abcdé漢🙂"
 CONFIG = ModelConfig(num_layers=1, num_heads=2, embed_dim=8, ff_dim=16, context_length=8, vocab_size=len(CHARACTERS))
 

@@ -207,6 +207,7 @@ def continued(trained):
     )
 
 
+@pytest.mark.slow
 def test_more_steps_resume_the_run(trained, continued):
     process, workdir = succeeded(continued[0]), trained.folder / "more"
     changed, resumed, *_ = process.stderr.splitlines()
@@ -218,6 +219,7 @@ def test_more_steps_resume_the_run(trained, continued):
     assert checkpoint_steps(workdir)[-1] == 30
 
 
+@pytest.mark.slow
 def test_overwrite_restarts_with_the_preset_and_flags(trained, continued):
     process, workdir = succeeded(continued[1]), trained.folder / "restarted"
     assert_says(process.stderr.splitlines()[0], "restarted", "text.txt")
