@@ -287,7 +287,8 @@ def test_the_evaluation_loss_does_not_depend_on_training_settings(change):
 def test_short_documents_on_both_sides_of_the_split_are_warned_of(tmp_path, caplog):
     words = np.random.default_rng(1).choice(["to", "be", "or", "not", "that", "is"], (500, 9))
     rows = [json.dumps({"text": " ".join(row)}) for row in words]
-    own, copies = rows[:450], rows[:25] + rows[450:475]  # a half are copies, and none is as long as a window
+    # Every other one is a copy. All are shorter than a window, so that no window consists of copies alone.
+    own, copies = rows[:450], [row for pair in zip(rows[:25], rows[450:475], strict=True) for row in pair]
     config = config_for(tmp_path, dataset=str(tmp_path / "rows.jsonl"))
     (tmp_path / "rows.jsonl").write_text("\n".join(own))
     (tmp_path / "val.jsonl").write_text("\n".join(rows[450:]))
