@@ -10,7 +10,11 @@ Read reference.py first, the whole model on one page; then config.py, data/, mod
 import importlib
 from typing import Any
 
+from minigpt_jax.system.xla import turn_off_wrong_sums
+
 __version__ = "0.2.0"
+
+turn_off_wrong_sums()
 
 # Public names and their modules, which are imported on first access. Parts that do not need JAX, such as the PyTorch twin,
 # can thus be imported without loading JAX.

@@ -12,6 +12,7 @@ import jax
 from minigpt_jax import kernels as kernel_sets
 from minigpt_jax.config import Config, ModelConfig, whole_number
 from minigpt_jax.errors import UsageError, shortened
+from minigpt_jax.files import local_path
 from minigpt_jax.models.kernels import Kernels
 from minigpt_jax.system import logs, streams
 from minigpt_jax.system.heap import retain_heap
@@ -19,21 +20,27 @@ from minigpt_jax.system.heap import retain_heap
 if TYPE_CHECKING:
     from minigpt_jax.generation.language_model import LanguageModel
 
-REQUIRED_SETTINGS = {"jax_enable_x64": False, "jax_numpy_dtype_promotion": "standard"}
+REQUIRED_SETTINGS = {
+    "jax_enable_x64": (False,), "jax_numpy_dtype_promotion": ("standard",), "jax_no_tracing": (False,),
+    "jax_transfer_guard": (None, "allow", "log"),
+}  # fmt: skip
 
 
 def first_device() -> Any:
     """The device to use. Raises UsageError if JAX has none, or has settings that the models do not support."""
-    for name, required in REQUIRED_SETTINGS.items():
-        if (value := getattr(jax.config, name)) != required:
-            raise UsageError(f"JAX's setting {name}={value} is not supported: set {name.upper()}={required}, or unset it")
+    for name, allowed in REQUIRED_SETTINGS.items():
+        if (value := getattr(jax.config, name)) not in allowed:
+            variable = f"{name.upper()}={allowed[-1]}"
+            raise UsageError(f"JAX's setting {name}={value} is not supported: set {variable}, or unset it")
     try:
         return jax.devices()[0]
     except (RuntimeError, AssertionError) as error:  # JAX raises the latter for "cuda" if its plugin is not installed
         platforms: str = jax.config.jax_platforms or ""  # pyright: ignore[reportAttributeAccessIssue]
         reason = " ".join(str(error).split()) or "not installed"
-        message = f"JAX_PLATFORMS={platforms} is not available here, unset it or choose another such as cpu: {reason}"
-        raise UsageError(message) from error
+        what = "JAX finds no device, look at its environment variables"
+        if platforms:
+            what = f"JAX_PLATFORMS={platforms} is not available here, unset it or choose another such as cpu"
+        raise UsageError(f"{what}: {reason}") from error
 
 
 def choose_kernels(config: ModelConfig, kernels: str = "tuned") -> Kernels:
@@ -57,32 +64,33 @@ def train(config: Config, workdir: str | Path, overwrite: bool = False, *, kerne
 
     if not isinstance(config, Config):
         raise UsageError(f"config={shortened(config)} must be a Config, such as minigpt_jax.load_preset('shakespeare_char')")
-    check_not_huggingface(Path(workdir))
+    workdir = local_path(workdir)
+    check_not_huggingface(workdir)
     retain_heap()
     device, chosen = first_device(), choose_kernels(config.model, kernels)
     with streams.optional(), logs.shown():
-        loop.train(config, Path(workdir), overwrite, device=device, kernels=chosen, **options)
+        loop.train(config, workdir, overwrite, device=device, kernels=chosen, **options)
 
 
 def evaluate(
     workdir: str | Path, split: str = "val", stride: int | None = None, *, dataset: str | Path | None = None,
-    val_dataset: str | Path | None = None, data_dir: str | Path | None = None,
+    val_dataset: str | Path | None = None, encoding: str | None = None, data_dir: str | Path | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """The measures of a run's best checkpoint over all data of a split: `loss`, and what its task adds.
 
     `stride` is the distance in tokens between the starts of two windows, by default the context length. `dataset`,
-    `val_dataset` and `data_dir` say where the run's texts are now, if they have moved. Raises DataError where the folder
-    holds no run or its data has changed, UsageError for a bad split or stride.
+    `val_dataset`, `encoding` and `data_dir` say where and how the run's texts are now, if that has changed. Raises DataError
+    where the folder holds no run or its data has changed, UsageError for a bad split or stride.
     """
     from minigpt_jax.interop.load import read_run_config
     from minigpt_jax.runs import checkpoints
     from minigpt_jax.tasks import prepare
     from minigpt_jax.tasks.task import PreviousRun, trained_params
 
-    workdir, stride = Path(workdir), None if stride is None else whole_number("stride", stride, 1)
-    moved = {"dataset": dataset, "val_dataset": val_dataset, "data_dir": data_dir}
-    config = read_run_config(workdir).override({name: str(path) for name, path in moved.items() if path is not None})
-    with logs.shown():
+    workdir, stride = local_path(workdir), None if stride is None else whole_number("stride", stride)
+    moved = {"dataset": dataset, "val_dataset": val_dataset, "encoding": encoding, "data_dir": data_dir}
+    config = read_run_config(workdir).override({name: value for name, value in moved.items() if value is not None})
+    with streams.optional(), logs.shown():
         step = checkpoints.best_intact(workdir)
         previous = PreviousRun(workdir, checkpoints.read_info(workdir, step).sources)
         task = prepare(config, previous, kernels=choose_kernels(config.model))

@@ -1,16 +1,23 @@
 """Shared by all scripts: flags generated from the settings, one-line errors, logs, and the command `minigpt`."""
 
 import ast
+import contextlib
 import dataclasses
 import logging
 import re
 import runpy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from absl import flags
+
+try:
+    import jax  # noqa: F401  # here it reads the environment, such as JAX_ENABLE_X64
+except ValueError as error:
+    print(f"error: JAX does not accept a setting: {error}", file=sys.stderr)
+    sys.exit(2)
 
 from minigpt_jax.commands import IS_CHECKOUT, SCRIPTS_DIR, command
 from minigpt_jax.config import SETTINGS, Section, setting_type
@@ -95,20 +102,25 @@ def run(main: Callable[..., None], usage: str, positional: bool = False) -> None
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the exceptions that it raises, with tracebacks
     flags.DEFINE_bool("help", False, "show this help", short_name="h", allow_override=True)
     retain_heap()
+    with errors_in_one_line():
+        arguments = parsed_arguments()
+        if arguments and not positional:
+            raise UsageError(f"unexpected argument {arguments[0]!r}: give settings as --name value")
+        if flags.FLAGS.help:
+            print_help(usage)
+        else:
+            apply_precision_flag()
+            with compilation_cache():
+                main(*([arguments] if positional else []))
+
+
+@contextlib.contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """Ends the process where the user's input, a signal or a stream stops a command: one line, no traceback."""
     with streams.of_command() as output:
         try:
-            arguments = parsed_arguments()
-            if arguments and not positional:
-                raise UsageError(f"unexpected argument {arguments[0]!r}: give settings as --name value")
-            if flags.FLAGS.help:
-                print_help(usage)
-            else:
-                apply_precision_flag()
-                with compilation_cache():
-                    main(*([arguments] if positional else []))
+            yield
             output.flush()  # what cannot be written raises here, not at interpreter exit, where Python would print it
-        except flags.Error as error:
-            sys.exit(report(str(error), UsageError.exit_status))
         except (UsageError, DataError) as error:
             sys.exit(report(str(error), error.exit_status))
         except FloatingPointError as error:
@@ -125,16 +137,20 @@ def run(main: Callable[..., None], usage: str, positional: bool = False) -> None
         except OSError as error:
             if error is not output.error:
                 raise
-            if not isinstance(error, BrokenPipeError):  # the reader has left, as in `| head`: exit silently
-                message = f"cannot write to standard output: {error.strerror}"
-                sys.exit(report(message, DataError.exit_status))
+            if isinstance(error, BrokenPipeError):  # the reader has left, as in `| head`
+                sys.exit()
+            sys.exit(report(f"cannot write to standard output: {error.strerror}", DataError.exit_status))
 
 
 def parsed_arguments() -> list[str]:
     """The positional arguments on the command line."""
     try:
         return flags.FLAGS(sys.argv)[1:]
-    except ValueError as error:  # from absl, for --noNAME=VALUE
+    except flags.UnrecognizedFlagError as error:
+        raise UsageError(
+            f"unknown flag --{error.flagname}{did_you_mean(error.flagname, flags.FLAGS)}; see --help"
+        ) from error
+    except (flags.Error, ValueError) as error:  # ValueError: for --noNAME=VALUE
         raise UsageError(str(error)) from error
 
 
@@ -155,15 +171,15 @@ def print_help(usage: str) -> None:
 def minigpt() -> None:
     """The shell's command `minigpt`: `minigpt train` runs scripts/train.py, and so on for every script."""
     scripts = {path.stem: path for path in sorted(SCRIPTS_DIR.glob("*.py"))}
-    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        print("usage: minigpt COMMAND [--flags]; minigpt COMMAND --help lists the flags\n")
-        for name, path in scripts.items():
-            summary = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-            print(f"  {name:<14}{summary.splitlines()[0]}")
-        return
-    _, name, *arguments = sys.argv
-    if name not in scripts:
-        allowed = f"{did_you_mean(name, scripts)}; allowed: {', '.join(scripts)}"
-        sys.exit(report(f"unknown command {name!r}{allowed}", UsageError.exit_status))
+    with errors_in_one_line():
+        if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+            print("usage: minigpt COMMAND [--flags]; minigpt COMMAND --help lists the flags\n")
+            for name, path in scripts.items():
+                summary = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+                print(f"  {name:<14}{summary.splitlines()[0]}")
+            return
+        name, *arguments = sys.argv[1:]
+        if name not in scripts:
+            raise UsageError(f"unknown command {name!r}{did_you_mean(name, scripts)}; allowed: {', '.join(scripts)}")
     sys.argv = [str(scripts[name]), *arguments]
     runpy.run_path(str(scripts[name]), run_name="__main__")

@@ -48,16 +48,16 @@ def plain(value: Any) -> Any:
         return value
     try:
         return value.item()
-    except NotImplementedError:  # a random key of JAX
+    except (NotImplementedError, AttributeError):  # a random key of JAX, a dtype
         return value
 
 
-def whole_number(name: str, value: Any, at_least: int, below: int | None = None) -> int:
+def whole_number(name: str, value: Any, at_least: int | None = None, below: int | None = None) -> int:
     """The value as Python's int. Raises UsageError, naming what is allowed, if it is not an integer in this range."""
     number = plain(value)
     if type(number) is not int:
         raise UsageError(f"{name}={shortened(value)} must be an integer")
-    if number < at_least or (below is not None and number >= below):
+    if (at_least is not None and number < at_least) or (below is not None and number >= below):
         raise UsageError(f"{name}={number} must be at least {at_least}{'' if below is None else f' and below {below}'}")
     return number
 
@@ -286,6 +286,11 @@ class Config:
     data: Section = DataConfig()
     reference_result: ReferenceResult | None = None
 
+    def __post_init__(self):
+        for name, section in {"model": ModelConfig, "training": TrainingConfig, "data": Section}.items():
+            if not isinstance(getattr(self, name), section):
+                raise UsageError(f"{name}={shortened(getattr(self, name))} must be a {section.__name__}")
+
     @property
     def task(self) -> str:
         """The name of the task. Raises UsageError if `data` does not belong to a task."""
@@ -385,11 +390,12 @@ def preset_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in CONFIGS_DIR.glob("*.py")))
 
 
-def load_preset(name: str) -> Config:
+def load_preset(name: str | os.PathLike) -> Config:
     """The config that `get_config()` returns in `configs/NAME.py`, or in a Python file given by its path.
 
     Raises UsageError if there is no such preset, if the file fails, or if it has no `get_config() -> Config`.
     """
+    name = str(name)
     path = Path(name) if name.endswith(".py") else CONFIGS_DIR / f"{name}.py"
     if not path.is_file():
         raise UsageError(

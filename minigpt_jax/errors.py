@@ -5,8 +5,6 @@ scripts print that line and exit with `exit_status`; Python callers get an ordin
 """
 
 import difflib
-import os
-import re
 from collections.abc import Collection, Iterable
 
 
@@ -41,18 +39,6 @@ def require_choice(name: str, value: str, allowed: Collection[str]) -> None:
     """Raises UsageError if `value` is not one of `allowed`."""
     if value not in allowed:
         raise UsageError(f"{name}={value!r}{did_you_mean(value, allowed)} must be one of: {', '.join(allowed)}")
-
-
-def require_local(path: str | os.PathLike) -> None:
-    """Raises UsageError for a remote address: `gs://bucket/run`, or what `Path` makes of it, `gs:/bucket/run`.
-
-    One letter before the colon is a drive of Windows.
-    """
-    if match := re.match(r"([A-Za-z][\w+.-]+):[/\\]+", os.fspath(path)):
-        address = f"{match[1]}:{'///' if match[1] == 'file' else '//'}{os.fspath(path)[match.end() :]}"
-        raise UsageError(
-            f"{address} is an address, not a path: use a folder or file of this machine, and copy it from or to there"
-        )
 
 
 # What other libraries (transformers, nanoGPT, OpenAI's API, scikit-learn) call our settings.

@@ -1,15 +1,33 @@
-"""Atomic writes of files and folders, checksums, and the cache folder."""
+"""Paths that users give, atomic writes of files and folders, checksums, and the cache folder."""
 
 import contextlib
 import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from minigpt_jax.errors import DataError
+from minigpt_jax.errors import DataError, UsageError, shortened
+
+
+def local_path(path: str | os.PathLike) -> Path:
+    """A path as users write it: `~` is the home directory, which a shell leaves alone in `--workdir=~/run`.
+
+    Raises UsageError for what is not a path, and for a remote address: `gs://bucket/run`, or what `Path` makes of it,
+    `gs:/bucket/run`, or `user@host:run`. One letter before the colon is a drive of Windows.
+    """
+    if not isinstance(path, str | os.PathLike) or not (text := str(path)) or "\0" in text:
+        raise UsageError(f"{shortened(path)} must be the path of a folder or file")
+    address = text
+    if match := re.match(r"([A-Za-z][\w+.-]+):[/\\]+", text):
+        address = f"{match[1]}:{'///' if match[1] == 'file' else '//'}{text[match.end() :]}"
+    if match or re.match(r"[\w.-]+@[\w.-]+:", text):
+        raise UsageError(f"{address} is a remote address: use a local path, and copy the files yourself")
+    text = os.path.expanduser(text)
+    return Path(text if os.name == "nt" else re.sub("^//+", "/", text))  # POSIX gives two slashes a meaning of their own
 
 
 def sha256(data: bytes) -> str:

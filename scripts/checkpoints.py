@@ -6,12 +6,12 @@ Exits with 1 if a checkpoint is corrupt.
 """
 
 import sys
-from pathlib import Path
 
 from absl import flags
 
 from minigpt_jax import cli
 from minigpt_jax.errors import DataError
+from minigpt_jax.files import local_path
 from minigpt_jax.interop.load import read_run_config
 from minigpt_jax.runs import checkpoints
 
@@ -19,7 +19,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run (default: the 
 
 
 def main() -> None:
-    workdir = Path(WORKDIR.value) if WORKDIR.value else cli.newest_run()
+    workdir = local_path(WORKDIR.value) if WORKDIR.value else cli.newest_run()
     read_run_config(workdir)
     steps = checkpoints.steps(workdir)
     if not steps:

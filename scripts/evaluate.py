@@ -23,6 +23,7 @@ MOVED = {
         "dataset", None, "where the run's text is now, if it has moved (default: as in training)"
     ),
     "val_dataset": flags.DEFINE_string("val_dataset", None, "where its validation text is now (default: as in training)"),
+    "encoding": flags.DEFINE_string("encoding", None, "their encoding now (default: as in training)"),
     "data_dir": flags.DEFINE_string("data_dir", None, "folder for tokenized text (default: as in training)"),
 }
 cli.define_precision_flag()

@@ -8,13 +8,13 @@ Both need pre-norm and no QK-norm. For any other model, the error names the sett
 """
 
 import logging
-from pathlib import Path
 
 from absl import flags
 
 from minigpt_jax import cli
 from minigpt_jax.api import default_sharding
-from minigpt_jax.errors import UsageError, require_local
+from minigpt_jax.errors import UsageError
+from minigpt_jax.files import local_path
 from minigpt_jax.interop import hf_writer
 from minigpt_jax.interop.load import load
 
@@ -27,9 +27,9 @@ log = logging.getLogger("minigpt_jax.export_hf")
 def main() -> None:
     if not OUT.value:
         raise UsageError("give the folder to create with --out")
-    require_local(OUT.value)
+    out = local_path(OUT.value)
     model = load(WORKDIR.value or cli.newest_run(), default_sharding())
-    model_type = hf_writer.write(model, Path(OUT.value))
+    model_type = hf_writer.write(model, out)
     log.info("Exported to %s (model_type %s). Load it with transformers.AutoModelForCausalLM.from_pretrained(%r).",
              OUT.value, model_type, OUT.value)  # fmt: skip
 

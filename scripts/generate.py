@@ -20,6 +20,7 @@ import minigpt_jax as mg
 from minigpt_jax import cli
 from minigpt_jax.data.text_files import decode_text, read_text_file
 from minigpt_jax.errors import DataError, UsageError, require_choice
+from minigpt_jax.files import local_path
 from minigpt_jax.generation.language_model import BeamText, Completion, LanguageModel
 from minigpt_jax.generation.strategy import BeamConfig, DecodingConfig, checked, processors
 from minigpt_jax.system import devices
@@ -106,7 +107,7 @@ def read_prompts() -> list[str]:
     if PROMPTS.value is None:
         return [PROMPT.value]
     path = PROMPTS.value
-    text = decode_text(standard_input(), "standard input") if path == "-" else read_text_file(path)
+    text = decode_text(standard_input(), "standard input") if path == "-" else read_text_file(local_path(path))
     prompts = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
     if "" in prompts:
         raise DataError(f"line {prompts.index('') + 1} of {path!r} is empty: each line must be a prompt")

@@ -13,6 +13,7 @@ from absl import flags
 
 from minigpt_jax import cli
 from minigpt_jax.errors import DataError, UsageError
+from minigpt_jax.files import local_path
 from minigpt_jax.runs.metrics import read_metrics
 from minigpt_jax.runs.plots import draw
 
@@ -23,11 +24,11 @@ log = logging.getLogger("minigpt_jax.plot")
 
 
 def main(more_workdirs: list[str]) -> None:
-    workdirs = [Path(folder) for folder in [*WORKDIR.value, *more_workdirs]] or [cli.newest_run()]
+    workdirs = [local_path(folder) for folder in [*WORKDIR.value, *more_workdirs]] or [cli.newest_run()]
     if OUT.value and not OUT.value.endswith(".png"):
         raise UsageError(f"out={OUT.value!r} must end in .png")
     runs = {str(workdir): read_rows(workdir) for workdir in workdirs}
-    path = Path(OUT.value) if OUT.value else workdirs[0] / "metrics.png"
+    path = local_path(OUT.value) if OUT.value else workdirs[0] / "metrics.png"
     try:
         draw(runs).savefig(path, dpi=150)
     except OSError as error:

@@ -20,6 +20,7 @@ import minigpt_jax as mg
 from minigpt_jax import cli
 from minigpt_jax.config import load_preset
 from minigpt_jax.errors import UsageError
+from minigpt_jax.files import local_path
 from minigpt_jax.interop import load
 from minigpt_jax.runs import checkpoints
 
@@ -46,7 +47,7 @@ def main() -> None:
     if WORKDIR.value == "":
         raise UsageError("workdir is empty: give a folder, or omit --workdir")
     preset = CONFIG.value or "shakespeare_char"
-    workdir = Path(WORKDIR.value or cli.RUNS_DIR / Path(preset).stem)
+    workdir = local_path(WORKDIR.value or cli.RUNS_DIR / Path(preset).stem)
     given = cli.given_settings()
     # Without --config, an existing run keeps its own settings.
     keeps_settings = CONFIG.value is None and (workdir / "config.json").exists() and not OVERWRITE.value

@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from absl import flags
 from helpers import assert_raises, assert_says
 
 from minigpt_jax import cli
 from minigpt_jax.config import SETTINGS
-from minigpt_jax.errors import DataError
+from minigpt_jax.errors import DataError, UsageError
 
 
 def make_run(name, modified):
@@ -76,3 +77,38 @@ def test_out_of_memory_is_a_one_line_error_and_other_runtime_errors_are_not(stat
     assert process.stderr.startswith("error: ") == (process.stderr.count("\n") == 1) == is_reported
     assert ("Traceback" in process.stderr) != is_reported
     assert_says(process.stderr, f"{status}: no 40 bytes", *(["--batch_size", "--remat"] if is_reported else []))
+
+
+@pytest.mark.parametrize(
+    "flag, ours", [("max_new_tokens", "length"), ("lenght", "length"), ("n_layer", None), ("zzz", None)]
+)
+def test_an_unknown_flag_names_the_one_that_is_meant(monkeypatch, flag, ours):
+    known = flags.FlagValues()
+    flags.DEFINE_integer("length", 1, "", flag_values=known)
+    monkeypatch.setattr(flags, "FLAGS", known)
+    monkeypatch.setattr(sys, "argv", ["generate.py", f"--{flag}=3"])
+    message = assert_raises(UsageError, cli.parsed_arguments, says=(f"--{flag}",))
+    assert (repr(ours) in message) if ours else ("'" not in message)
+
+
+@pytest.mark.e2e
+def test_a_value_that_jax_does_not_know_is_one_line():
+    environment = os.environ | {"JAX_ENABLE_X64": "maybe"}
+    process = subprocess.run(
+        [sys.executable, "-c", "from minigpt_jax import cli"], capture_output=True, text=True, env=environment
+    )
+    assert (process.returncode, process.stderr.count("\n")) == (2, 1)
+    assert_says(process.stderr, "JAX_ENABLE_X64", "maybe")
+
+
+@pytest.mark.parametrize("reader, code, lines", [("full", 1, 1), ("has left", None, 0)])
+def test_the_list_of_commands_ends_where_its_output_cannot_be_written(monkeypatch, capsys, reader, code, lines):
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    monkeypatch.setattr(sys, "argv", ["minigpt"])
+    with open("/dev/full", "w") as full, open(write_end, "w") as left:
+        monkeypatch.setattr(sys, "stdout", full if reader == "full" else left)
+        with pytest.raises(SystemExit) as stopped:
+            cli.minigpt()
+    assert stopped.value.code == code
+    assert capsys.readouterr().err.count("\n") == lines

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from helpers import assert_raises, assert_says
 
+from minigpt_jax import commands
 from minigpt_jax.api import evaluate, train
 from minigpt_jax.config import (
     SECTIONS,
@@ -194,6 +195,15 @@ def test_training_needs_a_config_and_evaluation_a_whole_stride(tmp_path):
         assert_raises(UsageError, train, wrong, tmp_path / "run", says=("config=", "Config", "load_preset"))
     assert_raises(UsageError, evaluate, tmp_path / "run", stride="3", says=("stride='3'", "integer"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("section", ["model", "training", "data"])
+def test_sections_have_their_types(section):
+    assert_raises(UsageError, Config, **{section: {"num_layers": 2}}, says=(f"{section}=", "num_layers"))
+
+
+def test_a_preset_may_be_given_as_a_path():
+    assert load_preset(Path("debug")) == load_preset("debug") == load_preset(commands.CONFIGS_DIR / "debug.py")
 
 
 def test_every_answer_is_a_setting_and_no_setting_is_a_name_of_another_library():

@@ -12,8 +12,8 @@ import minigpt_jax as mg
 from minigpt_jax import files
 from minigpt_jax.config import Config, DataConfig
 from minigpt_jax.data.splits import read_texts
-from minigpt_jax.errors import DataError, UsageError, require_local
-from minigpt_jax.files import atomic_path, sha256, write_text
+from minigpt_jax.errors import DataError, UsageError
+from minigpt_jax.files import atomic_path, local_path, sha256, write_text
 
 
 class StoppedError(BaseException):
@@ -133,6 +133,7 @@ ADDRESSES = [
     "file:///tmp/run",
     "https://example.com/t.txt",
     "hf://a/b",
+    "me@host.org:runs/a",
 ]
 
 
@@ -158,4 +159,31 @@ def test_an_address_is_refused_and_does_not_become_a_folder(tmp_path, monkeypatc
     "path", ["runs/a", "./gs", "C:/runs/a", "C:\\runs", "/a:b/c", "a:b", "12:30/x", "\\\\server\\share"]
 )
 def test_a_path_is_not_an_address(path):
-    require_local(path)
+    assert local_path(path) == Path(path)
+
+
+def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "text.txt").write_text("to be " * 99)
+    assert read_texts(DataConfig(dataset="~/text.txt", data_dir="~/data")).data_dir == tmp_path / "data"
+    assert_raises(DataError, mg.load, "~/run", says=(str(tmp_path / "run"),))
+    assert_raises(DataError, mg.evaluate, Path("~/run"), says=(str(tmp_path / "run"),))
+    assert local_path("~doc.txt") == Path("~doc.txt")
+    assert local_path("a~/b") == Path("a~/b")
+
+
+@pytest.mark.parametrize("path", ["", None, 5, "a\0b", ["run"]])
+def test_what_is_not_a_path_is_refused(path):
+    assert_raises(UsageError, local_path, path, says=(repr(path), "path"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="two slashes are the start of a server's name there")
+def test_two_slashes_at_the_start_are_one():
+    assert str(local_path("//tmp//run")) == "/tmp/run"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names cannot have these characters there")
+@pytest.mark.parametrize("name", ["[y]", "p[1]/run", "a\\b", "caf\udce9"])
+def test_a_folder_that_checkpoints_cannot_be_saved_in_is_refused_before_training(tmp_path, name):
+    assert_raises(UsageError, mg.train, Config(), tmp_path / name, says=(repr(str(tmp_path / name)),))
+    assert list(tmp_path.iterdir()) == []

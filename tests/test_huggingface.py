@@ -1,5 +1,6 @@
 """Hugging Face folders: exports are read back bit for bit, transformers agrees, and invalid folders are rejected."""
 
+import codecs
 import dataclasses
 import errno
 import json
@@ -150,6 +151,25 @@ def with_end(folder, config, generation):
 )
 def test_end_tokens_are_those_of_both_configs(folder, config, generation, ends):
     assert with_end(folder, config, generation) == ends
+
+
+def test_an_end_token_that_only_the_tokenizer_lacks_is_refused(tmp_path):
+    """As where it is in added_tokens.json alone: the model would never end its texts."""
+    hf_writer.write(model("GPT-2"), tmp_path / "padded")
+    with safe_open(tmp_path / "padded" / "model.safetensors", "numpy") as file:
+        table = file.get_tensor("transformer.wte.weight")
+    edit_tensors(tmp_path / "padded", transformer__wte__weight=np.pad(table, ((0, 64 - len(table)), (0, 0))))
+    edit_json(tmp_path / "padded" / "config.json", vocab_size=64, eos_token_id=len(table))
+    assert_raises(DataError, hf_reader.read, tmp_path / "padded", says=(f"eos_token_id={len(table)}",))
+
+
+def test_a_missing_vocabulary_size_and_a_byte_order_mark(folder):
+    config = (folder / "config.json").read_bytes()
+    (folder / "config.json").write_bytes(codecs.BOM_UTF8 + config)
+    assert hf_reader.read(folder)
+    (folder / "config.json").write_bytes(config)
+    edit_json(folder / "config.json", vocab_size=None)
+    assert_raises(DataError, hf_reader.read, folder, says=("vocab_size",))
 
 
 def test_end_tokens_end_texts_and_are_exported(folder, tmp_path):

@@ -16,6 +16,8 @@ from minigpt_jax.generation import sampling
 from minigpt_jax.generation.language_model import LanguageModel
 from minigpt_jax.models.gpt import GPT
 
+pytestmark = pytest.mark.e2e
+
 CHARACTERS = "\n abcdé漢🙂"
 CONFIG = ModelConfig(num_layers=1, num_heads=2, embed_dim=8, ff_dim=16, context_length=8, vocab_size=len(CHARACTERS))
 
@@ -185,11 +187,12 @@ PROMPTS = ["ab", "漢d"]
 
 
 @pytest.mark.parametrize(
-    "prompts",
-    [tuple(PROMPTS), np.array(PROMPTS), iter(PROMPTS), dict.fromkeys(PROMPTS)],
+    "kind",
+    [tuple, np.array, iter, dict.fromkeys],
     ids=["tuple", "numpy", "iterator", "dict"],
 )
-def test_prompts_are_any_iterable_of_strings(lm, prompts):
+def test_prompts_are_any_iterable_of_strings(lm, kind):
+    prompts = kind(PROMPTS)
     assert [completion.prompt for completion in lm.complete(prompts, 3)] == PROMPTS
 
 
@@ -257,3 +260,14 @@ def test_a_wrong_argument_is_a_short_line_before_any_text_is_asked_for(lm, argum
     assert_raises(UsageError, lm.complete, ["ab", 3], says=("prompt=3", "string"))
     assert_raises(UsageError, lm.beam_search, 3, beam_width=2, says=("prompt=3", "string"))
     assert_raises(UsageError, lm.beam_search, "ab", beam_width=None, says=("beam_width=None", "integer"))
+
+
+@pytest.mark.parametrize("wrong", [None, 2.5, np.array([1, 2]), 0])
+def test_a_wrong_number_is_named(lm, wrong):
+    assert_raises(UsageError, lm.beam_search, "ab", 3, beam_width=wrong, says=("beam_width=",))
+    if wrong is not None:
+        assert_raises(UsageError, lm.generate, "ab", 3, num_samples=wrong, says=("num_samples=",))
+
+
+def test_a_name_of_another_library_for_the_number_of_beams_is_answered_with_ours(lm):
+    assert_raises(UsageError, lm.beam_search, "ab", 3, num_beams=2, says=("num_beams", "beam_width"))

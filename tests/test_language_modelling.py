@@ -282,3 +282,25 @@ def loss_in_evaluation(training):
 def test_the_evaluation_loss_does_not_depend_on_training_settings(change):
     """Otherwise the losses of two runs could not be compared."""
     assert loss_in_evaluation(dataclasses.replace(TRAINING, **change)) == loss_in_evaluation(TRAINING)
+
+
+def test_short_documents_on_both_sides_of_the_split_are_warned_of(tmp_path, caplog):
+    words = np.random.default_rng(1).choice(["to", "be", "or", "not", "that", "is"], (500, 9))
+    rows = [json.dumps({"text": " ".join(row)}) for row in words]
+    # Every other one is a copy. All are shorter than a window, so that no window consists of copies alone.
+    own, copies = rows[:450], [row for pair in zip(rows[:25], rows[450:475], strict=True) for row in pair]
+    config = config_for(tmp_path, dataset=str(tmp_path / "rows.jsonl"))
+    (tmp_path / "rows.jsonl").write_text("\n".join(own))
+    (tmp_path / "val.jsonl").write_text("\n".join(rows[450:]))
+    with_copies = config.override({"val_dataset": str(tmp_path / "val.jsonl")})
+    prepare(with_copies)
+    assert logged(caplog, "WARNING") == []
+    (tmp_path / "val.jsonl").write_text("\n".join(copies))
+    prepare(with_copies)
+    [line] = logged(caplog, "WARNING")
+    assert 45 < int(re.search(r"(\d+)%", line)[1]) < 55
+    caplog.clear()
+    (tmp_path / "rows.jsonl").write_text("\n".join(own + copies))  # 50 of 500: the last tenth, but for a few characters
+    prepare(config)
+    [line] = logged(caplog, "WARNING")
+    assert 40 < int(re.search(r"(\d+)%", line)[1]) < 60

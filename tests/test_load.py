@@ -166,6 +166,10 @@ def test_settings_that_models_do_not_support_are_refused():
         assert_raises(UsageError, first_device, says=("jax_enable_x64=True", "JAX_ENABLE_X64=False"))
     with jax.numpy_dtype_promotion("strict"):
         assert_raises(UsageError, first_device, says=("jax_numpy_dtype_promotion=strict", "standard"))
+    with jax.transfer_guard("disallow"):
+        assert_raises(UsageError, first_device, says=("jax_transfer_guard=disallow", "JAX_TRANSFER_GUARD=log"))
+    with jax.transfer_guard("log"):
+        assert first_device() == jax.devices()[0]
     assert first_device() == jax.devices()[0]
 
 

@@ -323,7 +323,7 @@ def test_samples_go_to_standard_output_and_change_no_parameter(config, finished,
     assert_equal(final_state(config, tmp_path), final_state(config, finished))
 
 
-@pytest.mark.parametrize("stream", [None, "/dev/full", "ascii"])
+@pytest.mark.parametrize("stream", ["/dev/full", *(pytest.param(each, marks=pytest.mark.slow) for each in (None, "ascii"))])
 def test_a_run_continues_when_samples_and_logs_cannot_be_written(config, workdir, monkeypatch, caplog, stream):
     """And takes the streams of its own callbacks along."""
     monkeypatch.setattr(LanguageModelling, "preview", lambda *_: "漢字")
@@ -413,6 +413,9 @@ def test_a_text_that_has_moved_resumes_and_evaluates(config, finished, files, ca
         assert_says(" ".join(logged(caplog)), "dataset", str(text), str(moved), str(STEPS))
         assert_raises(DataError, evaluate, finished, says=(str(text), "--dataset"))
         assert evaluate(finished, dataset=moved, data_dir=files / "moved") == expected
+        wide = files / "moved" / "wide.txt"
+        wide.write_bytes(moved.read_text().encode("utf-16"))
+        assert evaluate(finished, dataset=wide, encoding="utf-16") == expected
         moved.write_bytes(moved.read_bytes() + b"!")
         assert_raises(DataError, evaluate, finished, dataset=moved, says=(str(moved), "--dataset"))
         moved.write_bytes(moved.read_bytes()[:-1])
@@ -528,7 +531,12 @@ class AfterStep(Callback):
             self.action()
 
 
-@pytest.mark.parametrize("number", [getattr(signal, name) for name in signals.STOP_SIGNALS if hasattr(signal, name)])
+OTHER_SIGNALS = [getattr(signal, name) for name in signals.STOP_SIGNALS[1:] if hasattr(signal, name)]
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, *(pytest.param(other, marks=pytest.mark.slow) for other in OTHER_SIGNALS)]
+)
 @pytest.mark.parametrize("step", [pytest.param(5, marks=pytest.mark.slow), 7])  # step 5 is saved anyway
 def test_a_signal_stops_the_run_with_a_checkpoint_that_resumes_exactly(
     config, finished, tmp_path, caplog, default_handlers, number, step

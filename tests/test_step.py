@@ -20,6 +20,8 @@ from minigpt_jax.training.optimizer import make_optimizer
 from minigpt_jax.training.state import TrainState, init_state
 from minigpt_jax.training.step import train_step
 
+pytestmark = pytest.mark.e2e
+
 CONFIG = ModelConfig(num_layers=1, num_heads=2, embed_dim=16, ff_dim=32, context_length=8, vocab_size=11)
 PLAIN = NextToken(GPT(CONFIG, SPLIT))
 DROPPING = dataclasses.replace(PLAIN, dropout=0.3)

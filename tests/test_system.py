@@ -16,7 +16,7 @@ import pytest
 from minigpt_jax import files
 from minigpt_jax.benchmarks.interleave import in_own_process
 from minigpt_jax.files import sha256
-from minigpt_jax.system import compilation_cache, devices, heap, signals, streams
+from minigpt_jax.system import compilation_cache, devices, heap, signals, streams, xla
 
 pytestmark = pytest.mark.e2e
 
@@ -75,6 +75,23 @@ def test_a_multi_core_cpu_becomes_two_devices_unless_the_user_has_chosen(monkeyp
     for name, value in chosen.items():
         monkeypatch.setenv(name, value)
     assert in_own_process(num_devices, num_cores) == expected
+
+
+@pytest.mark.parametrize(
+    ("version", "chosen", "expected"),
+    [
+        ("0.10.2", "--a=1", "--a=1"),
+        ("0.11.2", "", "--xla_cpu_experimental_ynn_fusion_type=-reduce"),
+        ("0.12.0.1", "--a=1", "--a=1 --xla_cpu_experimental_ynn_fusion_type=-reduce"),
+        ("0.12.0.1", "--xla_cpu_experimental_ynn_fusion_type=dot", "--xla_cpu_experimental_ynn_fusion_type=dot"),
+        ("0.13.0", "", ""),
+    ],
+)
+def test_versions_of_xla_with_wrong_sums_get_a_flag_unless_the_user_has_chosen_it(monkeypatch, version, chosen, expected):
+    monkeypatch.setattr(xla.importlib.metadata, "version", {"jaxlib": version}.get)
+    monkeypatch.setenv("XLA_FLAGS", chosen)
+    xla.turn_off_wrong_sums()
+    assert os.environ["XLA_FLAGS"] == expected
 
 
 @pytest.fixture
@@ -224,6 +241,22 @@ def test_only_the_first_failure_of_a_stream_is_reported(reason):
     streams.discard_rest(raw)
     if reason in ("full", "no reader"):
         raw.close()  # raises if there were anything left that cannot be written
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no connection"), ValueError("closed")])
+def test_a_programs_own_stream_may_have_two_methods_and_raise_anything(error):
+    class Tee:
+        def write(self, text):
+            raise error
+
+        def flush(self):
+            pass
+
+    errors = []
+    stream = streams.Stream(Tee(), errors.append)
+    print("text", file=stream, flush=True)
+    assert [str(reported.strerror) for reported in errors] == [str(error)]
+    assert not stream.isatty()
 
 
 def test_a_stream_that_can_be_written_again_is_written():

@@ -158,6 +158,7 @@ class Interrupt(Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 def test_another_task_trains_evaluates_previews_and_resumes_bit_for_bit(tmp_path, capsys, caplog):
     with caplog.at_level(logging.INFO):

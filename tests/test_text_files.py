@@ -186,7 +186,7 @@ def test_a_folder_is_its_text_files_sorted_by_path(tmp_path):
     assert_raises(DataError, find_text, str(tmp_path / "nothing"), says=(str(tmp_path / "nothing"), *text_files.SUFFIXES))
 
 
-@pytest.mark.parametrize("name", ["c.JSONL", "c.Jsonl.GZ", "c.ndjson", "c.NDJSON.gz"])
+@pytest.mark.parametrize("name", ["c.JSONL", "c.Jsonl.GZ", "c.ndjson", "c.NDJSON.gz", "c.jl", "c.jsonlines"])
 def test_suffixes_are_compared_without_case(tmp_path, name):
     row = b'{"text": "row"}\n'
     path = write(tmp_path / name, gzip.compress(row) if name.lower().endswith("gz") else row)
@@ -201,7 +201,7 @@ def test_suffixes_are_compared_without_case(tmp_path, name):
 CLUTTER = [
     ".hidden.txt", "._x.txt", ".DS_Store", ".ipynb_checkpoints/x-checkpoint.txt", ".git/info.txt", "~x.txt", "x.txt~",
     ".x.txt.swp", "#x.txt#", "Thumbs.db", "desktop.ini", "__MACOSX/x.txt", "$RECYCLE.BIN/x.txt", "__pycache__/x.txt",
-    "a.egg-info/SOURCES.txt",
+    "a.egg-info/SOURCES.txt", "#snapshot/x.txt", "System Volume Information/x.txt", "venv/site-packages/x.txt",
 ]  # fmt: skip
 
 
@@ -300,7 +300,20 @@ def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", denied)
-    assert_raises(DataError, find_text, str(tmp_path), says=(str(tmp_path / "secret"), "Permission denied"))
+    monkeypatch.setattr(os, "listdir", lambda path: [entry.name for entry in os.scandir(path)])
+    for dataset in (tmp_path, tmp_path / "*" / "*.txt"):
+        assert_raises(DataError, find_text, str(dataset), says=(str(tmp_path / "secret"), "Permission denied"))
+
+
+def test_a_pattern_may_be_below_a_folder_whose_name_has_brackets(tmp_path):
+    write(tmp_path / "b [old]" / "x.txt", "x")
+    write(tmp_path / "b o" / "y.txt", "y")
+    assert documents(str(tmp_path / "b [old]" / "*.txt")) == ["x"]
+
+
+def test_an_encoding_that_gives_unpaired_surrogates_is_an_error(tmp_path):
+    path = write(tmp_path / "x.txt", "to be \\ud800")
+    assert_raises(DataError, scan, find_text(path, "unicode_escape"), says=(path, "U+D800"))
 
 
 def test_a_file_whose_name_looks_like_a_pattern_is_read(tmp_path):

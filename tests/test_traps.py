@@ -28,6 +28,7 @@ def test_the_wrong_function_fails_and_the_right_one_works(trap):
             trap.wrong()
 
 
+@pytest.mark.slow
 def test_the_wrong_functions_fail_in_the_command_too():
     """In a separate process, where `cli.run` sets JAX's flags."""
     process = subprocess.run([sys.executable, "-m", "minigpt_jax.compare.traps"], capture_output=True, text=True, check=True)

@@ -5,13 +5,15 @@ import itertools
 import logging
 from pathlib import Path
 
+import numpy as np
+
 from minigpt_jax.config import DataConfig
 from minigpt_jax.data import corpora
 from minigpt_jax.data.text_files import Scan, Text, scan
 from minigpt_jax.data.token_file import Tokens, tokenize
 from minigpt_jax.data.tokenizers import Tokenizer, make_tokenizer
-from minigpt_jax.errors import DataError, require_local
-from minigpt_jax.files import cache_dir, sha256
+from minigpt_jax.errors import DataError
+from minigpt_jax.files import cache_dir, local_path, sha256
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +37,19 @@ class Texts:
             return self.train_scan.sha256
         return sha256(f"{self.train_scan.sha256} {self.val_scan.sha256}".encode())
 
+    def shared_documents(self) -> float:
+        """Share of the validation documents, by characters, that are also training documents."""
+        train, val = whole_documents(self.train, self.train_scan), whole_documents(self.val, self.val_scan)
+        shared = np.isin(val[:, 0], train[:, 0])
+        return float(val[shared, 1].sum() / max(1, val[:, 1].sum()))
+
+
+def whole_documents(text: Text, text_scan: Scan) -> np.ndarray:
+    """The rows of `text_scan.documents` that lie in this part of the text as a whole."""
+    ends = np.cumsum(text_scan.documents[:, 1])
+    starts = ends - text_scan.documents[:, 1]
+    return text_scan.documents[(starts >= text.start) & (ends <= (ends[-1] if text.end is None else text.end))]
+
 
 def read_texts(config: DataConfig) -> Texts:
     """Opens and scans the texts, and logs what it skips. Raises DataError.
@@ -42,8 +57,7 @@ def read_texts(config: DataConfig) -> Texts:
     Without a validation text, the first 90 % of the characters are for training. The split is by characters, not by tokens,
     so that all tokenizers are validated on the same text.
     """
-    data_dir = Path(config.data_dir or cache_dir())
-    require_local(data_dir)
+    data_dir = local_path(config.data_dir or cache_dir())
 
     def read(dataset: str) -> tuple[Text, Scan]:
         text = corpora.open_text(dataset, data_dir, config.encoding)

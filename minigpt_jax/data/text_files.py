@@ -15,6 +15,7 @@ import glob
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -23,17 +24,20 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
+import numpy as np
 from tqdm import tqdm
 
-from minigpt_jax.errors import DataError, UsageError, require_local
+from minigpt_jax.errors import DataError, UsageError
+from minigpt_jax.files import local_path
 
-JSON_LINES = (".jsonl", ".ndjson")  # two names of the same format
+JSON_LINES = (".jsonl", ".ndjson", ".jsonlines", ".jl")  # names of the same format
 SUFFIXES = tuple(suffix + gz for suffix in (".txt", *JSON_LINES) for gz in ("", ".gz"))  # read from a folder, in any case
 # Names that are not the user's texts: hidden files, and what systems, editors, tools and synchronisation leave behind.
 CLUTTER = (
     ".*", "~*", "*~", "#*#", "thumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "#recycle", "@eadir", "lost+found",
-    "__pycache__", "*.egg-info", "*.dist-info", "node_modules",
+    "#snapshot", "system volume information", "__pycache__", "site-packages", "*.egg-info", "*.dist-info", "node_modules",
 )  # fmt: skip
 HIDDEN, MODEL, LINK = "hidden or temporary", "of a run or model", "links to what is read anyway"
 MAX_REASONS = 8  # in a log line; every suffix is one
@@ -104,21 +108,34 @@ class Scan:
     num_characters: int
     num_bytes: int  # in UTF-8
     stamp: tuple[tuple[int, int], ...]  # of the files, taken before reading
+    documents: np.ndarray = dataclasses.field(compare=False, repr=False)  # for each, a hash and the number of characters
 
 
 def scan(text: Text) -> Scan:
     """Reads all of a text once. Raises DataError if it is not valid text."""
-    digest, stamp = hashlib.sha256(), text.stamp()
-    number = num_characters = num_bytes = 0
-    empty = Counter()
+    digest, stamp, empty, documents = hashlib.sha256(), text.stamp(), Counter(), []
+    num_bytes = 0
     with progress("reading") as bar:
-        for document, piece in text.pieces(empty):
-            data = piece.encode()
-            digest.update(b"\xff" * (document - number))
-            digest.update(data)
-            number, num_characters, num_bytes = document, num_characters + len(piece), num_bytes + len(data)
-            bar.update(len(data))
-    return Scan(digest.hexdigest(), number + 1, empty.total(), num_characters, num_bytes, stamp)
+        for number, pieces in itertools.groupby(text.pieces(empty), key=lambda numbered: numbered[0]):
+            digest.update(b"\xff" * (number > 0))
+            of_document, num_characters = hashlib.blake2b(digest_size=8), 0
+            for _, piece in pieces:
+                data = _utf8(piece, text.name)
+                digest.update(data)
+                of_document.update(data)
+                num_bytes, num_characters = num_bytes + len(data), num_characters + len(piece)
+                bar.update(len(data))
+            documents.append((int.from_bytes(of_document.digest(), "little"), num_characters))
+    table = np.array(documents, np.uint64)
+    return Scan(digest.hexdigest(), len(table), empty.total(), int(table[:, 1].sum()), num_bytes, stamp, table)
+
+
+def _utf8(piece: str, name: str) -> bytes:
+    try:
+        return piece.encode()
+    except UnicodeEncodeError as error:  # encodings such as unicode_escape produce them
+        surrogate = f"U+{ord(piece[error.start]):04X}"
+        raise DataError(f"{name!r} has the unpaired surrogate {surrogate}, which is not a character") from None
 
 
 def progress(description: str, total: int | None = None) -> tqdm:
@@ -137,7 +154,7 @@ def find_text(dataset: str, encoding: str = "utf-8") -> Text:
         raise UsageError(
             f"encoding={encoding!r} is not a text encoding of Python ({error}); common ones: utf-8, utf-16, cp1252, latin-1"
         ) from None
-    require_local(dataset)
+    dataset = str(local_path(dataset))
     skipped: dict[str, str] = {}  # reasons by path
     if os.path.isdir(dataset):
         paths = _files_in(dataset, skipped)
@@ -214,11 +231,11 @@ def _matches(folder: str, parts: Sequence[str], skipped: dict[str, str]) -> Iter
     if part == "**":
         for inside, _, _ in _walk(folder or os.curdir, skipped):
             yield from _matches(inside, rest or ["*"], skipped)
-    elif not glob.has_magic(part):
+    elif not glob.has_magic(part) or os.path.lexists(os.path.join(folder, part)):  # a folder's name may have brackets
         if os.path.lexists(os.path.join(folder, part)):
             yield from _matches(os.path.join(folder, part), rest, skipped)
     elif os.path.isdir(folder or "."):
-        for name in sorted(os.listdir(folder or ".")):
+        for name in _names_in(folder or "."):
             path = os.path.join(folder, name)
             if not fnmatch.fnmatch(name, part):
                 continue
@@ -244,7 +261,14 @@ def is_clutter(name: str) -> bool:
     return any(fnmatch.fnmatchcase(name.lower(), pattern) for pattern in CLUTTER)
 
 
-def _raise_unreadable(error: OSError) -> None:
+def _names_in(folder: str) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError as error:
+        _raise_unreadable(error)
+
+
+def _raise_unreadable(error: OSError) -> NoReturn:
     raise DataError(f"cannot read the folder {str(error.filename)!r}: {error.strerror}")
 
 
@@ -273,10 +297,12 @@ def decode(file: io.BufferedIOBase, name: str, encoding: str = "utf-8") -> Itera
         except UnicodeDecodeError as error:
             where = f"byte 0x{error.object[error.start]:02x} at offset {offset - num_pending + error.start}"
             raise DataError(
-                f"{name!r} is not {encoding.upper()} ({where}); set its encoding with --encoding, or convert it"
+                f"{name!r} is not {encoding.upper()} ({where}): convert it, or for a dataset set --encoding, such as cp1252"
             ) from None
         except UnicodeError as error:  # UTF-16 without a byte order mark
-            raise DataError(f"{name!r} is not {encoding.upper()} ({error}); set its encoding with --encoding") from None
+            raise DataError(
+                f"{name!r} is not {encoding.upper()} ({error}): convert it, or for a dataset set --encoding"
+            ) from None
         if is_empty and text:
             text, is_empty = text.removeprefix("\ufeff"), False
         offset += len(data)
@@ -289,9 +315,9 @@ def decode(file: io.BufferedIOBase, name: str, encoding: str = "utf-8") -> Itera
             break
 
 
-def read_text_file(path: str) -> str:
+def read_text_file(path: str | Path) -> str:
     """All of the text of a UTF-8 file. Raises DataError if it is not valid text, or empty."""
-    return _all_of(read_text(path), path)
+    return _all_of(read_text(path), str(path))
 
 
 def decode_text(data: bytes, name: str) -> str:

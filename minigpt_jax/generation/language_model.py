@@ -199,7 +199,7 @@ class LanguageModel:
         prompts: str | Iterable[str],
         length: int = 200,
         *,
-        beam_width: int,
+        beam_width: int | None = None,
         stop: str | Iterable[str] = (),
         stop_tokens: int | Iterable[int] = (),
         **settings,
@@ -210,11 +210,8 @@ class LanguageModel:
         ranked. Each of `stop` must be a single token. Raises UsageError and DataError as `complete` does.
         """
         how = checked(BeamConfig, {"beam_width": beam_width} | settings, also=("length", "stop", "stop_tokens"))
-        length, width, V = (
-            whole_number("length", length, 1),
-            whole_number("beam_width", beam_width, 1),
-            self.tokenizer.vocab_size,
-        )
+        length, width = whole_number("length", length, 1), whole_number("beam_width", beam_width, 1)
+        V = self.tokenizer.vocab_size
         if width > V:
             raise UsageError(f"beam_width={width} must be at most {V}, the vocabulary size")
         prompts, stop, stop_tokens = strings("prompt", prompts), stop_strings(stop), self.all_stop_tokens(stop_tokens)
@@ -300,7 +297,8 @@ def stop_strings(stop: Any) -> tuple[str, ...]:
 
 def one_text(prompt: Any, settings: dict[str, Any]) -> list[str]:
     """The prompt as a list of one. Raises UsageError where the arguments ask for several texts."""
-    if settings.get("num_samples", 1) != 1 or not isinstance(prompt, str):
-        problem = f"num_samples={settings['num_samples']!r}" if isinstance(prompt, str) else f"prompt={shortened(prompt)}"
+    num_samples = whole_number("num_samples", settings.get("num_samples", 1), 1)
+    if num_samples > 1 or not isinstance(prompt, str):
+        problem = f"num_samples={num_samples}" if isinstance(prompt, str) else f"prompt={shortened(prompt)}"
         raise UsageError(f"{problem}: this call returns one text for one prompt, a string; complete() returns several")
     return [prompt]

@@ -21,7 +21,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 def read_json(path: Path) -> dict[str, Any]:
     """Raises OSError if the file cannot be read, DataError if it does not contain a JSON object."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(values, dict):

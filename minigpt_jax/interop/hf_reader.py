@@ -104,6 +104,7 @@ def read(folder: Path) -> LanguageModel:
     config, model_type = read_config(folder)
     tokenizer = tokenizers.read_tokenizer(str(folder))
     check_vocabulary(folder, config, tokenizer)
+    end_tokens = read_end_tokens(folder, tokenizer.vocab_size, config.known_vocab_size)
     with open_tensors(folder) as stored:
         parameters = {}
         for name, tensor in check_tensors(folder, config, model_type, stored).items():
@@ -114,14 +115,14 @@ def read(folder: Path) -> LanguageModel:
         if parameters.pop(path).any():
             raise DataError(f"{folder}: config.json says bias=false, but {path} is not zero")
     config, params = without_padding(config, tokenizer.vocab_size, traverse_util.unflatten_dict(parameters, sep="/"))
-    return LanguageModel(config, tokenizer, params, end_tokens=read_end_tokens(folder, tokenizer.vocab_size))
+    return LanguageModel(config, tokenizer, params, end_tokens=end_tokens)
 
 
-def read_end_tokens(folder: Path, vocab_size: int) -> tuple[int, ...]:
+def read_end_tokens(folder: Path, num_tokens: int, num_ids: int) -> tuple[int, ...]:
     """The end tokens that generation_config.json and config.json name: a number, a list or none in each.
 
-    Ids outside the vocabulary are left out: they cannot be sampled, and small models often keep GPT-2's 50256. Raises
-    DataError for anything else.
+    Ids that the model lacks are left out: they cannot be sampled, and small models often keep GPT-2's 50256. Raises
+    DataError for an id that only the tokenizer lacks, without which texts would not end, and for anything else.
     """
     ends = []
     for path in (folder / "generation_config.json", folder / "config.json"):
@@ -134,8 +135,10 @@ def read_end_tokens(folder: Path, vocab_size: int) -> tuple[int, ...]:
         several = value if isinstance(value, list) else [] if value is None else [value]
         if not all(type(token) is int for token in several):
             raise DataError(f"{path}: eos_token_id={shortened(value)} must be a token id or a list of them")
+        if lost := [token for token in several if num_tokens <= token < num_ids]:
+            raise DataError(f"{path}: eos_token_id={lost[0]} is not among the {num_tokens} tokens of the tokenizer's files")
         ends += several
-    return tuple(dict.fromkeys(token for token in ends if 0 <= token < vocab_size))
+    return tuple(dict.fromkeys(token for token in ends if 0 <= token < num_tokens))
 
 
 def plain_name(value: Any) -> Any:
@@ -145,7 +148,9 @@ def plain_name(value: Any) -> Any:
 
 def check_vocabulary(folder: Path, config: ModelConfig, tokenizer: Tokenizer) -> None:
     """Raises DataError unless the model has as many ids as the tokenizer, or is padded: see `without_padding`."""
-    V, size = config.known_vocab_size, tokenizer.vocab_size
+    if config.vocab_size is None:
+        raise DataError(f"{folder}: config.json has no vocab_size")
+    V, size = config.vocab_size, tokenizer.vocab_size
     if size > V:
         reason = f"so the token {shortened(tokenizer.decode([V]))} has no embedding"
     elif size < V and (V % PADDING_MULTIPLE or V - size > MOST_PADDING):

@@ -11,6 +11,7 @@ from minigpt_jax.config import Config, DataConfig, ModelConfig, differences
 from minigpt_jax.data import tokenizers
 from minigpt_jax.data.tokenizers import Tokenizer
 from minigpt_jax.errors import DataError
+from minigpt_jax.files import local_path
 from minigpt_jax.generation.language_model import LanguageModel
 from minigpt_jax.interop import hf_reader
 from minigpt_jax.interop.architectures import NOT_STORED, with_vocab_rows
@@ -29,7 +30,7 @@ def load(path: str | Path, sharding: jax.sharding.Sharding) -> LanguageModel:
     From a run it loads the parameters with the lowest validation loss (their moving average, if the run has `ema`), with
     this sharding. Raises DataError if the folder is neither, has no checkpoint yet, or is corrupt.
     """
-    path = Path(path)
+    path = local_path(path)
     if is_huggingface(path):
         return hf_reader.read(path)
     config = read_run_config(path)
@@ -86,10 +87,11 @@ def read_model_config(path: Path) -> ModelConfig:
 
 def settings_from(path: str) -> dict[str, Any]:
     """The settings, for `Config.override`, of a run that starts from the weights in this folder."""
-    model = dataclasses.asdict(read_model_config(Path(path)))
+    folder = local_path(path)
+    model = dataclasses.asdict(read_model_config(folder))
     needed = {name: value for name, value in model.items() if name not in MAY_DIFFER}
-    tokenizer = os.path.join(path, "")  # ends in a slash: a path, even if the folder is called `char`
-    return needed | {"context_length": model["context_length"], "tokenizer": tokenizer, "init_from": path}
+    tokenizer = os.path.join(folder, "")  # ends in a slash: a path, even if the folder is called `char`
+    return needed | {"context_length": model["context_length"], "tokenizer": tokenizer, "init_from": str(folder)}
 
 
 def initial_params(config: Config, tokenizer: Tokenizer, sharding: jax.sharding.Sharding) -> Any:

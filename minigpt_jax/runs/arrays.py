@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,16 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from minigpt_jax.errors import DataError
+from minigpt_jax.errors import DataError, UsageError
+
+
+def check_path(folder: Path) -> None:
+    """Raises UsageError for paths that Orbax cannot save to: it takes them for patterns, and needs UTF-8."""
+    name = str(folder.absolute())
+    is_text = name == name.encode("utf-8", "ignore").decode()
+    if not is_text or re.search(r"\[.+\]", name) or (os.sep == "/" and "\\" in name):
+        allowed = "[...], a backslash or bytes that are not UTF-8"
+        raise UsageError(f"checkpoints cannot be saved in {name!r}: choose a folder whose path has no {allowed}")
 
 
 def save(folder: Path, trees: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from filelock import FileLock, Timeout
 
 from minigpt_jax.commands import command
 from minigpt_jax.config import Config
-from minigpt_jax.errors import DataError, require_local
+from minigpt_jax.errors import DataError
 from minigpt_jax.files import make_folder
 
 
@@ -30,8 +30,7 @@ def locked(workdir: Path) -> Iterator[None]:
 
 
 def read_config(workdir: Path) -> Config:
-    """The config of a run. Raises DataError if there is none or it cannot be read, UsageError for a remote address."""
-    require_local(workdir)
+    """The config of a run. Raises DataError if there is none or it cannot be read."""
     try:
         return Config.from_json((workdir / "config.json").read_text(encoding="utf-8"))
     except OSError as error:

@@ -37,7 +37,7 @@ class Stream:
             if self.stream is None:
                 raise OSError(errno.EBADF, os.strerror(errno.EBADF))
             getattr(self.stream, method)(*arguments)
-        except (OSError, ValueError) as error:  # ValueError: closed by the program
+        except Exception as error:  # ValueError: closed by the program; a program's own stream may raise anything
             if self.error is None:
                 self.error = error if isinstance(error, OSError) else OSError(errno.EBADF, str(error))
                 self.on_error(self.error)
@@ -45,7 +45,7 @@ class Stream:
     def isatty(self) -> bool:
         try:
             return self.stream is not None and self.stream.isatty()
-        except ValueError:
+        except (ValueError, AttributeError):  # closed, or an object that can only write
             return False
 
     def __getattr__(self, name: str) -> Any:

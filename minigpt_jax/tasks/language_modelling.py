@@ -131,7 +131,8 @@ def prepare(config: Config, previous: PreviousRun | None = None, kernels: Kernel
         tokenizer = load.read_tokenizer(previous.workdir, previous.sources["tokenizer"])
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size))
     splits = tokenize_splits(texts, tokenizer, config.model.context_length)
-    if previous is None and (share := overlap(splits["train"].ids, splits["val"].ids)) > MAX_OVERLAP:
+    shares = [] if previous else [overlap(splits["train"].ids, splits["val"].ids), texts.shared_documents()]
+    if (share := max(shares, default=0.0)) > MAX_OVERLAP:
         log.warning(
             "%.0f%% of the validation text is also in the training text, so the validation loss will look too good: "
             "remove copies from %s, or set another --val_dataset.", 100 * share, data.dataset,

@@ -12,7 +12,8 @@ import numpy as np
 import optax
 
 from minigpt_jax.config import Config, differences
-from minigpt_jax.errors import DataError, UsageError, require_local
+from minigpt_jax.errors import DataError, UsageError
+from minigpt_jax.files import local_path
 from minigpt_jax.models.kernels import Kernels
 from minigpt_jax.runs import arrays, checkpoints
 from minigpt_jax.runs.folder import read_config
@@ -51,10 +52,10 @@ def resume(config: Config, workdir: Path, kernels: Kernels, device: Any) -> tupl
 
 
 def check_folder(config: Config, workdir: Path, overwrite: bool) -> None:
-    """Raises DataError or UsageError if training in the folder would destroy something in it."""
-    require_local(workdir)
+    """Raises DataError or UsageError if training in the folder would destroy something in it, or could not be saved."""
+    arrays.check_path(workdir)
     is_new, init_from = overwrite or not checkpoints.steps(workdir), config.training.init_from
-    if is_new and init_from and Path(init_from).resolve() == workdir.resolve():
+    if is_new and init_from and local_path(init_from).resolve() == workdir.resolve():
         raise UsageError(f"init_from={init_from} is the run's own folder and would be overwritten: choose another --workdir")
     if not overwrite:
         checkpoints.check_owned(workdir)

@@ -13,7 +13,6 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from minigpt_jax.data.tokenizers.base import Tokenizer
@@ -22,6 +21,7 @@ from minigpt_jax.data.tokenizers.byte import ByteTokenizer
 from minigpt_jax.data.tokenizers.char import CharTokenizer
 from minigpt_jax.data.tokenizers.word import WordTokenizer
 from minigpt_jax.errors import DataError, UsageError, did_you_mean, one_line, shortened
+from minigpt_jax.files import local_path
 
 # The two files of GPT-2's tokenizer, as transformers and as OpenAI call them. The library may write a prefix before them.
 GPT2_FILES = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
@@ -55,9 +55,9 @@ def read_tokenizer(path: str) -> Tokenizer:
             f"tokenizer={path!r}{did_you_mean(path, KINDS)} must be one of: {', '.join(KINDS)}, "
             "or the path of a tokenizer.json, or of GPT-2's vocab.json and merges.txt (or encoder.json and vocab.bpe)"
         )
-    file = Path(path)
+    file = local_path(path)
     if os.path.isdir(file):
-        file = next((file / name for name in ("tokenizer.json", *GPT2_FILES) if (file / name).exists()), file)
+        file = next((file / name for name in ("tokenizer.json", *GPT2_FILES) if os.path.exists(file / name)), file)
     for pair in GPT2_FILES.items():
         if named := re.fullmatch(rf"(|.*[-_.])({'|'.join(map(re.escape, pair))})", file.name):
             return BpeTokenizer.from_gpt2_files(*(file.with_name(named[1] + name) for name in pair))
