@@ -47,10 +47,10 @@ def measure(setup: Setup, preset: str) -> Iterator[dict[str, Any]]:
     yield skipped
     guarded = [Guarded(candidate) for candidate in available]
     for results in interleaved(guarded, (config, num_steps), setup.rounds, start_together=True):
-        yield {name: row(runs, config, num_steps) for name, runs in results.items()}
+        yield {name: row(runs, config, num_steps, setup.figures.get("limits", {})) for name, runs in results.items()}
 
 
-def row(runs: list[dict], config: Config, num_steps: int) -> dict[str, Any]:
+def row(runs: list[dict], config: Config, num_steps: int, limits: dict[str, Any]) -> dict[str, Any]:
     """The figures of one candidate from its runs so far, the first of which is the warm-up run."""
     if "error" in runs[-1]:
         return {"error": runs[-1]["error"]}
@@ -58,8 +58,10 @@ def row(runs: list[dict], config: Config, num_steps: int) -> dict[str, Any]:
     figures = {"startup_seconds": runs[0]["since_start"]} | reported
     if ms := milliseconds(runs, num_steps):
         tokens_per_second = 1000 * config.training.batch_size * config.model.context_length / statistics.median(ms)
-        figures |= {"ms": ms, "tokens_per_second": tokens_per_second}
-        figures |= {"flops_per_second": tokens_per_second * flops_per_token(config.model)}
+        flops_per_second = tokens_per_second * flops_per_token(config.model)
+        figures |= {"ms": ms, "tokens_per_second": tokens_per_second, "flops_per_second": flops_per_second}
+        if isinstance(rate := limits.get("bfloat16"), float):  # not an error's message
+            figures["share_of_matmul_rate"] = flops_per_second / rate
     return figures
 
 
