@@ -118,8 +118,8 @@ def compile_step(config: Config) -> dict[str, Any]:
 
 
 def find_batch(config: Config, limit: float | None) -> tuple[int, dict[str, Any]]:
-    """(the largest batch whose step needs at most `limit` bytes, or nine tenths of what the device offers; the first
-    compilation on the way there)."""
+    """(the largest batch whose step needs at most `limit` bytes, by default nine tenths of the device's memory; what was
+    compiled first to find it)."""
     limit = 0.9 * jax.devices()[0].memory_stats()["bytes_limit"] if limit is None else limit
     compiled = []
 
