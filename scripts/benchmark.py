@@ -26,7 +26,9 @@ MEGABYTES = flags.DEFINE_integer("megabytes", 50, "data: size of the text to tok
 DATASET = flags.DEFINE_string("dataset", "tiny_shakespeare", "loss, gpu: the text to train on")
 KERNELS = cli.define_kernels_flag("train, generate: ")
 JSON = flags.DEFINE_string("json", None, "also write the figures to this file")
-MINUTES = flags.DEFINE_float("minutes", 8.0, "gpu: stop after this many minutes; parts that do not fit are skipped")
+MINUTES = flags.DEFINE_float(
+    "minutes", None, "gpu: stop after this many minutes (default: 8, in a rehearsal 60); parts that do not fit are skipped"
+)
 REHEARSE = flags.DEFINE_bool("rehearse", False, "gpu: run every part with tiny sizes, on a CPU too")
 SKIP = flags.DEFINE_list("skip", [], "gpu: parts to leave out, separated by commas")
 PLOT = flags.DEFINE_string("plot", None, "also plot the figures to this PNG file (extra plot)")
@@ -78,12 +80,13 @@ def measure_gpu(names: list[str]) -> None:
 
     if len(names) > 1 or PLOT.value:
         raise UsageError("gpu runs alone, without other benchmarks and --plot")
-    if not MINUTES.value > 0:
-        raise UsageError(f"minutes={MINUTES.value} must be greater than 0")
+    minutes = MINUTES.value if MINUTES.value is not None else 60 if REHEARSE.value else 8
+    if not minutes > 0:
+        raise UsageError(f"minutes={minutes} must be greater than 0")
     for name in SKIP.value:
         require_choice("skip", name, runner.PARTS)
     setup = Setup(REHEARSE.value, ROUNDS.value or runner.ROUNDS, DATASET.value, {})
-    runner.measure(setup, SKIP.value, MINUTES.value, Path(JSON.value) if JSON.value else None)
+    runner.measure(setup, SKIP.value, minutes, Path(JSON.value) if JSON.value else None)
 
 
 def check_writable(path: str | None, ending: str) -> None:
