@@ -8,8 +8,9 @@ import signal
 # it. XLA's older fusion emitters, last supported in jax 0.10, reduce the rest to a third. Set before JAX is imported. The
 # processes that tests start inherit it.
 #
-# With jaxlib 0.12 and the flag of system/xla.py, XLA crashes when it compiles after some thousand other programs in the same
-# process. So the tests leave that flag out, except for test_compiled.py, which is about it.
+# With jaxlib 0.12.0.1 and the flag of system/xla.py, XLA's compiler crashed in both of two runs of the whole suite, in
+# test_reference.py, but not in shorter runs. The cause is not known. So the tests leave that flag out, except for
+# test_compiled.py, which is about it. What users of 0.11 and 0.12 have is thus tested there only.
 os.environ["XLA_FLAGS"] = (
     f"--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 {os.environ.get('XLA_FLAGS', '')} "
     + {

@@ -19,8 +19,8 @@ HEADS = 1, 8  # 4,224 rows of 256 features and 33,792 of 32
 
 
 def measure():
-    """By kernels and number of heads: the largest relative errors of the compiled output against float64, and of the
-    compiled output and gradients against those computed op by op."""
+    """By kernels and number of heads: the largest error of the compiled output against float64, and those of the compiled
+    output and gradients against what is computed op by op, each relative to its largest value."""
     return {(name, H): errors(KERNELS[name], H) for name in KERNELS for H in HEADS}
 
 
@@ -38,8 +38,8 @@ def errors(kernels, H):
     truth = q_BTHK / np.sqrt(np.mean(q_BTHK**2, axis=-1, keepdims=True) + 1e-6)
     compiled = [jax.jit(queries)(x_BTD, kernel_DF), *jax.jit(gradient)(x_BTD, kernel_DF)]
     eager = [queries(x_BTD, kernel_DF), *gradient(x_BTD, kernel_DF)]
-    pairs = [(compiled[0], truth), *zip(compiled, eager, strict=True)]
-    return [float(np.abs(np.asarray(a) - b).max() / np.abs(b).max()) for a, b in pairs]
+    relative = [float(np.abs(np.asarray(a) - b).max() / np.abs(b).max()) for a, b in zip(compiled, eager, strict=True)]
+    return [float(np.abs(compiled[0] - truth).max()), *relative]
 
 
 @pytest.fixture(scope="module")
@@ -53,4 +53,4 @@ def measured():
 @pytest.mark.parametrize("H", HEADS)
 @pytest.mark.parametrize("name", KERNELS)
 def test_dense_and_qk_norm_agree_compiled_and_not_in_large_arrays(measured, name, H):
-    assert max(measured[name, H]) < 1e-5
+    assert all(error <= 1e-5 for error in measured[name, H])  # False for NaN
