@@ -5,6 +5,7 @@ import io
 import os
 import resource
 import signal
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -33,19 +34,19 @@ def test_cache_folder_ignores_invalid_xdg_values(tmp_path, monkeypatch, value):
 
 
 def page_faults():
-    """The fewest page faults in six runs of a program with 128 MB of temporary buffers.
+    """The median number of page faults in 20 runs of a program with 128 MB of temporary buffers.
 
-    The fewest, since kept memory is occasionally too fragmented for these buffers.
+    The median, since fragmentation makes the heap grow by a few such buffers before it is large enough.
     """
     x = jnp.ones((4096, 8))
     program = jax.jit(lambda x: (x @ jnp.tile(x.T, 2)) @ jnp.tile(x, (2, 1)))
     assert program.lower(x).compile().memory_analysis().temp_size_in_bytes >= 2**27
     faults = []
-    for _ in range(6):
+    for _ in range(20):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         program(x).block_until_ready()
         faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-    return min(faults)
+    return statistics.median(faults)
 
 
 @pytest.mark.slow
