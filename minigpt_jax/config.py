@@ -21,8 +21,8 @@ from minigpt_jax.errors import DataError, UsageError, did_you_mean, require_choi
 
 
 def setting(
-    default: Any, help: str, *, choices=(), at_least=None, at_most=None, above=None, below=None, may_change=False,
-    from_data=False,
+    default: Any, help: str, *, choices: tuple[str, ...] = (), at_least: float | None = None, at_most: float | None = None,
+    above: float | None = None, below: float | None = None, may_change: bool = False, from_data: bool = False,
 ) -> Any:  # fmt: skip
     """A dataclass field with its help text and allowed values.
 

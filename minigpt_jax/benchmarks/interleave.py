@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.connection import Connection
 from typing import Any
 
 from minigpt_jax.errors import DataError, one_line
@@ -85,7 +86,7 @@ def described(error: Exception) -> str:
 Candidate = type | Variant | Guarded
 
 
-def serve(candidate: Candidate, setup: Any, start: float, connection) -> None:
+def serve(candidate: Candidate, setup: Any, start: float, connection: Connection) -> None:
     """A candidate's process: runs once to warm up, then once per request, and sends a result after each run.
 
     `since_start` of the first result covers imports, compilation and the first run. `report()` is not timed.
@@ -130,7 +131,7 @@ def interleaved(
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # candidates share a GPU
     spawn = multiprocessing.get_context("spawn")
 
-    def next_result(name: str, connection, request: bool = True) -> dict:
+    def next_result(name: str, connection: Connection, request: bool = True) -> dict:
         try:
             if request:
                 connection.send(True)

@@ -263,7 +263,9 @@ def learning_rate_schedule(config: TrainingConfig, num_steps: int) -> Callable[[
     return share
 
 
-def make_optimizer(config: TrainingConfig, model: nn.Module, num_steps: int, fused=None) -> tuple[AdamW, LambdaLR]:
+def make_optimizer(
+    config: TrainingConfig, model: nn.Module, num_steps: int, fused: bool | None = None
+) -> tuple[AdamW, LambdaLR]:
     """AdamW (Loshchilov & Hutter 2019), which refers to the parameters and updates them in place, and its schedule."""
     matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
     others = [parameter for parameter in model.parameters() if parameter.ndim < 2]
@@ -291,8 +293,9 @@ def accumulate_gradients(model: nn.Module, inputs_BT: Tensor, targets_BT: Tensor
 
 
 def train_step(
-    model, optimizer, schedule, inputs_BT, targets_BT, config: TrainingConfig, average: nn.Module | None = None
-) -> tuple[Tensor, Tensor]:
+    model: nn.Module, optimizer: AdamW, schedule: LambdaLR, inputs_BT: Tensor, targets_BT: Tensor, config: TrainingConfig,
+    average: nn.Module | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """One optimizer step. Updates the model, its gradients, the optimizer, the schedule and the average in place.
 
     Returns the loss and the gradient norm before clipping.

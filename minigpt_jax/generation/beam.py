@@ -57,7 +57,7 @@ def extend(state: BeamState, logits_RV: jax.Array, ends_V: jax.Array) -> tuple[B
 @functools.partial(jax.jit, static_argnames=("model", "width"))
 def prefill_and_extend(
     params: Any, prompts_BS: jax.Array, lengths_B: jax.Array, ends_V: jax.Array, *, model: nn.Module, width: int
-):
+) -> tuple[BeamState, tuple[Choice, Choice]]:
     """The beams after the first token. All of them start as the same prompt, so all but one start with a score of -inf."""
     decode, logits_BV = prefill(params, prompts_BS, lengths_B, model=model)
     rows_R = jnp.repeat(jnp.arange(len(lengths_B)), width)
@@ -66,7 +66,9 @@ def prefill_and_extend(
 
 
 @functools.partial(jax.jit, static_argnames="model", donate_argnames="state")
-def extend_chunk(params: Any, state: BeamState, ends_V: jax.Array, num_steps: jax.Array, *, model: nn.Module):
+def extend_chunk(
+    params: Any, state: BeamState, ends_V: jax.Array, num_steps: jax.Array, *, model: nn.Module
+) -> tuple[BeamState, tuple[Choice, Choice]]:
     """Runs `num_steps` ≤ CHUNK more steps. Returns the state and the records, of which the first `num_steps` are filled."""
 
     def body(i, carry):
@@ -118,7 +120,7 @@ class Search:
                 self.finish(beam, ended=False)
             self.done = True
 
-    def finish(self, beam, ended: bool) -> None:
+    def finish(self, beam: tuple, ended: bool) -> None:
         if math.isfinite(beam[-1]):
             tokens, scores = zip(*backtrack(beam, self.length), strict=True)
             log_probs = tuple(np.diff(scores, prepend=0.0).tolist())
@@ -137,7 +139,7 @@ def rows(choice: Choice) -> Iterator[tuple]:
     return zip(choice.parent_BW, choice.token_BW, choice.score_BW, strict=True)
 
 
-def backtrack(beam, count: int) -> list[tuple[int, float]]:
+def backtrack(beam: tuple | None, count: int) -> list[tuple[int, float]]:
     """The last `count` (token, score so far) pairs of a beam, or all of them if there are fewer."""
     pairs = []
     while beam is not None and len(pairs) < count:

@@ -3,9 +3,11 @@ model, number of rows and choice of processors (logits.py). Each row samples wit
 depend on the other rows. sampling.py calls these functions for any number of tokens; context.py is for longer texts."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from flax import struct
 
 from minigpt_jax.generation.logits import process
@@ -18,7 +20,7 @@ CHUNK, PREFILL_CHUNK = 64, 32  # maximum number of tokens per decode chunk, and 
 class DecodeState:
     """`token_B` is the latest token of each row, at `position_B`. The model has not processed it yet."""
 
-    cache: tuple
+    cache: Any  # one entry per layer
     token_B: jax.Array
     position_B: jax.Array
 
@@ -27,7 +29,7 @@ class DecodeState:
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def prefill(params, prompts_BS, lengths_B, *, model) -> tuple[DecodeState, jax.Array]:
+def prefill(params: Any, prompts_BS: jax.Array, lengths_B: jax.Array, *, model: nn.Module) -> tuple[DecodeState, jax.Array]:
     """Runs prompts through the model in chunks of columns. Returns the state, without a token yet, and the next logits_BV.
     Rows are padded on the left to S = context_length columns: `lengths_B` tokens at the end. The cache masks the padding."""
     (B, S), V = prompts_BS.shape, model.config.vocab_size
@@ -44,7 +46,7 @@ def prefill(params, prompts_BS, lengths_B, *, model) -> tuple[DecodeState, jax.A
     return DecodeState(cache, token_B=jnp.zeros_like(lengths_B), position_B=lengths_B - 1), logits_BV
 
 
-def decode_step(params, state: DecodeState, model) -> tuple[DecodeState, jax.Array]:
+def decode_step(params: Any, state: DecodeState, model: nn.Module) -> tuple[DecodeState, jax.Array]:
     """Runs the latest tokens through the model. Returns the state and the next logits_BV."""
     logits_B1V, cache = model.apply({"params": params}, state.token_B[:, None], state.position_B[:, None], state.cache)
     return DecodeState(cache, state.token_B, state.position_B), logits_B1V[:, 0]
@@ -92,7 +94,9 @@ def sample(state: SamplerState, logits_BV: jax.Array, processors: tuple) -> tupl
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def prefill_and_sample(params, prompts_BS, lengths_B, key_B, processors, *, model) -> tuple[SamplerState, Sampled]:
+def prefill_and_sample(
+    params: Any, prompts_BS: jax.Array, lengths_B: jax.Array, key_B: jax.Array, processors: tuple, *, model: nn.Module
+) -> tuple[SamplerState, Sampled]:
     """Prefills the prompts and samples the first token after each."""
     decode, logits_BV = prefill(params, prompts_BS, lengths_B, model=model)
     seen = Seen.of(prompts_BS, lengths_B, model.config.vocab_size)
@@ -100,7 +104,9 @@ def prefill_and_sample(params, prompts_BS, lengths_B, key_B, processors, *, mode
 
 
 @functools.partial(jax.jit, static_argnames="model", donate_argnames="state")
-def decode_chunk(params, state: SamplerState, processors, num_steps, *, model) -> tuple[SamplerState, Sampled]:
+def decode_chunk(
+    params: Any, state: SamplerState, processors: tuple, num_steps: jax.Array, *, model: nn.Module
+) -> tuple[SamplerState, Sampled]:
     """Samples `num_steps` ≤ CHUNK tokens. Returns the state and (B, CHUNK) arrays with `num_steps` columns filled."""
 
     def body(i, carry):

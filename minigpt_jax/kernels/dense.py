@@ -14,11 +14,11 @@ def matmul(x: jax.Array, kernel_DF: jax.Array) -> jax.Array:
     return x @ kernel_DF
 
 
-def matmul_forward(x, kernel_DF):
+def matmul_forward(x: jax.Array, kernel_DF: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return x @ kernel_DF, (x, kernel_DF)
 
 
-def matmul_backward(residuals, dy):
+def matmul_backward(residuals: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel_DF = residuals
     x_ND, dy_NF = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])  # N: the merged leading axes
     D, F = kernel_DF.shape

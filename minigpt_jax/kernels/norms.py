@@ -21,14 +21,14 @@ def unit_rms(x: jax.Array, epsilon: float) -> jax.Array:
     return unit_rms_forward(x, epsilon)[0]
 
 
-def unit_rms_forward(x, epsilon):
+def unit_rms_forward(x: jax.Array, epsilon: float) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     x_float = x.astype(jnp.float32)
     inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x_float), axis=-1, keepdims=True) + epsilon)
     y = (x_float * inverse).astype(x.dtype)
     return y, (y, inverse)
 
 
-def unit_rms_backward(epsilon, residuals, dy):
+def unit_rms_backward(epsilon: float, residuals: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array]:
     y, inverse = residuals
     y_float, dy_float = y.astype(jnp.float32), dy.astype(jnp.float32)
     dx = inverse * (dy_float - y_float * jnp.mean(dy_float * y_float, axis=-1, keepdims=True))

@@ -74,7 +74,7 @@ class PartitionedCache:
             weights_BHTS = jax.nn.softmax(mask(scores_BHTS, age_BTS[..., :S], exists_BTS[..., :S]), axis=-1)
             weights_NQS = weights_BHTS.reshape(B, G, H // G, T, S).swapaxes(2, 3).reshape(N, -1, S)
             w_parts = jnp.split(weights_NQS.astype(v_parts[0].dtype), num_parts, axis=-1)
-            return sum(jnp.einsum("NQP,NPK->NQK", *pair) for pair in zip(w_parts, v_parts, strict=True))
+            return sum(jnp.einsum("NQP,NPK->NQK", w_NQP, v_NPK) for w_NQP, v_NPK in zip(w_parts, v_parts, strict=True))
 
         num_filled = jnp.minimum(-(-self.num_written // P), C)  # parts that are not empty
         o_NQK = jax.lax.switch(num_filled - 1, [functools.partial(attend_to_first, c) for c in range(1, C + 1)])

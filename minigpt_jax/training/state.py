@@ -31,7 +31,9 @@ class TrainState:
 
 
 @functools.partial(jax.jit, static_argnames="has_average", donate_argnames="params")
-def init_state(key: jax.Array, params: Any = None, *, objective: Any, optimizer: Any, has_average=False) -> TrainState:
+def init_state(
+    key: jax.Array, params: Any = None, *, objective: Any, optimizer: Any, has_average: bool = False
+) -> TrainState:
     """The state at step 0, with the given parameters (donated) or the objective's randomly initialised ones."""
     params = objective.init(key) if params is None else params
     average = jax.tree.map(jnp.copy, params) if has_average else None

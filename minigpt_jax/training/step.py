@@ -1,15 +1,20 @@
 """The training step: pure functions that map a state and a batch to the next state."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from minigpt_jax.training.optimizer import ClippedAdamW
 from minigpt_jax.training.state import TrainState
 
 
-def accumulate_gradients(params, batch, key, loss, num_parts):
+def accumulate_gradients(
+    params: Any, batch: dict[str, jax.Array], key: jax.Array, loss: Callable, num_parts: int
+) -> tuple[jax.Array, Any]:
     """(mean loss over the batch's targets, its gradient), accumulated over `num_parts` micro-batches to save memory."""
 
     def total_and_count(params, part, part_key):
@@ -26,7 +31,7 @@ def accumulate_gradients(params, batch, key, loss, num_parts):
     return jax.tree.map(lambda leaf: leaf / jnp.maximum(count, 1), (total, grads))
 
 
-def apply_gradients(state, grads, optimizer, ema):
+def apply_gradients(state: TrainState, grads: Any, optimizer: ClippedAdamW, ema: jax.Array | float) -> TrainState:
     """The state after the optimizer's update. Its step number is not incremented yet."""
     updates, opt_state = optimizer.chain.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -35,13 +40,16 @@ def apply_gradients(state, grads, optimizer, ema):
     return TrainState(state.step, params, opt_state, average)
 
 
-def keep_if_finite(new, old, is_finite):
+def keep_if_finite(new: TrainState, old: TrainState, is_finite: jax.Array) -> TrainState:
     """`new` if `is_finite`, else `old`: one NaN would spread to every parameter. The step number advances either way."""
     return jax.tree.map(functools.partial(jnp.where, is_finite), new, old).replace(step=old.step + 1)
 
 
 @functools.partial(jax.jit, static_argnames="grad_accumulation", donate_argnames="state")
-def train_step(state: TrainState, batch, key, *, objective, optimizer, ema: float = 0.0, grad_accumulation: int = 1):
+def train_step(
+    state: TrainState, batch: dict[str, jax.Array], key: jax.Array, *,
+    objective: Any, optimizer: ClippedAdamW, ema: float = 0.0, grad_accumulation: int = 1,
+) -> tuple[TrainState, dict[str, jax.Array]]:  # fmt: skip
     """One optimizer step on the mean loss over the batch's targets. `key` is the run's root key. `state` is donated: its
     memory is reused. `objective` is a NextToken (tasks/next_token.py) or another task's. Its numbers, those of `optimizer`
     and `ema` are pytree leaves: changing them does not recompile. Returns the next state and
