@@ -36,7 +36,7 @@ from minigpt_jax.errors import OUR_NAMES, DataError, UsageError, did_you_mean
 from minigpt_jax.generation.language_model import LanguageModel
 from minigpt_jax.generation.strategy import BeamConfig, DecodingConfig
 
-REFERENCE_RESULT = ReferenceResult(val_loss=1.7, spread=0.01, seeds=3)
+REFERENCE_RESULT = ReferenceResult(mean=1.7, spread=0.01, seeds=3)
 
 
 def config_of(name):

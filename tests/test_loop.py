@@ -352,7 +352,7 @@ def conclude(config, workdir):
 
 @pytest.mark.parametrize("expected, agrees", [(math.log(6), True), (9.0, False), (0.1, False)])
 def test_the_verdict_compares_the_loss_with_the_reference_result(config, finished, caplog, expected, agrees):
-    config = dataclasses.replace(config, reference_result=ReferenceResult(val_loss=expected, spread=0.3, seeds=3))
+    config = dataclasses.replace(config, reference_result=ReferenceResult(mean=expected, spread=0.3, seeds=3))
     with caplog.at_level(logging.INFO):
         conclude(config, finished)
     [verdict] = [line for line in logged(caplog) if "±" in line]
