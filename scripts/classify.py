@@ -55,7 +55,6 @@ def main() -> None:
     if png is not None:
         best = next(iter(probabilities))
         plots.save(draw_attention(image_HWC, classifier.attention(image_HWC), f"{best} ({probabilities[best]:.0%})"), png)
-        log.info("Wrote %s", png)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ python scripts/plot.py --workdir runs/a --workdir runs/b --out compared.png
 Needs matplotlib (extra plot).
 """
 
-import logging
 from pathlib import Path
 
 from absl import flags
@@ -20,15 +19,12 @@ from minigpt_jax.runs.plots import check_png, draw, save
 WORKDIR = flags.DEFINE_multi_string("workdir", [], "folder of a run; can be repeated (default: the newest under runs/)")
 OUT = flags.DEFINE_string("out", None, "PNG file to write (default: metrics.png in the first run's folder)")
 
-log = logging.getLogger("minigpt_jax.plot")
-
 
 def main(more_workdirs: list[str]) -> None:
     workdirs = [local_path(folder) for folder in [*WORKDIR.value, *more_workdirs]] or [cli.newest_run()]
     path = check_png("out", OUT.value) if OUT.value else workdirs[0] / "metrics.png"
     runs = {str(workdir): read_rows(workdir) for workdir in workdirs}
     save(draw(runs), path)
-    log.info("Wrote %s", path)
 
 
 def read_rows(workdir: Path) -> list[dict]:

@@ -1,5 +1,6 @@
 """Plots of the metrics of runs, and what all plots share. They need matplotlib (extra plot)."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 from minigpt_jax.commands import install_command
 from minigpt_jax.errors import DataError, UsageError
 from minigpt_jax.files import local_path
+
+log = logging.getLogger(__name__)
 
 PANELS = {  # titles by metric name or suffix: what is counted per second depends on the task
     "loss": "Loss, nats",
@@ -66,11 +69,12 @@ def check_png(name: str, path: str) -> Path:
 
 
 def save(figure: Any, path: Path) -> None:
-    """Writes a figure as PNG. Raises DataError if the file cannot be written."""
+    """Writes a figure as PNG, and logs it. Raises DataError if the file cannot be written."""
     try:
         figure.savefig(path, dpi=150)
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror or error}") from error
+    log.info("Wrote %s", path)
 
 
 def readable(names: Sequence[str], font_manager: Any) -> tuple[list[str], dict[str, Any]]:
