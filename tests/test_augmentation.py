@@ -66,6 +66,8 @@ def test_each_setting_is_the_largest_change_and_is_nearly_reached(setting, low, 
     images_BHWC = augment(jax.random.key(2), jnp.stack(100 * [coordinates]), **ranges)
     centre_B2, below_B2 = np.asarray(images_BHWC[:, 10, 10]), np.asarray(images_BHWC[:, 15, 10])
     step_B2 = (below_B2 - centre_B2) / 5  # where one pixel further down leads
+    right_B2 = (np.asarray(images_BHWC[:, 10, 15]) - centre_B2) / 5
+    assert_close(right_B2, step_B2[:, ::-1] * [-1, 1], atol=1e-4)  # at a right angle to it, and as long
     measured = {
         "shift": np.abs(centre_B2).max(axis=0),
         "rotation": np.abs(np.rad2deg(np.arctan2(step_B2[:, 1], step_B2[:, 0]))).max(),

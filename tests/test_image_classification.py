@@ -134,12 +134,14 @@ def test_confusion_counts_true_against_predicted_classes(task, params):
 
 
 def test_the_preview_names_a_guess_for_each_class(task, params):
+    params = jax.tree.map(lambda leaf: 10 * leaf, params)  # so that guesses differ between images
     lines = task.preview(params).splitlines()
     assert len(lines) == 10
     val = task.splits["val"]
     probs_NV = jax.nn.softmax(task.objective.logits(params, {"images_BHWC": val.images_NHWC}))  # one image of each class
     for name, line, probs_V in zip(task.classes, lines, np.asarray(probs_NV), strict=True):
         assert_says(line, name, str(probs_V.argmax()), f"{probs_V.max():.0%}")
+    assert len({line.split(" for ")[1] for line in lines}) > 1
 
 
 def test_flops_are_those_of_gpt_without_the_causal_half_and_its_vocabulary(task):
@@ -202,6 +204,9 @@ def test_a_run_is_loaded_as_a_classifier(config, task, tmp_path, capsys):
     assert list(probabilities.values()) == sorted(probabilities.values(), reverse=True)
     weights_LHN = classifier.attention(image_HWC)
     assert weights_LHN.shape == (2, 2, 16)
+    _, state = task.objective.logits(classifier.params, {"images_BHWC": image_HWC[None]}, mutable=["intermediates"])
+    [weights_BHTS] = state["intermediates"]["transformer"]["block_1"]["attention"]["weights_BHTS"]
+    assert_close(weights_LHN[1], weights_BHTS[0, :, 0, 1:], rtol=1e-4)
     assert (weights_LHN > 0).all()
     assert (weights_LHN.sum(axis=-1) < 1).all()
 

@@ -2,8 +2,10 @@
 
 import gzip
 import io
+import struct
 import sys
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -171,7 +173,11 @@ def test_an_image_that_is_exact_is_kept_pixel_by_pixel(write, tmp_path):
     assert_equal(read_image(tmp_path / "exact.png", 4, False)[0][:, :, 0], pixels)
 
 
-@pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + 20 * b"\0", None])
+HEADER = b"IHDR" + struct.pack(">2I5B", 100_000, 100_000, 8, 0, 0, 0, 0)  # larger than Pillow allows
+HUGE = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + HEADER + struct.pack(">I", zlib.crc32(HEADER))
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + 20 * b"\0", HUGE, None])
 def test_an_image_that_cannot_be_read_is_named(write, tmp_path, content):
     path = tmp_path / "bad.png"
     if content is None:  # truncated

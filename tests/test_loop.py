@@ -360,6 +360,18 @@ def test_the_verdict_compares_the_loss_with_the_reference_result(config, finishe
     assert bool(re.search(r"\bnot\b", verdict.lower())) != agrees
 
 
+def test_the_reference_result_may_be_of_another_measure(config, finished, caplog):
+    for mean in (math.log(6) / math.log(2), math.log(6)):  # uniform guessing, in bits and in nats
+        known = ReferenceResult(mean=mean, spread=0.1, seeds=3, measure="bits_per_char")
+        with caplog.at_level(logging.INFO):
+            conclude(dataclasses.replace(config, reference_result=known), finished)
+    bits, nats = [line for line in logged(caplog) if "±" in line]
+    for verdict in (bits, nats):
+        assert_says(verdict, "bits_per_char")
+    assert "not" not in bits.lower().split()
+    assert "not" in nats.lower().split()
+
+
 def test_without_a_reference_result_there_is_no_verdict(config, finished, caplog):
     with caplog.at_level(logging.INFO):
         conclude(config, finished)

@@ -882,7 +882,8 @@ def test_a_mistake_sets_the_exit_status_without_a_traceback(tmp_path):
     [
         ("train", "--num_layers --steps --epochs --dataset --workdir --overwrite --kernels"),
         ("generate", "--workdir --prompt --length --temperature --top_k --top_p --greedy --num_samples --seed --kernels"),
-        ("evaluate", "--workdir --split --dataset --val_dataset --data_dir"),
+        ("evaluate", "--workdir --split --dataset --val_dataset --data_dir --plot"),
+        ("classify", "--workdir --image --invert --plot --kernels"),
     ],
 )
 def test_help_lists_the_flags_of_the_script(tmp_path, call, name, expected):
@@ -892,6 +893,11 @@ def test_help_lists_the_flags_of_the_script(tmp_path, call, name, expected):
     assert set(expected.split()) <= lines
     assert process.stderr == ""
     assert files(tmp_path) == {}
+
+
+def test_help_of_a_setting_that_tasks_share_is_that_of_each(tmp_path, call):
+    _, text = succeeded(call(tmp_path, "train --help")).stdout.split("  --dataset\n")
+    assert_says(text.splitlines()[0], "shakespeare", "digits")
 
 
 def test_a_closed_pipe_is_not_an_error(tmp_path):
