@@ -173,8 +173,12 @@ def test_an_image_that_is_exact_is_kept_pixel_by_pixel(write, tmp_path):
     assert_equal(read_image(tmp_path / "exact.png", 4, False)[0][:, :, 0], pixels)
 
 
-HEADER = b"IHDR" + struct.pack(">2I5B", 100_000, 100_000, 8, 0, 0, 0, 0)  # larger than Pillow allows
-HUGE = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + HEADER + struct.pack(">I", zlib.crc32(HEADER))
+def png_chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+SIZES = struct.pack(">2I5B", 100_000, 100_000, 8, 0, 0, 0, 0)  # larger than Pillow allows
+HUGE = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", SIZES) + png_chunk(b"IDAT", b"")
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + 20 * b"\0", HUGE, None])
