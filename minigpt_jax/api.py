@@ -19,6 +19,7 @@ from minigpt_jax.system.heap import retain_heap
 
 if TYPE_CHECKING:
     from minigpt_jax.generation.language_model import LanguageModel
+    from minigpt_jax.tasks.image_classifier import ImageClassifier
 
 REQUIRED_SETTINGS = {
     "jax_enable_x64": (False,), "jax_numpy_dtype_promotion": ("standard",), "jax_no_tracing": (False,),
@@ -75,26 +76,35 @@ def train(config: Config, workdir: str | Path, overwrite: bool = False, *, kerne
 def evaluate(
     workdir: str | Path, split: str = "val", stride: int | None = None, *, dataset: str | Path | None = None,
     val_dataset: str | Path | None = None, encoding: str | None = None, data_dir: str | Path | None = None,
+    plot: str | Path | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """The measures of a run's best checkpoint over all data of a split: `loss`, and what its task adds.
 
     `stride` is the distance in tokens between the starts of two windows, by default the context length. `dataset`,
-    `val_dataset`, `encoding` and `data_dir` say where and how the run's texts are now, if that has changed. Raises DataError
-    where the folder holds no run or its data has changed, UsageError for a bad split or stride.
+    `val_dataset`, `encoding` and `data_dir` say where and how the run's texts are now, if that has changed. `plot` is a PNG
+    file for the confusion matrix of a classifier. Raises DataError where the folder holds no run or its data has changed,
+    UsageError for a bad split or stride, and for a plot if the task has no classes.
     """
     from minigpt_jax.interop.load import read_run_config
-    from minigpt_jax.runs import checkpoints
+    from minigpt_jax.runs import checkpoints, plots
     from minigpt_jax.tasks import prepare
-    from minigpt_jax.tasks.task import PreviousRun, trained_params
+    from minigpt_jax.tasks.plots import draw_confusion
+    from minigpt_jax.tasks.task import Classifier, PreviousRun, trained_params
 
     workdir, stride = local_path(workdir), None if stride is None else whole_number("stride", stride)
     moved = {"dataset": dataset, "val_dataset": val_dataset, "encoding": encoding, "data_dir": data_dir}
+    png = None if plot is None else plots.check_png("plot", str(plot))
     config = read_run_config(workdir).override({name: value for name, value in moved.items() if value is not None})
     with streams.optional(), logs.shown():
         step = checkpoints.best_intact(workdir)
         previous = PreviousRun(workdir, checkpoints.read_info(workdir, step).sources)
         task = prepare(config, previous, kernels=choose_kernels(config.model))
-        return task.measures(trained_params(task, workdir, step, default_sharding()), split, stride)
+        params = trained_params(task, workdir, step, default_sharding())
+        if png is not None:
+            if not isinstance(task, Classifier):
+                raise UsageError(f"{config.task} has no classes that could be confused: omit plot")
+            plots.save(draw_confusion(task.confusion(params, split), task.classes), png)
+        return task.measures(params, split, stride)
 
 
 def load(folder: str | Path, *, kernels: str = "tuned") -> "LanguageModel":
@@ -103,3 +113,10 @@ def load(folder: str | Path, *, kernels: str = "tuned") -> "LanguageModel":
 
     model = load.load(folder, default_sharding())
     return dataclasses.replace(model, kernels=choose_kernels(model.config, kernels), devices=tuple(jax.local_devices()))
+
+
+def load_image_classifier(workdir: str | Path, *, kernels: str = "tuned") -> "ImageClassifier":
+    """Loads the image classifier of a run's folder. See `tasks.image_classifier.load`."""
+    from minigpt_jax.tasks import image_classifier
+
+    return image_classifier.load(local_path(workdir), default_sharding(), lambda config: choose_kernels(config, kernels))

@@ -20,7 +20,7 @@ except ValueError as error:
     sys.exit(2)
 
 from minigpt_jax.commands import IS_CHECKOUT, SCRIPTS_DIR, command
-from minigpt_jax.config import SETTINGS, Section, setting_type
+from minigpt_jax.config import SECTIONS, SETTINGS, TASKS, Section, setting_type, settings_of
 from minigpt_jax.errors import DataError, StoppedError, UsageError, did_you_mean
 from minigpt_jax.system import streams
 from minigpt_jax.system.compilation_cache import compilation_cache
@@ -33,9 +33,13 @@ DEFINE = {int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFI
 
 
 def define_setting_flags(*names: str) -> None:
-    """Defines a flag for each setting, or for the named ones. Flags have no defaults: the preset provides those."""
+    """Defines a flag for each setting, or for the named ones. Flags have no defaults: the preset provides those.
+
+    The help of a flag that tasks share is that of each of them."""
+    of_tasks = [settings_of(SECTIONS | {"data": section}) for section in TASKS.values()]
     for name in names or SETTINGS:
-        define_flag(SETTINGS[name].field)
+        helps = dict.fromkeys(setting_help(settings[name].field) for settings in of_tasks if name in settings)
+        define_flag(SETTINGS[name].field, "; or: ".join(helps))
 
 
 def define_section_flags(section: type[Section]) -> dict[str, flags.FlagHolder]:
@@ -43,8 +47,8 @@ def define_section_flags(section: type[Section]) -> dict[str, flags.FlagHolder]:
     return {field.name: define_flag(field) for field in dataclasses.fields(section)}
 
 
-def define_flag(field: dataclasses.Field) -> flags.FlagHolder:
-    return DEFINE[setting_type(field)](field.name, None, setting_help(field))
+def define_flag(field: dataclasses.Field, text: str | None = None) -> flags.FlagHolder:
+    return DEFINE[setting_type(field)](field.name, None, text or setting_help(field))
 
 
 def define_kernels_flag(what_for: str = "") -> flags.FlagHolder:

@@ -256,25 +256,51 @@ class DataConfig(Section):
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class ImageConfig(Section):
+    """The images of image classification, and how they are varied and cut."""
+
+    dataset: str = setting(
+        "digits", "digits, or a folder with one subfolder of PNG or JPEG files for each class", may_change=True
+    )
+    data_dir: str | None = setting(None, "folder for downloaded images (default: the user's cache folder)", may_change=True)
+    image_size: int = setting(28, "height and width in pixels; your own images are resized to it", at_least=1)
+    color: bool = setting(False, "three colour channels instead of grey, for your own images")
+    patch_size: int = setting(4, "height and width of a patch in pixels; image_size is a multiple of it", at_least=1)
+    shift: float = setting(2.0, "augmentation: shift images by up to this many pixels", at_least=0.0)
+    rotation: float = setting(12.0, "augmentation: rotate images by up to this many degrees", at_least=0.0)
+    scale: float = setting(0.1, "augmentation: enlarge or shrink images by up to this share", at_least=0.0, below=1.0)
+    label_smoothing: float = setting(
+        0.1, "share of the probability that training spreads over all classes", at_least=0.0, below=1.0
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.image_size % self.patch_size:
+            raise UsageError(f"image_size={self.image_size} must be divisible by patch_size={self.patch_size}")
+
+
 # Settings that may differ when a run is resumed, and still affect results. The first two move the end of the schedule. The
 # others name the text, which may have moved; a resumed run checks that it is the same.
 AFFECT_RESULTS = {"steps", "epochs", "dataset", "val_dataset", "encoding"}
 
 # The settings of each task's data, by the task's name. `tasks/` uses the same names.
-TASKS: dict[str, type[Section]] = {"language_modelling": DataConfig}
+TASKS: dict[str, type[Section]] = {"language_modelling": DataConfig, "image_classification": ImageConfig}
 
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceResult:
     """The measured result of a preset, so that a run can report whether its own result is normal.
 
-    `val_loss` is the loss on the full validation split in nats per token, averaged over seeds. `spread` is the largest
-    deviation of a seed from that mean. Both apply to the unmodified preset on its own dataset.
+    `mean` is a measure of the task on the full validation split, averaged over seeds: the loss in nats, or another one that
+    `measure` names. `spread` is the largest deviation of a seed from that mean. Both apply to the unmodified preset on its
+    own dataset.
     """
 
-    val_loss: float
+    mean: float
     spread: float
     seeds: int
+    measure: str = "loss"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -349,6 +375,8 @@ class Config:
             values = json.loads(text)
             task = values.pop("task", "language_modelling")  # absent in earlier versions
             result = values.pop("expectation" if "expectation" in values else "reference_result")  # renamed in 0.2
+            if result and "val_loss" in result:  # renamed in 0.3
+                result["mean"] = result.pop("val_loss")
             types = SECTIONS | {"data": TASKS[task]}
             sections = {name: section(**values.pop(name)) for name, section in types.items()}
             return cls(**sections, **values, reference_result=ReferenceResult(**result) if result else None)
@@ -369,8 +397,10 @@ def settings_of(sections: Mapping[str, type[Section]]) -> dict[str, Setting]:
     return {field.name: Setting(name, field) for name, section in sections.items() for field in dataclasses.fields(section)}
 
 
-# All settings of all tasks by name, which is also the name of the flag.
-SETTINGS = {name: entry for section in TASKS.values() for name, entry in settings_of(SECTIONS | {"data": section}).items()}
+# All settings of all tasks by name, which is also the name of the flag. Of a name that tasks share, the first task's.
+SETTINGS = {
+    name: entry for section in reversed(TASKS.values()) for name, entry in settings_of(SECTIONS | {"data": section}).items()
+}
 
 
 def get_setting(config: Config, name: str) -> Any:

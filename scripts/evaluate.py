@@ -1,8 +1,10 @@
-"""Prints a run's loss on a full split of its text as JSON: per token, and in bits, which compare across tokenizers.
+"""Prints a run's measures on a full split of its data as JSON. For a text: the loss per token, and in bits, which compare
+across tokenizers. For images: loss and accuracy.
 
 python scripts/evaluate.py --workdir runs/shakespeare_char --split val
 python scripts/evaluate.py --stride 16                  more context for each token, but slower
 python scripts/evaluate.py --dataset texts/mine.txt     the run's text has moved there
+python scripts/evaluate.py --workdir runs/vit_digits --plot confusion.png
 """
 
 import json
@@ -26,13 +28,15 @@ MOVED = {
     "encoding": flags.DEFINE_string("encoding", None, "their encoding now (default: as in training)"),
     "data_dir": flags.DEFINE_string("data_dir", None, "folder for tokenized text (default: as in training)"),
 }
+PLOT = flags.DEFINE_string("plot", None, "PNG file for the confusion matrix of a classifier (extra plot)")
 cli.define_precision_flag()
 
 
 def main() -> None:
     workdir = WORKDIR.value or cli.newest_run()
     moved = {name: flag.value for name, flag in MOVED.items()}
-    result = {"workdir": str(workdir), "split": SPLIT.value} | mg.evaluate(workdir, SPLIT.value, STRIDE.value, **moved)
+    measures = mg.evaluate(workdir, SPLIT.value, STRIDE.value, plot=PLOT.value, **moved)
+    result = {"workdir": str(workdir), "split": SPLIT.value} | measures
     # JSON has no NaN or infinity.
     is_json = {name: not isinstance(value, float) or math.isfinite(value) for name, value in result.items()}
     print(json.dumps({name: value if is_json[name] else None for name, value in result.items()}, indent=2))

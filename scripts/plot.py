@@ -6,34 +6,25 @@ python scripts/plot.py --workdir runs/a --workdir runs/b --out compared.png
 Needs matplotlib (extra plot).
 """
 
-import logging
 from pathlib import Path
 
 from absl import flags
 
 from minigpt_jax import cli
-from minigpt_jax.errors import DataError, UsageError
+from minigpt_jax.errors import DataError
 from minigpt_jax.files import local_path
 from minigpt_jax.runs.metrics import read_metrics
-from minigpt_jax.runs.plots import draw
+from minigpt_jax.runs.plots import check_png, draw, save
 
 WORKDIR = flags.DEFINE_multi_string("workdir", [], "folder of a run; can be repeated (default: the newest under runs/)")
 OUT = flags.DEFINE_string("out", None, "PNG file to write (default: metrics.png in the first run's folder)")
 
-log = logging.getLogger("minigpt_jax.plot")
-
 
 def main(more_workdirs: list[str]) -> None:
     workdirs = [local_path(folder) for folder in [*WORKDIR.value, *more_workdirs]] or [cli.newest_run()]
-    if OUT.value and not OUT.value.endswith(".png"):
-        raise UsageError(f"out={OUT.value!r} must end in .png")
+    path = check_png("out", OUT.value) if OUT.value else workdirs[0] / "metrics.png"
     runs = {str(workdir): read_rows(workdir) for workdir in workdirs}
-    path = local_path(OUT.value) if OUT.value else workdirs[0] / "metrics.png"
-    try:
-        draw(runs).savefig(path, dpi=150)
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror or error}") from error
-    log.info("Wrote %s", path)
+    save(draw(runs), path)
 
 
 def read_rows(workdir: Path) -> list[dict]:

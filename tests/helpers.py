@@ -1,6 +1,7 @@
-"""Shared test helpers: checks of messages that do not depend on their wording, random arrays and parameters, masks."""
+"""Shared test helpers: messages that do not depend on their wording, random arrays and parameters, masks, images."""
 
 import functools
+import gzip
 import os
 import re
 import shutil
@@ -14,7 +15,8 @@ import optax
 import pytest
 from flax import struct
 
-from minigpt_jax import kernels
+from minigpt_jax import files, kernels
+from minigpt_jax.data import images
 from minigpt_jax.interop.architectures import ARCHITECTURES
 from minigpt_jax.models.masks import Mask
 
@@ -178,3 +180,21 @@ class Fixed:
     """Wraps an Optax optimizer for a training step. Its hyperparameters are compile-time constants."""
 
     chain: optax.GradientTransformation = struct.field(pytree_node=False)
+
+
+# ---- Images ---------------------------------------------------------------------------------------------------------------
+
+
+def small_digits(folder, monkeypatch, per_class=5):
+    """Writes a small file of digits in place of the real one, as in its package. The digit n has n bright rows. Returns the
+    settings that select it."""
+    random, rows = np.random.default_rng(0), []
+    for label in range(10):
+        for _ in range(per_class):
+            image_HW = random.integers(0, 60, (28, 28))
+            image_HW[: 2 * label + 1] += 190
+            rows.append(",".join(map(str, [*image_HW.flat, label])))
+    data = gzip.compress("".join(f"{row}\n" for row in rows).encode(), mtime=0)
+    (folder / "digits.csv.gz").write_bytes(data)
+    monkeypatch.setattr(images, "DIGITS_SHA256", files.sha256(data))
+    return {"data_dir": str(folder)}

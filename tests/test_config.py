@@ -36,7 +36,7 @@ from minigpt_jax.errors import OUR_NAMES, DataError, UsageError, did_you_mean
 from minigpt_jax.generation.language_model import LanguageModel
 from minigpt_jax.generation.strategy import BeamConfig, DecodingConfig
 
-REFERENCE_RESULT = ReferenceResult(val_loss=1.7, spread=0.01, seeds=3)
+REFERENCE_RESULT = ReferenceResult(mean=1.7, spread=0.01, seeds=3)
 
 
 def config_of(name):
@@ -95,8 +95,12 @@ def test_all_choices_are_accepted_and_a_typo_gets_a_suggestion(name):
 def test_inclusive_lower_bounds(name):
     bound, kind = SETTINGS[name].field.metadata["at_least"], setting_type(SETTINGS[name].field)
     # Other settings that must fit the smallest value.
-    companions = {"embed_dim": {"num_heads": 1, "positions": "learned"}, "batch_size": {"grad_accumulation": 1}}
-    config = Config().override({name: bound} | companions.get(name, {}))
+    companions = {
+        "embed_dim": {"num_heads": 1, "positions": "learned"},
+        "batch_size": {"grad_accumulation": 1},
+        "image_size": {"patch_size": 1},
+    }
+    config = config_of(name).override({name: bound} | companions.get(name, {}))
     assert get_setting(config, name) == bound
     assert_raises(UsageError, with_setting, name, kind(bound - 1), says=(f"{name}={kind(bound - 1)}", str(bound)))
 
@@ -327,9 +331,18 @@ def test_json_round_trip_gives_an_equal_config(config):
     assert Config.from_json(config.to_json()) == config
 
 
-def test_the_old_name_of_the_reference_result_is_still_read():
+def test_the_old_names_of_the_reference_result_and_its_mean_are_still_read():
     config = Config(reference_result=REFERENCE_RESULT)
     assert Config.from_json(config.to_json().replace('"reference_result"', '"expectation"')) == config
+    old = json.loads(config.to_json())
+    del old["reference_result"]["measure"]
+    old["reference_result"]["val_loss"] = old["reference_result"].pop("mean")
+    assert Config.from_json(json.dumps(old)) == config
+
+
+def test_a_setting_that_tasks_share_is_that_of_the_first():
+    assert SETTINGS["dataset"].field.default == "shakespeare"
+    assert set(SETTINGS) >= {"tokenizer", "patch_size"}
 
 
 def changed_json(**changes):

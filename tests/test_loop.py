@@ -352,12 +352,24 @@ def conclude(config, workdir):
 
 @pytest.mark.parametrize("expected, agrees", [(math.log(6), True), (9.0, False), (0.1, False)])
 def test_the_verdict_compares_the_loss_with_the_reference_result(config, finished, caplog, expected, agrees):
-    config = dataclasses.replace(config, reference_result=ReferenceResult(val_loss=expected, spread=0.3, seeds=3))
+    config = dataclasses.replace(config, reference_result=ReferenceResult(mean=expected, spread=0.3, seeds=3))
     with caplog.at_level(logging.INFO):
         conclude(config, finished)
     [verdict] = [line for line in logged(caplog) if "±" in line]
     assert_says(verdict, "3", f"{expected:.3f}", "0.300")
     assert bool(re.search(r"\bnot\b", verdict.lower())) != agrees
+
+
+def test_the_reference_result_may_be_of_another_measure(config, finished, caplog):
+    for mean in (math.log(6) / math.log(2), math.log(6)):  # uniform guessing, in bits and in nats
+        known = ReferenceResult(mean=mean, spread=0.1, seeds=3, measure="bits_per_char")
+        with caplog.at_level(logging.INFO):
+            conclude(dataclasses.replace(config, reference_result=known), finished)
+    bits, nats = [line for line in logged(caplog) if "±" in line]
+    for verdict in (bits, nats):
+        assert_says(verdict, "bits_per_char")
+    assert "not" not in bits.lower().split()
+    assert "not" in nats.lower().split()
 
 
 def test_without_a_reference_result_there_is_no_verdict(config, finished, caplog):

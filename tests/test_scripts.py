@@ -653,6 +653,43 @@ def test_a_run_is_exported_to_hugging_face_and_trained_further(trained, call):
 GREEDY = "--prompt 'To be' --length 20 --greedy"
 
 
+# ---- Images ---------------------------------------------------------------------------------------------------------------
+
+TINY_VIT = "--num_layers 1 --num_heads 2 --embed_dim 8 --ff_dim 8 --patch_size 14 --batch_size 4 --steps 2 --log_every 1"
+
+
+def test_a_folder_of_images_trains_is_evaluated_and_classified_with_plots(tmp_path, call):
+    pil = pytest.importorskip("PIL.Image")
+    pytest.importorskip("matplotlib")
+    for name, pixel in {"dark": 10, "light": 240}.items():
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(5):
+            pil.new("L", (28, 28), pixel + number).save(tmp_path / "photos" / name / f"{number}.png")
+    trained = succeeded(start(tmp_path, f"train --config vit_digits --dataset photos --workdir run {TINY_VIT}"))
+    assert_says(trained.stderr, "2", "classes", "accuracy", "scripts/classify.py", "images/s")
+    assert "±" not in trained.stderr  # the reference result is that of the digits
+    assert set(metrics(tmp_path / "run")[0]) >= {"train_loss", "images_per_second"}
+
+    evaluated = succeeded(call(tmp_path, "evaluate --workdir run --plot confusion.png"))
+    assert json.loads(evaluated.stdout).keys() == {"workdir", "split", "loss", "accuracy", "images"}
+    assert_says(evaluated.stderr, "confusion.png")
+    pil.new("RGB", (50, 30), "white").save(tmp_path / "some.png")
+    classified = succeeded(call(tmp_path, "classify --workdir run --image some.png --plot attention.png"))
+    lines = classified.stdout.splitlines()
+    assert sorted(line.split()[1] for line in lines) == ["dark", "light"]
+    assert sum(float(line.split("%")[0]) for line in lines) == pytest.approx(100, abs=0.02)
+    assert_says(classified.stderr, "50", "30", "28", "28", "lighter", "--invert", "attention.png")
+    inverted = succeeded(call(tmp_path, "classify --workdir run --image some.png --invert"))
+    assert_says(inverted.stderr, "darker", "--invert")
+    assert inverted.stdout != classified.stdout
+    for path in (tmp_path / "confusion.png", tmp_path / "attention.png"):
+        assert path.read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "photos" / "light" / "4.png").write_bytes(b"no image")
+    broken = call(tmp_path, "evaluate --workdir run")
+    assert (broken.returncode, broken.stderr.count("\n")) == (DATA, 1)
+    assert_says(broken.stderr, "4.png")
+
+
 # ---- Mistakes -------------------------------------------------------------------------------------------------------------
 
 NEW = "train --config debug --dataset text.txt --workdir new"
@@ -716,6 +753,16 @@ MISTAKES = [
     ("tokens --text Zero --dataset text.txt", DATA, ["'Z'"]),
     ("evaluate --workdir runs/debug --split vall", USAGE, ["split='vall'", "val", "val", "train"]),
     ("evaluate --workdir nowhere", DATA, ["nowhere", "config.json", "scripts/train.py"]),
+    ("evaluate --workdir runs/debug --plot confusion.png", USAGE, ["language_modelling", "plot"]),
+    ("evaluate --workdir runs/debug --plot confusion.jpg", USAGE, ["plot='confusion.jpg'", ".png"]),
+    ("classify --workdir runs/debug", USAGE, ["--image"]),
+    ("classify --workdir runs/debug --image some.png", DATA, ["runs/debug", "language_modelling"]),
+    ("classify --workdir runs/debug --image some.png --plot plot.jpg", USAGE, ["plot='plot.jpg'", ".png"]),
+    ("classify --workdir nowhere --image some.png", DATA, ["nowhere", "config.json", "scripts/train.py"]),
+    ("train --config vit_digits --workdir new --tokenizer char", USAGE, ["'tokenizer'", "image_classification"]),
+    ("train --config vit_digits --workdir new --patch_size 5", USAGE, ["image_size=28", "patch_size=5"]),
+    ("train --config vit_digits --workdir new --dataset foreign", DATA, ["foreign", "two"]),
+    ("train --config vit_digits --workdir new --dataset text.txt", DATA, ["'text.txt'", "digits"]),
     ("generate --workdir .", DATA, ["config.json", "scripts/train.py"]),
     (f"{PROMPTED} --length 0", USAGE, ["length=0", "1"]),
     (f"{PROMPTED} --length -3", USAGE, ["length=-3", "1"]),
@@ -835,7 +882,8 @@ def test_a_mistake_sets_the_exit_status_without_a_traceback(tmp_path):
     [
         ("train", "--num_layers --steps --epochs --dataset --workdir --overwrite --kernels"),
         ("generate", "--workdir --prompt --length --temperature --top_k --top_p --greedy --num_samples --seed --kernels"),
-        ("evaluate", "--workdir --split --dataset --val_dataset --data_dir"),
+        ("evaluate", "--workdir --split --dataset --val_dataset --data_dir --plot"),
+        ("classify", "--workdir --image --invert --plot --kernels"),
     ],
 )
 def test_help_lists_the_flags_of_the_script(tmp_path, call, name, expected):
@@ -845,6 +893,11 @@ def test_help_lists_the_flags_of_the_script(tmp_path, call, name, expected):
     assert set(expected.split()) <= lines
     assert process.stderr == ""
     assert files(tmp_path) == {}
+
+
+def test_help_of_a_setting_that_tasks_share_is_that_of_each(tmp_path, call):
+    _, text = succeeded(call(tmp_path, "train --help")).stdout.split("  --dataset\n")
+    assert_says(text.splitlines()[0], "shakespeare", "digits")
 
 
 def test_a_closed_pipe_is_not_an_error(tmp_path):

@@ -68,7 +68,8 @@ def test_every_preset_is_in_the_table_with_its_reference_result():
     results = {name: result for name in rows if (result := load_preset(name).reference_result)}
     assert results
     for name, result in results.items():
-        assert rows[name] == f"{result.val_loss:.3f} ± {result.spread:.3f}, {result.seeds} seeds"
+        measure = "" if result.measure == "loss" else f"{result.measure} "
+        assert rows[name] == f"{measure}{result.mean:.3f} ± {result.spread:.3f}, {result.seeds} seeds"
 
 
 def test_a_table_replaces_what_is_between_its_markers(tmp_path):

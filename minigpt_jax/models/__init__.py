@@ -7,9 +7,10 @@ Every array name ends in its dimensions, one letter each, so that the suffixes a
     S  key positions         G  key/value heads              K  head size
     L  layers                1  an axis of size one
 
-Read in this order: ops.py, masks.py, attention.py, layers.py, transformer.py, gpt.py; then cache.py. They state the
-equations. Faster implementations are in `kernels/`. A model receives them as a `Kernels` value (kernels.py): in the modules,
-read `kernels.unit_rms` as `ops.unit_rms`, and so on. The `kernel` of a dense layer is something else, its weight matrix.
+Read in this order: ops.py, masks.py, attention.py, layers.py, transformer.py, gpt.py; then cache.py, vit.py. They state
+the equations. Faster implementations are in `kernels/`. A model receives them as a `Kernels` value (kernels.py): in the
+modules, read `kernels.unit_rms` as `ops.unit_rms`, and so on. The `kernel` of a dense layer is something else, its weight
+matrix.
 
 A Linen module describes a layer: its fields are its settings, and it holds no parameters. What Flax's names mean:
 

@@ -3,12 +3,17 @@
 from minigpt_jax.config import ModelConfig
 
 
-def flops_per_token(config: ModelConfig) -> float:
-    """Floating-point operations that training on one token needs in any implementation.
+def trunk_flops_per_token(config: ModelConfig, num_keys: float) -> float:
+    """Floating-point operations that training the blocks on one token needs in any implementation.
 
     Six for each weight: two forward and four backward (Kaplan et al. 2020, section 2.1). Likewise six for each product in
-    the scores and weighted sums of attention, which under a causal mask covers half of the context on average.
+    the scores and weighted sums of attention over `num_keys` keys.
     """
     D, F, kv = config.embed_dim, config.ff_dim, config.kv_heads * config.head_size
     block = 2 * D * D + 2 * D * kv + (3 if config.activation == "swiglu" else 2) * D * F
-    return 6.0 * (config.num_layers * (block + D * config.context_length) + D * config.known_vocab_size)
+    return 6.0 * config.num_layers * (block + 2 * D * num_keys)
+
+
+def flops_per_token(config: ModelConfig) -> float:
+    """Operations that training a GPT on one token needs. A causal mask covers half of the context on average."""
+    return trunk_flops_per_token(config, config.context_length / 2) + 6.0 * config.embed_dim * config.known_vocab_size

@@ -1,10 +1,15 @@
-"""Plots of the metrics of runs. They need matplotlib (extra plot)."""
+"""Plots of the metrics of runs, and what all plots share. They need matplotlib (extra plot)."""
 
+import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from minigpt_jax.commands import install_command
-from minigpt_jax.errors import UsageError
+from minigpt_jax.errors import DataError, UsageError
+from minigpt_jax.files import local_path
+
+log = logging.getLogger(__name__)
 
 PANELS = {  # titles by metric name or suffix: what is counted per second depends on the task
     "loss": "Loss, nats",
@@ -19,12 +24,7 @@ def draw(runs: Mapping[str, Sequence[Mapping[str, Any]]], panels: Sequence[str] 
 
     Raises UsageError if matplotlib is not installed.
     """
-    try:
-        from matplotlib import font_manager
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UsageError(f"plotting needs matplotlib: {install_command('plot')}") from error
-
+    Figure, font_manager = import_matplotlib()
     figure = Figure(figsize=size, layout="constrained")
     num_columns = 2 if len(panels) > 1 else 1
     all_axes = figure.subplots(-(-len(panels) // num_columns), num_columns, squeeze=False).flat
@@ -43,12 +43,45 @@ def draw(runs: Mapping[str, Sequence[Mapping[str, Any]]], panels: Sequence[str] 
         if name != "loss":
             axes.set_ylim(bottom=0)
         else:
-            # Matplotlib would read `$` as mathematics, and leave out names that start with `_`.
-            lines, fonts = axes.get_lines(), fonts_for("".join(runs), font_manager)
-            legend = axes.legend(lines, ["-"] * len(lines), frameon=False, prop={"size": 9, "family": list(fonts)})
-            for text, line in zip(legend.get_texts(), lines, strict=True):
-                text.set(text=drawable(str(line.get_label()), fonts), parse_math=False)
+            lines = axes.get_lines()  # of which matplotlib would leave out names that start with `_`
+            legend = axes.legend(lines, ["-"] * len(lines), frameon=False, prop={"size": 9})
+            names, style = readable([str(line.get_label()) for line in lines], font_manager)
+            for text, name in zip(legend.get_texts(), names, strict=True):
+                text.set(text=name, **style)
     return figure
+
+
+def import_matplotlib() -> tuple[Any, Any]:
+    """matplotlib's Figure and font_manager. Raises UsageError if it is not installed."""
+    try:
+        from matplotlib import font_manager
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UsageError(f"plotting needs matplotlib: {install_command('plot')}") from error
+    return Figure, font_manager
+
+
+def check_png(name: str, path: str) -> Path:
+    """The path of the PNG file that a flag of this name asks for. Raises UsageError if it ends in something else."""
+    if not path.endswith(".png"):
+        raise UsageError(f"{name}={path!r} must end in .png")
+    return local_path(path)
+
+
+def save(figure: Any, path: Path) -> None:
+    """Writes a figure as PNG, and logs it. Raises DataError if the file cannot be written."""
+    try:
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror or error}") from error
+    log.info("Wrote %s", path)
+
+
+def readable(names: Sequence[str], font_manager: Any) -> tuple[list[str], dict[str, Any]]:
+    """Names that the user gave, and the properties of matplotlib's texts with which they are drawn as they are written: `$`
+    is not mathematics, and each character comes from a font that has it."""
+    fonts = fonts_for("".join(names), font_manager)
+    return [drawable(name, fonts) for name in names], {"parse_math": False, "family": list(fonts)}
 
 
 def fonts_for(text: str, font_manager: Any) -> dict[str, set[int]]:

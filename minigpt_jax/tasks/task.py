@@ -1,11 +1,12 @@
 """The interface of a task."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
+import numpy as np
 
 from minigpt_jax.config import Config
 from minigpt_jax.data.batches import Batch
@@ -76,6 +77,18 @@ class Task(Protocol):
 
     def next_command(self, workdir: Path) -> str:
         """One line for the log: the command to run next on the trained run."""
+        ...
+
+
+@runtime_checkable
+class Classifier(Protocol):
+    """What a task has in addition if its model chooses one of several classes."""
+
+    @property
+    def classes(self) -> Sequence[str]: ...  # their names
+
+    def confusion(self, params: Any, split: str = "val") -> np.ndarray:
+        """counts_CC: how many examples of each class (row) the model takes for each class (column), in a whole split."""
         ...
 
 

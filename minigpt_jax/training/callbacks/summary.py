@@ -26,8 +26,11 @@ class Summary(Callback):
         )  # fmt: skip
         known = run.task.config.reference_result
         if known is not None:
-            verdict = "As expected" if abs(measures["loss"] - known.val_loss) <= 2 * known.spread else "NOT as expected"
-            log.info("%s: %d seeds of this preset reached %.3f ± %.3f.", verdict, known.seeds, known.val_loss, known.spread)
+            is_normal = abs(measures[known.measure] - known.mean) <= 2 * known.spread
+            log.info(
+                "%s: %d seeds of this preset reached %s%.3f ± %.3f.", "As expected" if is_normal else "NOT as expected",
+                known.seeds, "" if known.measure == "loss" else f"{known.measure} ", known.mean, known.spread,
+            )  # fmt: skip
         log.info("%s", run.task.next_command(run.workdir))
 
     def report(self, run: Run) -> None:
