@@ -256,12 +256,20 @@ class DataConfig(Section):
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class MaskedDataConfig(DataConfig):
+    """The same for masked language modelling: the type of the section determines the task."""
+
+
 # Settings that may differ when a run is resumed, and still affect results. The first two move the end of the schedule. The
 # others name the text, which may have moved; a resumed run checks that it is the same.
 AFFECT_RESULTS = {"steps", "epochs", "dataset", "val_dataset", "encoding"}
 
 # The settings of each task's data, by the task's name. `tasks/` uses the same names.
-TASKS: dict[str, type[Section]] = {"language_modelling": DataConfig}
+TASKS: dict[str, type[Section]] = {
+    "language_modelling": DataConfig,
+    "masked_language_modelling": MaskedDataConfig,
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,13 +36,17 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 ORDER_WITHIN = {
     "data": ["text_files", "download", "shakespeare", "corpora", "tokenizers", "token_file", "overlap", "splits", "batches"],
     "data/tokenizers": ["base", "library", "lossless", "char", "byte", "word", "bpe"],
-    "models": ["ops", "masks", "attention", "cache", "kernels", "initial", "layers", "transformer", "gpt", "flops"],
+    "models": ["ops", "masks", "attention", "cache", "kernels", "initial", "layers", "transformer", "gpt", "bert", "flops"],
     "generation": [
         "seen", "logits", "strategy", "decode", "context", "devices", "sampling", "beam", "text", "language_model",
+        "masked_language_model",
     ],
     "runs": ["folder", "manifest", "arrays", "checkpoints", "metrics", "plots"],
     "interop": ["architectures", "hf_files", "hf_reader", "hf_writer", "load"],
-    "tasks": ["task", "next_token", "evaluation", "language_modelling"],
+    "tasks": [
+        "task", "next_token", "classification", "masked_token", "evaluation", "text", "language_modelling",
+        "masked_language_modelling",
+    ],
     "training": [
         "schedule", "optimizer", "state", "step", "clock", "compilations", "profile", "resume", "run", "callbacks", "loop",
     ],
@@ -53,9 +57,12 @@ CLOSED_TO_TRAINING = (
     "generation",
     "interop",
     "models.gpt",
+    "models.bert",
     "models.transformer",
     "models.layers",
     "tasks.language_modelling",
+    "tasks.masked_language_modelling",
+    "tasks.text",
 )
 # Only the entry points query the devices. They pass on the one that they chose.
 DEVICE_NAMES = {"devices", "local_devices", "default_backend", "device_count", "local_device_count"}
@@ -90,6 +97,7 @@ MAY_JIT = {
     "generation/decode.py",
     "generation/context.py",
     "generation/beam.py",
+    "generation/masked_language_model.py",
     "compare/traps.py",
     "benchmarks/generate.py",
     "benchmarks/gpu/correctness.py",

@@ -105,9 +105,10 @@ def presets_table() -> str:
 
 
 def short_presets_table() -> str:
-    """Every measured preset without further flags, in four columns."""
+    """Every measured language model without further flags, in four columns."""
     rows = read_figures(ROOT / "configs/figures.json", "presets")["rows"]
-    measured = [(name, time, loss) for name, time, loss, _ in rows if " " not in name and loss != NOT_MEASURED]
+    plain = [row for row in rows if " " not in row[0] and preset(row[0]).task == "language_modelling"]
+    measured = [(name, time, loss) for name, time, loss, _ in plain if loss != NOT_MEASURED]
     shown = [[f"`{name}`", model_and_tokens(preset(name)), time, loss] for name, time, loss in measured]
     return markdown(["preset", "model; token", "time", "validation loss, nats per token"], shown)
 

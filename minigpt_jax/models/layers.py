@@ -110,10 +110,11 @@ class TokenAndPosition(nn.Module):
     """Token embeddings plus, for learned and sinusoidal positions, position embeddings."""
 
     config: ModelConfig
+    num_special: int = 0  # rows after the vocabulary and its padding: tokens that are only inputs, such as [MASK]
 
     def setup(self):
         config, init = self.config, embedding_init(self.config)
-        self.tokens = nn.Embed(config.num_embeddings, config.embed_dim, embedding_init=init)
+        self.tokens = nn.Embed(config.num_embeddings + self.num_special, config.embed_dim, embedding_init=init)
         if config.positions == "learned":
             self.positions = nn.Embed(config.context_length, config.embed_dim, embedding_init=init)
 
@@ -128,3 +129,14 @@ class TokenAndPosition(nn.Module):
             encoding_BTD = table_TD.at[positions_BT].get(mode="fill", fill_value=jnp.nan)
             x_BTD = x_BTD * config.embed_dim**0.5 + encoding_BTD
         return x_BTD.astype(config.dtype)  # last, since the gradient of a lookup is a long sum
+
+
+def vocabulary_logits(x_BTD: jax.Array, embedding: TokenAndPosition, kernels: Kernels) -> jax.Array:
+    """logits_BTV in float32: x W, where W is the `head` or the transposed token embedding (Press & Wolf 2017). Padding and
+    special tokens have none. Call it inside a module, which then owns the head."""
+    config = embedding.config
+    if config.tie_embeddings:
+        logits_BTV = jnp.dot(x_BTD, embedding.tokens.embedding.astype(x_BTD.dtype).T)
+    else:
+        logits_BTV = Dense(config.num_embeddings, config, kernels, "head", bias=False)(x_BTD)
+    return logits_BTV[..., : config.vocab_size].astype(jnp.float32)
