@@ -127,11 +127,14 @@ class ModelConfig(Section):
     bias: bool = setting(False, "bias terms in the blocks' dense layers and in LayerNorm")
     positions: str = setting("rotary", "position encoding", choices=("sinusoidal", "learned", "rotary"))
     norm: str = setting("rmsnorm", "type of norm", choices=("layernorm", "rmsnorm"))
+    norm_epsilon: float = setting(1e-5, "added to the variance or mean square that a norm divides by", above=0.0)
     norm_placement: str = setting(
         "pre", "norm before each sub-layer, or after the residual addition", choices=("pre", "post")
     )
     activation: str = setting(
-        "relu2", "activation function of the feed-forward network", choices=("gelu", "relu", "relu2", "swiglu")
+        "relu2",
+        "activation function of the feed-forward network; gelu is GPT-2's approximation",
+        choices=("gelu", "gelu_exact", "relu", "relu2", "swiglu"),
     )
     qk_norm: bool = setting(True, "RMS-normalise queries and keys before the dot product")
     init: str = setting(

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from minigpt_jax.config import ModelConfig
+from minigpt_jax.models.initial import embedding_init
 from minigpt_jax.models.kernels import PLAIN, Kernels
-from minigpt_jax.models.layers import TokenAndPosition, vocabulary_logits
+from minigpt_jax.models.layers import Norm, TokenAndPosition, vocabulary_logits
 from minigpt_jax.models.masks import Mask
 from minigpt_jax.models.transformer import Transformer
 
@@ -19,14 +20,21 @@ def mask_token(config: ModelConfig) -> int:
     return config.num_embeddings
 
 
-def encode(
-    embedding: TokenAndPosition, kernels: Kernels, tokens_BT: jax.Array, is_token_BT: jax.Array | None, dropout=None
-) -> jax.Array:
-    """Hidden states x_BTD of all tokens. `is_token_BT` is False at padding, which no token attends to; every row needs at
+def positions_like(tokens_BT: jax.Array) -> jax.Array:
+    """positions_BT: 0 to T - 1 in every row."""
+    return jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+
+
+def encode(config: ModelConfig, kernels: Kernels, x_BTD: jax.Array, is_token_BT=None, dropout=None) -> jax.Array:
+    """Hidden states x_BTD from embeddings. `is_token_BT` is False at padding, which no token attends to; every row needs at
     least one token. Call it inside a module, which then owns the transformer."""
-    positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
-    x_BTD, mask = embedding(tokens_BT, positions_BT), Mask(padding_BS=is_token_BT)
-    return Transformer(embedding.config, kernels, name="transformer")(x_BTD, mask, positions_BT, None, dropout)[0]
+    transformer, positions_BT = Transformer(config, kernels, name="transformer"), positions_like(x_BTD[..., 0])
+    return transformer(x_BTD, Mask(padding_BS=is_token_BT), positions_BT, None, dropout)[0]
+
+
+def mean_over_tokens(x_BTD: jax.Array, is_token_BT: jax.Array) -> jax.Array:
+    """x_BD: the mean hidden state of each row, without padding."""
+    return jnp.einsum("BTD,BT->BD", x_BTD, is_token_BT.astype(x_BTD.dtype)) / is_token_BT.sum(axis=1, keepdims=True)
 
 
 class BERT(nn.Module):
@@ -39,5 +47,41 @@ class BERT(nn.Module):
     def __call__(self, tokens_BT: jax.Array, is_token_BT: jax.Array | None = None, dropout=None) -> jax.Array:
         """logits_BTV in float32, from T tokens of which some may be `mask_token`. T is at most the context length."""
         embedding = TokenAndPosition(self.config, num_special=1, name="embedding")
-        x_BTD = encode(embedding, self.kernels, tokens_BT, is_token_BT, dropout)
+        x_BTD = embedding(tokens_BT, positions_like(tokens_BT))
+        x_BTD = encode(self.config, self.kernels, x_BTD, is_token_BT, dropout)
         return vocabulary_logits(x_BTD, embedding, self.kernels)
+
+
+# ---- The original ---------------------------------------------------------------------------------------------------------
+
+NUM_TYPES = 2  # the first and the second of two texts
+
+
+class OriginalEmbedding(TokenAndPosition):
+    """Plus an embedding of each token's type, the number of its text; then a norm."""
+
+    kernels: Kernels = PLAIN
+
+    def setup(self):
+        super().setup()
+        self.types = nn.Embed(NUM_TYPES, self.config.embed_dim, embedding_init=embedding_init(self.config))
+        self.norm = Norm(self.config, self.kernels)
+
+    def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array, types_BT: jax.Array | None = None) -> jax.Array:
+        types_BT = jnp.zeros_like(tokens_BT) if types_BT is None else types_BT
+        return self.norm(super().__call__(tokens_BT, positions_BT) + self.types(types_BT))
+
+
+class Encoder(nn.Module):
+    """BERT as published, up to its hidden states. `interop.hf_reader.read_encoder` reads its config (post-norm, exact GELU,
+    learned positions) and parameters from a Hugging Face folder."""
+
+    config: ModelConfig
+    kernels: Kernels = PLAIN
+
+    @nn.compact
+    def __call__(self, tokens_BT: jax.Array, is_token_BT=None, types_BT: jax.Array | None = None, dropout=None) -> jax.Array:
+        """Hidden states x_BTD. `types_BT` is 0 or 1, by default 0."""
+        embedding = OriginalEmbedding(self.config, kernels=self.kernels, name="embedding")
+        x_BTD = embedding(tokens_BT, positions_like(tokens_BT), types_BT)
+        return encode(self.config, self.kernels, x_BTD, is_token_BT, dropout)

@@ -33,7 +33,7 @@ class Dropout(nn.Module):
 
 class Norm(nn.Module):
     """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang & Sennrich 2019), which does not subtract the mean; then a learned scale.
-    Epsilon is 1e-5, as in GPT-2 and Llama 2. Linen has 1e-6 and, in LayerNorm, the less accurate E[x²] - E[x]²."""
+    The default epsilon is that of GPT-2 and Llama 2. Linen has 1e-6 and, in LayerNorm, the less accurate E[x²] - E[x]²."""
 
     config: ModelConfig
     kernels: Kernels = PLAIN
@@ -43,7 +43,8 @@ class Norm(nn.Module):
         config, shape = self.config, x_BTD.shape[-1:]
         if config.norm == "layernorm":
             x_BTD = self.kernels.center(x_BTD.astype(jnp.float32))
-        y_BTD = self.kernels.unit_rms(x_BTD, 1e-5) * self.param("scale", nn.initializers.ones, shape)[None, None]
+        scale_D = self.param("scale", nn.initializers.ones, shape)
+        y_BTD = self.kernels.unit_rms(x_BTD, config.norm_epsilon) * scale_D[None, None]
         if config.norm == "layernorm" and config.bias:
             y_BTD += self.param("bias", nn.initializers.zeros, shape)[None, None]
         return y_BTD.astype(config.dtype)
