@@ -264,6 +264,24 @@ class MaskedDataConfig(DataConfig):
     """The same for masked language modelling: the type of the section determines the task."""
 
 
+@dataclasses.dataclass(frozen=True)
+class LabelledTextConfig(Section):
+    """Texts with a class for each, and their tokenizer."""
+
+    dataset: str = setting(
+        "shakespeare_genres",
+        'labelled texts (shakespeare_genres), or a .jsonl file with a "text" and a "label" in each line',
+        may_change=True,
+    )
+    val_dataset: str | None = setting(
+        None, "validation texts (default: plays that are held out, or every tenth line)", may_change=True
+    )
+    data_dir: str | None = setting(None, "folder for downloaded plays (default: the user's cache folder)", may_change=True)
+    tokenizer: str = setting(
+        "word", "tokenizer: char | byte | word | bpe, or the path of a tokenizer.json or of GPT-2's vocab.json"
+    )
+
+
 # Settings that may differ when a run is resumed, and still affect results. The first two move the end of the schedule. The
 # others name the text, which may have moved; a resumed run checks that it is the same.
 AFFECT_RESULTS = {"steps", "epochs", "dataset", "val_dataset", "encoding"}
@@ -272,6 +290,7 @@ AFFECT_RESULTS = {"steps", "epochs", "dataset", "val_dataset", "encoding"}
 TASKS: dict[str, type[Section]] = {
     "language_modelling": DataConfig,
     "masked_language_modelling": MaskedDataConfig,
+    "text_classification": LabelledTextConfig,
 }
 
 
@@ -380,8 +399,10 @@ def settings_of(sections: Mapping[str, type[Section]]) -> dict[str, Setting]:
     return {field.name: Setting(name, field) for name, section in sections.items() for field in dataclasses.fields(section)}
 
 
-# All settings of all tasks by name, which is also the name of the flag.
-SETTINGS = {name: entry for section in TASKS.values() for name, entry in settings_of(SECTIONS | {"data": section}).items()}
+# All settings of all tasks by name, which is also the name of the flag. Of a name that tasks share, the first task's.
+SETTINGS = {
+    name: entry for section in reversed(TASKS.values()) for name, entry in settings_of(SECTIONS | {"data": section}).items()
+}
 
 
 def get_setting(config: Config, name: str) -> Any:

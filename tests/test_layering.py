@@ -34,7 +34,10 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # The same order for the files and folders inside these folders, from bottom to top. `__init__` is above them all.
 ORDER_WITHIN = {
-    "data": ["text_files", "download", "shakespeare", "corpora", "tokenizers", "token_file", "overlap", "splits", "batches"],
+    "data": [
+        "text_files", "download", "shakespeare", "corpora", "tokenizers", "token_file", "overlap", "splits", "labelled",
+        "batches",
+    ],
     "data/tokenizers": ["base", "library", "lossless", "char", "byte", "word", "bpe"],
     "models": ["ops", "masks", "attention", "cache", "kernels", "initial", "layers", "transformer", "gpt", "bert", "flops"],
     "generation": [
@@ -44,8 +47,8 @@ ORDER_WITHIN = {
     "runs": ["folder", "manifest", "arrays", "checkpoints", "metrics", "plots"],
     "interop": ["architectures", "hf_files", "hf_reader", "hf_writer", "load"],
     "tasks": [
-        "task", "next_token", "classification", "masked_token", "evaluation", "text", "language_modelling",
-        "masked_language_modelling",
+        "task", "next_token", "classification", "masked_token", "evaluation", "text", "windows", "language_modelling",
+        "masked_language_modelling", "text_classification",
     ],
     "training": [
         "schedule", "optimizer", "state", "step", "clock", "compilations", "profile", "resume", "run", "callbacks", "loop",
@@ -62,7 +65,9 @@ CLOSED_TO_TRAINING = (
     "models.layers",
     "tasks.language_modelling",
     "tasks.masked_language_modelling",
+    "tasks.text_classification",
     "tasks.text",
+    "tasks.windows",
 )
 # Only the entry points query the devices. They pass on the one that they chose.
 DEVICE_NAMES = {"devices", "local_devices", "default_backend", "device_count", "local_device_count"}

@@ -69,6 +69,27 @@ def shuffled(position: int, count: int, keys: list[list[int]]) -> int:
             return position
 
 
+def shuffled_rows(count: int, batch_size: int, seed: int, step: int) -> np.ndarray:
+    """The examples, of `count` that are not windows of a text, in the batch of a step: as in `batch_at`."""
+
+    def example(row: int) -> int:
+        epoch, position = divmod(row, count)
+        return shuffled(position, count, epoch_randomness(seed, epoch, 0)[1])
+
+    return np.array([example(row) for row in range(step * batch_size, (step + 1) * batch_size)])
+
+
+def evaluation_rows(count: int, batch_size: int, limit: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields (examples, mask_B) of batches in which every one of `count` examples occurs once, or of at most `limit` batches
+    with examples that are evenly spaced. The last batch is padded with masked copies of example 0."""
+    num_rows = count if limit is None else min(count, limit * batch_size)
+    selected = np.linspace(0, count - 1, num_rows).astype(int)
+    for first in range(0, num_rows, batch_size):
+        rows = selected[first : first + batch_size]
+        mask_B = np.arange(batch_size) < len(rows)
+        yield np.concatenate([rows, np.zeros(batch_size - len(rows), int)]), mask_B
+
+
 def windows(tokens: np.ndarray, context_length: int, starts_B: np.ndarray) -> Batch:
     """The windows with these starts. Targets past the end of the tokens are masked."""
     positions_BT = starts_B[:, None] + np.arange(context_length + 1)[None, :]

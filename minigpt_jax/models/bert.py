@@ -10,7 +10,7 @@ from flax import linen as nn
 from minigpt_jax.config import ModelConfig
 from minigpt_jax.models.initial import embedding_init
 from minigpt_jax.models.kernels import PLAIN, Kernels
-from minigpt_jax.models.layers import Norm, TokenAndPosition, vocabulary_logits
+from minigpt_jax.models.layers import Dense, Norm, TokenAndPosition, vocabulary_logits
 from minigpt_jax.models.masks import Mask
 from minigpt_jax.models.transformer import Transformer
 
@@ -50,6 +50,24 @@ class BERT(nn.Module):
         x_BTD = embedding(tokens_BT, positions_like(tokens_BT))
         x_BTD = encode(self.config, self.kernels, x_BTD, is_token_BT, dropout)
         return vocabulary_logits(x_BTD, embedding, self.kernels)
+
+
+class TextClassifier(nn.Module):
+    """The same encoder, with a class for each row instead of a token for each position."""
+
+    config: ModelConfig
+    num_classes: int
+    kernels: Kernels = PLAIN
+
+    @nn.compact
+    def __call__(self, tokens_BT: jax.Array, is_token_BT: jax.Array | None = None, dropout=None) -> jax.Array:
+        """logits_BC in float32, for C classes, from the mean hidden state of the tokens."""
+        is_token_BT = jnp.ones(tokens_BT.shape, bool) if is_token_BT is None else is_token_BT
+        embedding = TokenAndPosition(self.config, num_special=1, name="embedding")
+        x_BTD = embedding(tokens_BT, positions_like(tokens_BT))
+        x_BTD = encode(self.config, self.kernels, x_BTD, is_token_BT, dropout)
+        mean_B1D = mean_over_tokens(x_BTD, is_token_BT)[:, None]
+        return Dense(self.num_classes, self.config, self.kernels, "classes")(mean_B1D)[:, 0].astype(jnp.float32)
 
 
 # ---- The original ---------------------------------------------------------------------------------------------------------

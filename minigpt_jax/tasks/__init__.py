@@ -14,6 +14,7 @@ from minigpt_jax.tasks.task import PreviousRun, Task
 TASKS = {
     "language_modelling": "minigpt_jax.tasks.language_modelling",
     "masked_language_modelling": "minigpt_jax.tasks.masked_language_modelling",
+    "text_classification": "minigpt_jax.tasks.text_classification",
 }
 
 

@@ -1,10 +1,11 @@
-"""Evaluation: the mean loss and the objective's other measures over many batches."""
+"""Evaluation: the mean loss and the objective's other measures over many batches; what a classifier takes for what."""
 
 import collections
 from collections.abc import Iterable
 from typing import Any
 
 import jax
+import numpy as np
 
 from minigpt_jax.data.batches import Batch
 
@@ -24,3 +25,18 @@ def means(objective: Any, params: Any, batches: Iterable[Batch]) -> dict[str, fl
         for name, value in ({"loss": loss} | measures).items():
             sums[name] += float(value)
     return {name: total / count for name, total in sums.items()}
+
+
+@jax.jit
+def probabilities(params: Any, batch: Batch, objective: Any) -> jax.Array:
+    """probs_BC of a classifier, whose objective has `logits(params, batch)`."""
+    return jax.nn.softmax(objective.logits(params, batch))
+
+
+def confusion(objective: Any, params: Any, batches: Iterable[Batch], num_classes: int) -> np.ndarray:
+    """counts_CC, see `tasks.Classifier`. The batches have `labels_B` and `mask_B`."""
+    counts_CC = np.zeros((num_classes, num_classes), int)
+    for batch in batches:
+        guesses_B = np.asarray(probabilities(params, batch, objective)).argmax(axis=-1)
+        np.add.at(counts_CC, (batch["labels_B"], guesses_B), batch["mask_B"])
+    return counts_CC

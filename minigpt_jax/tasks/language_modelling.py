@@ -6,33 +6,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from minigpt_jax.commands import command
 from minigpt_jax.config import Config
 from minigpt_jax.errors import UsageError, require_choice
 from minigpt_jax.generation.language_model import LanguageModel
-from minigpt_jax.interop import load
-from minigpt_jax.models.flops import flops_per_token
 from minigpt_jax.models.kernels import PLAIN, Kernels
 from minigpt_jax.tasks.next_token import NextToken
 from minigpt_jax.tasks.task import PreviousRun
-from minigpt_jax.tasks.text import TextTask
+from minigpt_jax.tasks.windows import WindowTask
 
 PREVIEW_LENGTH = 250  # tokens
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LanguageModelling(TextTask):
+class LanguageModelling(WindowTask):
     """See `tasks.Task`."""
-
-    @property
-    def flops_per_step(self) -> float:
-        return self.units_per_step * flops_per_token(self.config.model)
-
-    def initial_params(self, sharding: jax.sharding.Sharding) -> Any:
-        return load.initial_params(self.config, self.tokenizer, sharding)
 
     def measures(self, params: Any, split: str = "val", stride: int | None = None) -> dict[str, float]:
         T = self.config.model.context_length

@@ -14,23 +14,20 @@ from minigpt_jax.errors import UsageError, require_choice
 from minigpt_jax.generation.masked_language_model import MASK, MaskedLanguageModel
 from minigpt_jax.interop import load
 from minigpt_jax.models.bert import mask_token
-from minigpt_jax.models.flops import flops_per_token
 from minigpt_jax.models.kernels import PLAIN, Kernels
 from minigpt_jax.tasks.masked_token import MaskedToken
 from minigpt_jax.tasks.task import PreviousRun
-from minigpt_jax.tasks.text import TextTask
+from minigpt_jax.tasks.windows import WindowTask
 
 PREVIEW_LENGTH, PREVIEW_EVERY = 64, 7  # tokens shown, and the distance between two hidden ones
 MAX_COUNTED = 2**22  # tokens from which the most frequent one is determined
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class MaskedLanguageModelling(TextTask):
+class MaskedLanguageModelling(WindowTask):
     """See `tasks.Task`. The first T tokens of each window of T + 1 are its text."""
 
-    @property
-    def flops_per_step(self) -> float:
-        return self.units_per_step * flops_per_token(self.config.model, causal=False)
+    causal = False
 
     def initial_params(self, sharding: jax.sharding.Sharding) -> Any:
         return load.initial_params(self.config, self.tokenizer, sharding, load.load_masked)
