@@ -127,11 +127,14 @@ class ModelConfig(Section):
     bias: bool = setting(False, "bias terms in the blocks' dense layers and in LayerNorm")
     positions: str = setting("rotary", "position encoding", choices=("sinusoidal", "learned", "rotary"))
     norm: str = setting("rmsnorm", "type of norm", choices=("layernorm", "rmsnorm"))
+    norm_epsilon: float = setting(1e-5, "added to the variance or mean square that a norm divides by", above=0.0)
     norm_placement: str = setting(
         "pre", "norm before each sub-layer, or after the residual addition", choices=("pre", "post")
     )
     activation: str = setting(
-        "relu2", "activation function of the feed-forward network", choices=("gelu", "relu", "relu2", "swiglu")
+        "relu2",
+        "activation function of the feed-forward network; gelu is GPT-2's approximation",
+        choices=("gelu", "gelu_exact", "relu", "relu2", "swiglu"),
     )
     qk_norm: bool = setting(True, "RMS-normalise queries and keys before the dot product")
     init: str = setting(
@@ -257,6 +260,29 @@ class DataConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True)
+class MaskedDataConfig(DataConfig):
+    """The same for masked language modelling: the type of the section determines the task."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledTextConfig(Section):
+    """Texts with a class for each, and their tokenizer."""
+
+    dataset: str = setting(
+        "shakespeare_genres",
+        'labelled texts (shakespeare_genres), or a .jsonl file with a "text" and a "label" in each line',
+        may_change=True,
+    )
+    val_dataset: str | None = setting(
+        None, "validation texts (default: plays that are held out, or every tenth line)", may_change=True
+    )
+    data_dir: str | None = setting(None, "folder for downloaded plays (default: the user's cache folder)", may_change=True)
+    tokenizer: str = setting(
+        "word", "tokenizer: char | byte | word | bpe, or the path of a tokenizer.json or of GPT-2's vocab.json"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class ImageConfig(Section):
     """The images of image classification, and how they are varied and cut."""
 
@@ -285,7 +311,12 @@ class ImageConfig(Section):
 AFFECT_RESULTS = {"steps", "epochs", "dataset", "val_dataset", "encoding"}
 
 # The settings of each task's data, by the task's name. `tasks/` uses the same names.
-TASKS: dict[str, type[Section]] = {"language_modelling": DataConfig, "image_classification": ImageConfig}
+TASKS: dict[str, type[Section]] = {
+    "language_modelling": DataConfig,
+    "masked_language_modelling": MaskedDataConfig,
+    "text_classification": LabelledTextConfig,
+    "image_classification": ImageConfig,
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,7 +49,7 @@ def norm(params, x_BTD, config):  # engine: Norm in models/layers.py
     """RMSNorm (Zhang & Sennrich 2019), or LayerNorm (Ba et al. 2016), which subtracts the mean first."""
     if config.norm == "layernorm":
         x_BTD = x_BTD - jnp.mean(x_BTD, axis=-1, keepdims=True)
-    y_BTD = unit_rms(x_BTD, 1e-5) * params["scale"][None, None]
+    y_BTD = unit_rms(x_BTD, config.norm_epsilon) * params["scale"][None, None]
     return y_BTD + params["bias"][None, None] if "bias" in params else y_BTD
 
 
@@ -85,6 +85,7 @@ ACTIVATIONS = {  # engine: ACTIVATIONS in models/ops.py
     "relu2": lambda x: jnp.maximum(x, 0) ** 2,
     "relu": lambda x: jnp.maximum(x, 0),
     "gelu": lambda x: x * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
+    "gelu_exact": lambda x: x * (1 + jax.lax.erf(x / math.sqrt(2))) / 2,
     "swiglu": lambda x: x / (1 + jnp.exp(-x)),  # SiLU, applied to the gate
 }
 
@@ -187,8 +188,7 @@ def main(num_steps=400):  # engine: run_loop in training/loop.py
     config = Config(model, TrainingConfig(learning_rate=5e-3, min_learning_rate=5e-4, warmup_steps=40, ema=0.97))
     state = init_state(init_params(jax.random.key(0), GPT(model)))  # the engine's initial values
     for step in range(num_steps):
-        batch = batches.batch_at(ids, model.context_length, batch_size=16, seed=0, step=step)
-        state, value = train_step(state, batch, config, num_steps)
+        state, value = train_step(state, batches.batch_at(ids, model.context_length, 16, 0, step), config, num_steps)
         if (step + 1) % 100 == 0:
             print(f"step {step + 1}/{num_steps}  loss {value:.3f} nats per character")
     prompt_BN = np.searchsorted(vocabulary, [list("KING")])

@@ -15,7 +15,7 @@ from minigpt_jax import cli
 from minigpt_jax.api import choose_kernels
 from minigpt_jax.commands import install_command
 from minigpt_jax.config import Config, load_preset
-from minigpt_jax.errors import DataError, UsageError
+from minigpt_jax.errors import DataError, UsageError, require_choice
 from minigpt_jax.tasks import prepare
 
 CONFIG = flags.DEFINE_string("config", "shakespeare_char", "a preset in configs/, or the path of a .py file")
@@ -30,6 +30,7 @@ def main() -> None:
     from minigpt_jax.compare.agreement import compare
 
     config = load_preset(CONFIG.value).override({"steps": 20} | cli.given_settings())
+    require_choice("task", config.task, ["language_modelling"])  # the twin is a GPT
     task = prepare(config.override({"dropout": 0.0, "dtype": "float32"}))
     batches = [task.batch_at(step) for step in range(task.num_steps)]
     differences = compare(task.config, batches, choose_kernels(task.config.model))

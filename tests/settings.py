@@ -22,7 +22,7 @@ def other_values(section, field):
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, float):
-        return [0.5 * value or 0.125]
+        return [0.5 * value if value >= 1e-4 else 0.125]  # half of an epsilon would hardly change anything
     for candidate in (2, 3, 5, 7, 18, 32):
         with contextlib.suppress(ValueError):
             dataclasses.replace(section, **{field.name: candidate})

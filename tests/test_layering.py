@@ -35,19 +35,22 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # The same order for the files and folders inside these folders, from bottom to top. `__init__` is above them all.
 ORDER_WITHIN = {
     "data": [
-        "text_files", "download", "shakespeare", "corpora", "tokenizers", "token_file", "overlap", "splits", "batches",
-        "images",
+        "text_files", "download", "shakespeare", "corpora", "tokenizers", "token_file", "overlap", "splits", "labelled",
+        "batches", "images",
     ],
     "data/tokenizers": ["base", "library", "lossless", "char", "byte", "word", "bpe"],
-    "models": ["ops", "masks", "attention", "cache", "kernels", "initial", "layers", "transformer", "gpt", "vit", "flops"],
+    "models": [
+        "ops", "masks", "attention", "cache", "kernels", "initial", "layers", "transformer", "gpt", "bert", "vit", "flops",
+    ],
     "generation": [
         "seen", "logits", "strategy", "decode", "context", "devices", "sampling", "beam", "text", "language_model",
+        "masked_language_model",
     ],
     "runs": ["folder", "manifest", "arrays", "checkpoints", "metrics", "plots"],
     "interop": ["architectures", "hf_files", "hf_reader", "hf_writer", "load"],
     "tasks": [
-        "task", "plots", "next_token", "classification", "augmentation", "evaluation", "language_modelling",
-        "image_classification", "image_classifier",
+        "task", "plots", "next_token", "classification", "augmentation", "masked_token", "evaluation", "text", "windows",
+        "language_modelling", "masked_language_modelling", "text_classification", "image_classification", "image_classifier",
     ],
     "training": [
         "schedule", "optimizer", "state", "step", "clock", "compilations", "profile", "resume", "run", "callbacks", "loop",
@@ -59,11 +62,16 @@ CLOSED_TO_TRAINING = (
     "generation",
     "interop",
     "models.gpt",
+    "models.bert",
     "models.transformer",
     "models.layers",
     "models.vit",
     "tasks.language_modelling",
     "tasks.image_classification",
+    "tasks.masked_language_modelling",
+    "tasks.text_classification",
+    "tasks.text",
+    "tasks.windows",
 )
 # Only the entry points query the devices. They pass on the one that they chose.
 DEVICE_NAMES = {"devices", "local_devices", "default_backend", "device_count", "local_device_count"}
@@ -98,6 +106,7 @@ MAY_JIT = {
     "generation/decode.py",
     "generation/context.py",
     "generation/beam.py",
+    "generation/masked_language_model.py",
     "compare/traps.py",
     "benchmarks/generate.py",
     "benchmarks/gpu/correctness.py",

@@ -1,6 +1,7 @@
 """The layers, each compared with a few lines of NumPy."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -103,13 +104,14 @@ def test_out_of_range_tokens_give_nan(positions):
 
 NUMPY_ACTIVATIONS = {
     "gelu": lambda x: 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),
+    "gelu_exact": lambda x: x * (1 + np.vectorize(math.erf)(x / np.sqrt(2))) / 2,
     "relu": lambda x: np.maximum(x, 0),
     "relu2": lambda x: np.maximum(x, 0) ** 2,
 }
 
 
 @with_plain_and_tuned_kernels
-@pytest.mark.parametrize("activation", ["gelu", "relu", "relu2", "swiglu"])
+@pytest.mark.parametrize("activation", [*NUMPY_ACTIVATIONS, "swiglu"])
 def test_feed_forward_matches_the_equation(activation, kernels):
     module, x_BTD = FeedForward(dataclasses.replace(CONFIG, activation=activation), kernels), normal(2, 3, 8)
     params = random_params(module, x_BTD)

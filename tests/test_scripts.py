@@ -815,6 +815,8 @@ MISTAKES = [
     ("benchmark generat", USAGE, ["generat", "generate", "generate", "startup", "all", "gpu"]),
     ("benchmark gpu train", USAGE, ["gpu", "--plot"]),
     ("benchmark gpu --skip device,limit", USAGE, ["skip='limit'", "'limits'", "limits", "train_gpt2_124m", "compiling"]),
+    ("fill_mask --workdir runs/debug --prompt [MASK]", DATA, ["runs/debug", "language_modelling"]),
+    ("compare_torch --config bert_shakespeare", USAGE, ["task='masked_language_modelling'", "language_modelling"]),
     ("benchmark gpu --minutes 0", USAGE, ["minutes=0.0", "0"]),
 ]
 
@@ -872,6 +874,43 @@ def test_a_mistake_sets_the_exit_status_without_a_traceback(tmp_path):
         assert process.stderr.startswith("error: ")
         assert process.stderr.count("\n") == 1
         assert process.stdout == ""
+
+
+# ---- Other tasks ----------------------------------------------------------------------------------------------------------
+
+TINY = "--num_layers 1 --embed_dim 16 --ff_dim 16 --num_heads 2 --context_length 16 --batch_size 2 --steps 3"
+
+
+@pytest.mark.slow
+def test_a_masked_model_trains_evaluates_and_fills_in(trained, call):
+    train = f"train --config bert_shakespeare --dataset text.txt --vocab_size 20 {TINY} --workdir runs/bert"
+    shown = succeeded(start(trained.folder, train))
+    assert_says(shown.stderr, "accuracy", "fill_mask.py")
+    result = json.loads(succeeded(call(trained.folder, "evaluate --workdir runs/bert")).stdout)
+    assert 0 <= result["accuracy"] <= 1
+    assert 0.2 < result["unigram_accuracy"] < 0.6  # half of all tokens are blanks
+    filled = succeeded(call(trained.folder, "fill_mask --workdir runs/bert --prompt 'To [MASK], or [MASK] to be'")).stdout
+    assert [line for line in filled.splitlines() if line.startswith("[")] == ["[MASK] 1", "[MASK] 2"]
+    rows = [re.fullmatch(r" +(0\.\d{4})  ('.+')", line) for line in filled.splitlines() if line.startswith(" ")]
+    assert len(rows) == 10
+    values = [float(row[1]) for row in rows]
+    assert values[:5] == sorted(values[:5], reverse=True)
+    for command, status, words in [
+        ("fill_mask --workdir runs/bert --prompt 'To be'", USAGE, ["[MASK]"]),
+        ("evaluate --workdir runs/bert --stride 4", USAGE, ["stride=4"]),
+        ("generate --workdir runs/bert", DATA, ["runs/bert", "masked_language_modelling", "language_modelling"]),
+        ("train --config debug --dataset text.txt --init_from runs/bert --workdir runs/new", DATA, ["runs/bert"]),
+        (
+            "train --config bert_shakespeare --dataset text.txt --init_from runs/debug --workdir runs/new",
+            DATA,
+            ["runs/debug", "language_modelling", "masked_language_modelling"],
+        ),
+    ]:
+        process = call(trained.folder, command)
+        assert (process.returncode, process.stdout, process.stderr.count("\n")) == (status, "", 1)
+        assert_says(process.stderr, *words)
+    further = "train --config bert_shakespeare --dataset text.txt --init_from runs/bert --steps 1 --workdir runs/further"
+    assert_says(succeeded(start(trained.folder, further)).stderr, "runs/bert")
 
 
 # ---- Help -----------------------------------------------------------------------------------------------------------------

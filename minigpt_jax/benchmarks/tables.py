@@ -20,17 +20,7 @@ from absl import flags
 
 from minigpt_jax import cli
 from minigpt_jax.commands import IS_CHECKOUT, PACKAGE_DIR
-from minigpt_jax.config import (
-    SECTIONS,
-    TASKS,
-    Config,
-    DataConfig,
-    ImageConfig,
-    Section,
-    get_setting,
-    load_preset,
-    setting_type,
-)
+from minigpt_jax.config import SECTIONS, TASKS, Config, ImageConfig, Section, get_setting, load_preset, setting_type
 from minigpt_jax.errors import DataError, UsageError, did_you_mean
 from minigpt_jax.generation.strategy import BeamConfig, DecodingConfig
 
@@ -115,11 +105,11 @@ def presets_table() -> str:
 
 
 def short_presets_table() -> str:
-    """Every measured preset of a language model without further flags, in four columns."""
+    """Every measured language model without further flags, in four columns."""
     rows = read_figures(ROOT / "configs/figures.json", "presets")["rows"]
-    measured = [(name, time, loss) for name, time, loss, _ in rows if " " not in name and loss != NOT_MEASURED]
-    texts = [row for row in measured if isinstance(preset(row[0]).data, DataConfig)]
-    shown = [[f"`{name}`", model_and_tokens(preset(name)), time, loss] for name, time, loss in texts]
+    plain = [row for row in rows if " " not in row[0] and preset(row[0]).task == "language_modelling"]
+    measured = [(name, time, loss) for name, time, loss, _ in plain if loss != NOT_MEASURED]
+    shown = [[f"`{name}`", model_and_tokens(preset(name)), time, loss] for name, time, loss in measured]
     return markdown(["preset", "model; token", "time", "validation loss, nats per token"], shown)
 
 

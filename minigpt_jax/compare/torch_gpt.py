@@ -53,12 +53,13 @@ def unit_rms(x: Tensor, epsilon: float) -> Tensor:
 def Norm(config: ModelConfig) -> nn.Module:  # noqa: N802
     """LayerNorm (Ba et al. 2016), or RMSNorm (Zhang & Sennrich 2019), which does not subtract the mean."""
     if config.norm == "rmsnorm":
-        return nn.RMSNorm(config.embed_dim, eps=1e-5)  # PyTorch's default is the dtype's machine epsilon
-    return nn.LayerNorm(config.embed_dim, eps=1e-5, bias=config.bias)
+        return nn.RMSNorm(config.embed_dim, eps=config.norm_epsilon)  # PyTorch's default is the dtype's machine epsilon
+    return nn.LayerNorm(config.embed_dim, eps=config.norm_epsilon, bias=config.bias)
 
 
 ACTIVATIONS = {
     "gelu": lambda x: F.gelu(x, approximate="tanh"),  # PyTorch's default is exact, with erf
+    "gelu_exact": F.gelu,
     "relu": F.relu,
     "relu2": lambda x: F.relu(x).square(),  # So et al. 2021, "Primer"
 }

@@ -33,6 +33,8 @@ CORPORA = {
     "tiny_shakespeare": Corpus(shakespeare.TINY_SHAKESPEARE_SHA256, shakespeare.make_tiny_shakespeare),
 }
 
+PLAYS = Corpus(shakespeare.PLAYS_SHA256, shakespeare.make_plays)  # with titles, scenes and speakers, for conversations
+
 
 def open_text(dataset: str, data_dir: str | Path | None = None, encoding: str = "utf-8") -> Text:
     """Opens a named corpus, or your own files.
@@ -47,15 +49,11 @@ def open_text(dataset: str, data_dir: str | Path | None = None, encoding: str = 
       DataError: the corpus or file does not exist, the download failed, or the cache could not be written.
     """
     if dataset in CORPORA:
-        return Text(dataset, (_load_corpus(dataset, cache_dir() if data_dir is None else Path(data_dir)),))
+        folder = cache_dir() if data_dir is None else Path(data_dir)
+        return Text(dataset, (cached(folder / f"{dataset}.txt", CORPORA[dataset].sha256, CORPORA[dataset].make),))
     if not re.search(r"[./\\*?\[]", dataset) and not os.path.exists(dataset):
         raise DataError(
             f"unknown dataset {dataset!r}{did_you_mean(dataset, CORPORA)}; "
             f"allowed: {', '.join(CORPORA)}, or the path of a UTF-8 text file, a folder or a glob pattern"
         )
     return find_text(dataset, encoding)
-
-
-def _load_corpus(name: str, data_dir: Path) -> Path:
-    corpus = CORPORA[name]
-    return cached(data_dir / f"{name}.txt", corpus.sha256, corpus.make)

@@ -3,19 +3,23 @@
 Two architectures in transformers are special cases of this GPT: GPT-2 and Llama. Each is described by a table: the settings
 it fixes, its names for the others, and which tensor holds which parameter. Reading and writing both follow these tables.
 
+A third, BERT, is read as an encoder, for its hidden states.
+
 Nothing is dropped silently: a setting that is not in the tables must have its default, and any other parameter is an error.
 """
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from flax import traverse_util
 
 from minigpt_jax.config import ModelConfig
 from minigpt_jax.errors import DataError
+from minigpt_jax.models.bert import NUM_TYPES, Encoder
 from minigpt_jax.models.gpt import GPT
 from minigpt_jax.models.initial import init_params
 
@@ -56,7 +60,8 @@ class Architecture:
     prefix: str  # of all names but the head's; absent in files of the headless model
     outside: tuple[Tensor, ...]  # tensors outside the layers
     layer: tuple[Tensor, ...]  # tensors of each layer, with {} for its index
-    ignored: str  # pattern of names in some files that are not parameters
+    ignored: str  # pattern of names in some files that are not parameters of our model
+    model: Callable[[ModelConfig], nn.Module] = GPT
 
 
 def linear(name: str, parameter: str) -> tuple[Tensor, Tensor]:
@@ -135,17 +140,54 @@ ARCHITECTURES = {
 }  # fmt: skip
 
 
-def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+# Read as an `Encoder`, not as a language model.
+ENCODERS = {
+    # Devlin et al. 2019
+    "bert": Architecture(
+        class_name="BertModel",
+        choices={"positions": "learned", "norm": "layernorm", "activation": "gelu_exact", "norm_placement": "post",
+                 "qk_norm": False, "num_kv_heads": None, "bias": True, "tie_embeddings": True},
+        settings={"num_layers": "num_hidden_layers", "num_heads": "num_attention_heads", "embed_dim": "hidden_size",
+                  "ff_dim": "intermediate_size", "context_length": "max_position_embeddings", "vocab_size": "vocab_size",
+                  "norm_epsilon": "layer_norm_eps"},
+        fixed={"hidden_act": "gelu", "position_embedding_type": "absolute", "type_vocab_size": NUM_TYPES,
+               "is_decoder": False, "add_cross_attention": False},
+        defaults={"num_hidden_layers": 12, "num_attention_heads": 12, "hidden_size": 768, "intermediate_size": 3072,
+                  "max_position_embeddings": 512, "vocab_size": 30522, "layer_norm_eps": 1e-12},
+        prefix="bert.",
+        outside=(Tensor("embeddings.word_embeddings.weight", ("embedding/tokens/embedding",)),
+                 Tensor("embeddings.position_embeddings.weight", ("embedding/positions/embedding",)),
+                 Tensor("embeddings.token_type_embeddings.weight", ("embedding/types/embedding",)),
+                 *layer_norm("embeddings.LayerNorm", "embedding/norm")),
+        layer=(*linear("encoder.layer.{}.attention.self.query", f"{BLOCK}/attention/query"),
+               *linear("encoder.layer.{}.attention.self.key", f"{BLOCK}/attention/key"),
+               *linear("encoder.layer.{}.attention.self.value", f"{BLOCK}/attention/value"),
+               *linear("encoder.layer.{}.attention.output.dense", f"{BLOCK}/attention/output"),
+               *layer_norm("encoder.layer.{}.attention.output.LayerNorm", f"{BLOCK}/attention_norm"),
+               *linear("encoder.layer.{}.intermediate.dense", f"{BLOCK}/feed_forward/up"),
+               *linear("encoder.layer.{}.output.dense", f"{BLOCK}/feed_forward/down"),
+               *layer_norm("encoder.layer.{}.output.LayerNorm", f"{BLOCK}/feed_forward_norm")),
+        ignored=r"embeddings\.position_ids|pooler\.dense\.(weight|bias)",
+        model=Encoder,
+    ),
+}  # fmt: skip
+
+
+def architecture_of(model_type: str) -> Architecture:
+    return (ARCHITECTURES | ENCODERS)[model_type]
+
+
+def parameter_shapes(config: ModelConfig, model: Callable[[ModelConfig], nn.Module] = GPT) -> dict[str, tuple[int, ...]]:
     """Shapes of the model's parameters by path, such as `transformer/block_0/attention/query/kernel`."""
-    model = GPT(config)
-    tree = jax.eval_shape(lambda: init_params(jax.random.key(0), model))
+    tree = jax.eval_shape(lambda: init_params(jax.random.key(0), model(config)))
     leaves: dict[str, Any] = traverse_util.flatten_dict(tree, sep="/")
     return {path: leaf.shape for path, leaf in leaves.items()}
 
 
 def stored_shapes(config: ModelConfig, model_type: str) -> dict[str, tuple[int, ...]]:
     """`parameter_shapes` of the stored model. GPT-2 always has biases: those that our model lacks are stored as zeros."""
-    return parameter_shapes(dataclasses.replace(config, bias=True) if model_type == "gpt2" else config)
+    config = dataclasses.replace(config, bias=True) if model_type == "gpt2" else config
+    return parameter_shapes(config, architecture_of(model_type).model)
 
 
 def with_vocab_rows(params: Any, num_rows: int) -> Any:
@@ -167,7 +209,7 @@ def tensors(config: ModelConfig, model_type: str, shapes: dict[str, tuple[int, .
 
     Raises DataError if the architecture has no tensor for some of them.
     """
-    architecture = ARCHITECTURES[model_type]
+    architecture = architecture_of(model_type)
     layers = [
         Tensor(tensor.name.format(i), tuple(path.format(i) for path in tensor.parameters), tensor.is_transposed)
         for i in range(config.num_layers)

@@ -8,9 +8,11 @@ import glob
 import logging
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
@@ -22,10 +24,13 @@ from minigpt_jax.errors import DataError, UsageError, shortened
 from minigpt_jax.generation.language_model import LanguageModel
 from minigpt_jax.interop.architectures import (
     ARCHITECTURES,
+    ENCODERS,
     HEAD,
     NOT_STORED,
     SAME_ACTIVATION,
+    Architecture,
     Tensor,
+    architecture_of,
     parameter_shapes,
     stored_shapes,
     tensors,
@@ -50,7 +55,7 @@ def is_huggingface(folder: Path) -> bool:
     return "training" not in values and (has_weights or "model_type" in values)
 
 
-def read_config(folder: Path) -> tuple[ModelConfig, str]:
+def read_config(folder: Path, allowed: Mapping[str, Architecture] = ARCHITECTURES) -> tuple[ModelConfig, str]:
     """The model that a folder's config.json describes, and its architecture. Raises DataError if it is not supported."""
     if os.path.isfile(folder):
         reason = pickle_refusal(folder.name) if folder.suffix in PICKLES else "pass the folder with config.json and weights"
@@ -61,9 +66,9 @@ def read_config(folder: Path) -> tuple[ModelConfig, str]:
     except OSError as error:
         raise DataError(f"{folder} has no readable config.json: {error.strerror}") from None
     model_type = given.get("model_type")
-    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
-        raise DataError(f"{path}: model_type={model_type!r} is not supported; allowed: {', '.join(ARCHITECTURES)}")
-    architecture = ARCHITECTURES[model_type]
+    if not isinstance(model_type, str) or model_type not in allowed:
+        raise DataError(f"{path}: model_type={model_type!r} is not supported; allowed: {', '.join(allowed)}")
+    architecture = allowed[model_type]
     values = architecture.fixed | architecture.defaults | given
     for name in ("rope_parameters", "rope_scaling"):  # newer and older name; transformers prefers the older
         rope = given.get(name) or {}
@@ -105,17 +110,32 @@ def read(folder: Path) -> LanguageModel:
     tokenizer = tokenizers.read_tokenizer(str(folder))
     check_vocabulary(folder, config, tokenizer)
     end_tokens = read_end_tokens(folder, tokenizer.vocab_size, config.known_vocab_size)
+    parameters = read_parameters(folder, config, model_type)
+    for path in set(parameters) - set(parameter_shapes(config)):
+        if parameters.pop(path).any():
+            raise DataError(f"{folder}: config.json says bias=false, but {path} is not zero")
+    config, params = without_padding(config, tokenizer.vocab_size, traverse_util.unflatten_dict(parameters, sep="/"))
+    return LanguageModel(config, tokenizer, params, end_tokens=end_tokens)
+
+
+def read_encoder(folder: Path) -> tuple[ModelConfig, Any]:
+    """Config and float32 parameters of the `models.bert.Encoder` in a folder. Raises DataError as `read` does.
+
+    The tokenizers of these models change text, so they are not read: use the library `tokenizers`.
+    """
+    config, model_type = read_config(folder, ENCODERS)
+    return config, traverse_util.unflatten_dict(read_parameters(folder, config, model_type), sep="/")
+
+
+def read_parameters(folder: Path, config: ModelConfig, model_type: str) -> dict[str, jax.Array]:
+    """All parameters by path, from tensors that have been checked."""
     with open_tensors(folder) as stored:
         parameters = {}
         for name, tensor in check_tensors(folder, config, model_type, stored).items():
             array = np.asarray(stored[name].get_tensor(name), np.float32)
             parts = np.split(array.T if tensor.is_transposed else array, len(tensor.parameters), axis=-1)
             parameters |= {path: jnp.array(part) for path, part in zip(tensor.parameters, parts, strict=True)}
-    for path in set(parameters) - set(parameter_shapes(config)):
-        if parameters.pop(path).any():
-            raise DataError(f"{folder}: config.json says bias=false, but {path} is not zero")
-    config, params = without_padding(config, tokenizer.vocab_size, traverse_util.unflatten_dict(parameters, sep="/"))
-    return LanguageModel(config, tokenizer, params, end_tokens=end_tokens)
+    return parameters
 
 
 def read_end_tokens(folder: Path, num_tokens: int, num_ids: int) -> tuple[int, ...]:
@@ -180,7 +200,7 @@ def read_model_config(folder: Path) -> ModelConfig:
 
 def check_tensors(folder: Path, config: ModelConfig, model_type: str, stored: dict[str, Any]) -> dict[str, Tensor]:
     """The stored tensors by name. Raises DataError unless their names, shapes and dtypes are those config.json implies."""
-    prefix, ignored = ARCHITECTURES[model_type].prefix, ARCHITECTURES[model_type].ignored
+    prefix, ignored = architecture_of(model_type).prefix, architecture_of(model_type).ignored
     if config.num_layers > len(stored):  # before building the shapes of an absurdly deep model
         raise DataError(f"{folder}: config.json says {config.num_layers} layers, but there are only {len(stored)} tensors")
     shapes = stored_shapes(config, model_type)

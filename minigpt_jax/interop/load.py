@@ -2,19 +2,23 @@
 
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+from flax import linen as nn
 
-from minigpt_jax.config import Config, DataConfig, ModelConfig, differences
+from minigpt_jax.config import Config, ModelConfig, differences
 from minigpt_jax.data import tokenizers
 from minigpt_jax.data.tokenizers import Tokenizer
 from minigpt_jax.errors import DataError
 from minigpt_jax.files import local_path
 from minigpt_jax.generation.language_model import LanguageModel
+from minigpt_jax.generation.masked_language_model import MaskedLanguageModel
 from minigpt_jax.interop import hf_reader
 from minigpt_jax.interop.architectures import NOT_STORED, with_vocab_rows
+from minigpt_jax.models.bert import BERT
 from minigpt_jax.models.gpt import GPT
 from minigpt_jax.models.initial import init_params
 from minigpt_jax.runs import checkpoints
@@ -40,13 +44,32 @@ def load(path: str | Path, sharding: jax.sharding.Sharding) -> LanguageModel:
 
 def load_step(workdir: Path, config: Config, step: int, sharding: jax.sharding.Sharding) -> LanguageModel:
     """Loads the language model of a verified checkpoint. Raises DataError as `load` does."""
-    if not isinstance(config.data, DataConfig):
-        raise DataError(f"{workdir} is a run of the task {config.task}, which does not train a language model")
+    require_task(workdir, config, "language_modelling")
+    return LanguageModel(config.model, *tokenizer_and_params(workdir, config, step, GPT(config.model), sharding))
+
+
+def load_masked(path: str | Path, sharding: jax.sharding.Sharding) -> MaskedLanguageModel:
+    """Loads the masked language model of a run, as `load` does."""
+    workdir = local_path(path)
+    config = read_run_config(workdir)
+    require_task(workdir, config, "masked_language_modelling")
+    step = checkpoints.best_intact(workdir)
+    return MaskedLanguageModel(config.model, *tokenizer_and_params(workdir, config, step, BERT(config.model), sharding))
+
+
+def require_task(workdir: Path, config: Config, task: str) -> None:
+    """Raises DataError if the run is of another task."""
+    if config.task != task:
+        raise DataError(f"{workdir} is a run of the task {config.task}, not of {task}")
+
+
+def tokenizer_and_params(
+    workdir: Path, config: Config, step: int, model: nn.Module, sharding: jax.sharding.Sharding
+) -> tuple[Tokenizer, Any]:
+    """The run's tokenizer, and the model's parameters from a verified checkpoint."""
     tokenizer = read_tokenizer(workdir, checkpoints.read_info(workdir, step).sources["tokenizer"])
-    model = GPT(config.model)
     like = jax.eval_shape(lambda: init_params(jax.random.key(0), model))
-    params = checkpoints.restore_eval_params(workdir, step, config.training.ema > 0, like, sharding)
-    return LanguageModel(config.model, tokenizer, params)
+    return tokenizer, checkpoints.restore_eval_params(workdir, step, config.training.ema > 0, like, sharding)
 
 
 def read_tokenizer(workdir: Path, sha256: str) -> Tokenizer:
@@ -94,24 +117,30 @@ def settings_from(path: str) -> dict[str, Any]:
     return needed | {"context_length": model["context_length"], "tokenizer": tokenizer, "init_from": str(folder)}
 
 
-def initial_params(config: Config, tokenizer: Tokenizer, sharding: jax.sharding.Sharding) -> Any:
-    """The parameters that training starts from if `init_from` is set, else None.
+def initial_params(
+    config: Config, tokenizer: Tokenizer, sharding: jax.sharding.Sharding, load_model: Callable[..., Any] = load
+) -> Any:
+    """The parameters that training starts from if `init_from` is set, else None. `load_model` loads a model of the task.
 
     Raises DataError if they do not fit the config's model or this tokenizer.
     """
     path = config.training.init_from
     if path is None:
         return None
-    model = load(path, sharding)
+    model = load_model(path, sharding)
     changes = differences(config, dataclasses.replace(config, model=model.config)).items()
     changed = [f"{name}={new} (the model has {old})" for name, (new, old) in changes if name not in MAY_DIFFER]
     if model.tokenizer.sha256 != tokenizer.sha256:
         changed.append("a different tokenizer")
     if config.model.context_length > model.config.context_length:
         changed.append(f"context_length={config.model.context_length} (at most {model.config.context_length})")
+    same_rows = config.model.num_embeddings == model.config.num_embeddings
+    if not same_rows and load_model is not load:  # special tokens follow the padding
+        changed.append(f"vocab_multiple={config.model.vocab_multiple} (the model has {model.config.vocab_multiple})")
     if changed:
         raise DataError(f"init_from={path} does not fit {', '.join(changed)}: drop these settings, or init_from")
-    return with_vocab_rows(with_context(model.params, config.model), config.model.num_embeddings)
+    params = with_context(model.params, config.model)
+    return params if same_rows else with_vocab_rows(params, config.model.num_embeddings)
 
 
 def with_context(params: Any, config: ModelConfig) -> Any:

@@ -14,6 +14,7 @@ def trunk_flops_per_token(config: ModelConfig, num_keys: float) -> float:
     return 6.0 * config.num_layers * (block + 2 * D * num_keys)
 
 
-def flops_per_token(config: ModelConfig) -> float:
-    """Operations that training a GPT on one token needs. A causal mask covers half of the context on average."""
-    return trunk_flops_per_token(config, config.context_length / 2) + 6.0 * config.embed_dim * config.known_vocab_size
+def flops_per_token(config: ModelConfig, causal: bool = True) -> float:
+    """The same with the logits. Attention covers the context, or half of it on average under a causal mask."""
+    num_keys = config.context_length * (0.5 if causal else 1)
+    return trunk_flops_per_token(config, num_keys) + 6.0 * config.embed_dim * config.known_vocab_size

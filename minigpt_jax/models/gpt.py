@@ -6,7 +6,7 @@ from flax import linen as nn
 
 from minigpt_jax.config import ModelConfig
 from minigpt_jax.models.kernels import PLAIN, Kernels
-from minigpt_jax.models.layers import Dense, TokenAndPosition
+from minigpt_jax.models.layers import TokenAndPosition, vocabulary_logits
 from minigpt_jax.models.masks import Mask
 from minigpt_jax.models.transformer import Transformer
 
@@ -32,8 +32,4 @@ class GPT(nn.Module):
         embedding = TokenAndPosition(config, name="embedding")
         x_BTD = embedding(tokens_BT, positions_BT)
         x_BTD, cache = Transformer(config, kernels, name="transformer")(x_BTD, mask, positions_BT, cache, dropout)
-        if config.tie_embeddings:  # Press & Wolf 2017
-            logits_BTV = jnp.dot(x_BTD, embedding.tokens.embedding.astype(x_BTD.dtype).T)
-        else:
-            logits_BTV = Dense(config.num_embeddings, config, kernels, "head", bias=False)(x_BTD)
-        return logits_BTV[..., : config.vocab_size].astype(jnp.float32), cache  # without padding
+        return vocabulary_logits(x_BTD, embedding, kernels), cache

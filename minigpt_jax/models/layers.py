@@ -33,7 +33,7 @@ class Dropout(nn.Module):
 
 class Norm(nn.Module):
     """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang & Sennrich 2019), which does not subtract the mean; then a learned scale.
-    Epsilon is 1e-5, as in GPT-2 and Llama 2. Linen has 1e-6 and, in LayerNorm, the less accurate E[x²] - E[x]²."""
+    The default epsilon is that of GPT-2 and Llama 2. Linen has 1e-6 and, in LayerNorm, the less accurate E[x²] - E[x]²."""
 
     config: ModelConfig
     kernels: Kernels = PLAIN
@@ -43,7 +43,8 @@ class Norm(nn.Module):
         config, shape = self.config, x_BTD.shape[-1:]
         if config.norm == "layernorm":
             x_BTD = self.kernels.center(x_BTD.astype(jnp.float32))
-        y_BTD = self.kernels.unit_rms(x_BTD, 1e-5) * self.param("scale", nn.initializers.ones, shape)[None, None]
+        scale_D = self.param("scale", nn.initializers.ones, shape)
+        y_BTD = self.kernels.unit_rms(x_BTD, config.norm_epsilon) * scale_D[None, None]
         if config.norm == "layernorm" and config.bias:
             y_BTD += self.param("bias", nn.initializers.zeros, shape)[None, None]
         return y_BTD.astype(config.dtype)
@@ -110,10 +111,11 @@ class TokenAndPosition(nn.Module):
     """Token embeddings plus, for learned and sinusoidal positions, position embeddings."""
 
     config: ModelConfig
+    num_special: int = 0  # rows after the vocabulary and its padding: tokens that are only inputs, such as [MASK]
 
     def setup(self):
         config, init = self.config, embedding_init(self.config)
-        self.tokens = nn.Embed(config.num_embeddings, config.embed_dim, embedding_init=init)
+        self.tokens = nn.Embed(config.num_embeddings + self.num_special, config.embed_dim, embedding_init=init)
         if config.positions == "learned":
             self.positions = nn.Embed(config.context_length, config.embed_dim, embedding_init=init)
 
@@ -128,3 +130,14 @@ class TokenAndPosition(nn.Module):
             encoding_BTD = table_TD.at[positions_BT].get(mode="fill", fill_value=jnp.nan)
             x_BTD = x_BTD * config.embed_dim**0.5 + encoding_BTD
         return x_BTD.astype(config.dtype)  # last, since the gradient of a lookup is a long sum
+
+
+def vocabulary_logits(x_BTD: jax.Array, embedding: TokenAndPosition, kernels: Kernels) -> jax.Array:
+    """logits_BTV in float32: x W, where W is the `head` or the transposed token embedding (Press & Wolf 2017). Padding and
+    special tokens have none. Call it inside a module, which then owns the head."""
+    config = embedding.config
+    if config.tie_embeddings:
+        logits_BTV = jnp.dot(x_BTD, embedding.tokens.embedding.astype(x_BTD.dtype).T)
+    else:
+        logits_BTV = Dense(config.num_embeddings, config, kernels, "head", bias=False)(x_BTD)
+    return logits_BTV[..., : config.vocab_size].astype(jnp.float32)

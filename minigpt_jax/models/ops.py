@@ -24,6 +24,7 @@ def gelu(x: jax.Array) -> jax.Array:
 
 ACTIVATIONS = {
     "gelu": gelu,
+    "gelu_exact": lambda x: jax.nn.gelu(x, approximate=False),  # x Φ(x), as in BERT
     "relu": jax.nn.relu,
     "relu2": lambda x: jnp.square(jax.nn.relu(x)),  # So et al. 2021, "Primer"
     "swiglu": jax.nn.silu,  # applied to the gate (Shazeer 2020)

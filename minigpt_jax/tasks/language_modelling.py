@@ -1,84 +1,36 @@
 """Language modelling: a GPT is trained to predict each next token of a text."""
 
 import dataclasses
-import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from minigpt_jax.commands import command
-from minigpt_jax.config import Config, DataConfig
-from minigpt_jax.data import batches
-from minigpt_jax.data.overlap import overlap
-from minigpt_jax.data.splits import read_texts, tokenize_splits, train_tokenizer
-from minigpt_jax.data.token_file import Tokens
-from minigpt_jax.data.tokenizers import Tokenizer
-from minigpt_jax.errors import DataError, UsageError, require_choice
+from minigpt_jax.config import Config
+from minigpt_jax.errors import UsageError, require_choice
 from minigpt_jax.generation.language_model import LanguageModel
-from minigpt_jax.interop import load
-from minigpt_jax.models.flops import flops_per_token
 from minigpt_jax.models.kernels import PLAIN, Kernels
-from minigpt_jax.tasks.evaluation import means
 from minigpt_jax.tasks.next_token import NextToken
 from minigpt_jax.tasks.task import PreviousRun
-
-log = logging.getLogger(__name__)
+from minigpt_jax.tasks.windows import WindowTask
 
 PREVIEW_LENGTH = 250  # tokens
-MAX_OVERLAP = 0.03  # share of the validation text; more is reported
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LanguageModelling:
+class LanguageModelling(WindowTask):
     """See `tasks.Task`."""
-
-    config: Config  # with vocab_size filled in
-    tokenizer: Tokenizer
-    splits: dict[str, Tokens]  # train, val
-    sources: dict[str, str]
-    num_steps: int
-    objective: NextToken
-
-    unit = "tokens"
-
-    @property
-    def units_per_step(self) -> int:
-        return self.config.training.batch_size * self.config.model.context_length
-
-    @property
-    def flops_per_step(self) -> float:
-        return self.units_per_step * flops_per_token(self.config.model)
-
-    @property
-    def files(self) -> dict[str, str]:
-        return {"tokenizer.json": self.tokenizer.to_json()}
-
-    def initial_params(self, sharding: jax.sharding.Sharding) -> Any:
-        return load.initial_params(self.config, self.tokenizer, sharding)
-
-    def batch_at(self, step: int) -> batches.Batch:
-        settings, ids = self.config.training, self.splits["train"].ids
-        return batches.batch_at(ids, self.config.model.context_length, settings.batch_size, settings.seed, step)
-
-    def evaluate(self, params: Any, limit: int | None = None) -> dict[str, float]:
-        return self.means_over("val", params, limit, stride=None)
 
     def measures(self, params: Any, split: str = "val", stride: int | None = None) -> dict[str, float]:
         T = self.config.model.context_length
         require_choice("split", split, self.splits)
         if stride is not None and not 1 <= stride <= T:
             raise UsageError(f"stride={stride} must be at least 1 and at most context_length={T}")
-        measured = self.means_over(split, params, None, stride)
+        measured = self.means_over(split, params, stride=stride)
         return {"stride": stride or T} | measured | loss_in_other_units(self, split, measured["loss"])
-
-    def means_over(self, split: str, params: Any, limit: int | None, stride: int | None) -> dict[str, float]:
-        """See `batches.evaluation_batches`."""
-        ids, T, B = self.splits[split].ids, self.config.model.context_length, self.config.training.batch_size
-        return means(self.objective, params, batches.evaluation_batches(ids, T, B, limit, stride))
 
     def preview(self, params: Any) -> str:
         """A sample that continues the first character of the validation text."""
@@ -88,10 +40,6 @@ class LanguageModelling:
         start = tokenizer.decode(ids[:4])[:1] if tokenizer.unknown is None else "\n"
         return model.generate(start, PREVIEW_LENGTH, temperature=0.8)
 
-    def describe_data(self) -> str:
-        millions = len(self.splits["train"].ids) / 1e6
-        return f"{data_of(self.config).dataset}, {millions:.2f} M training tokens{self.unknown_tokens('train')}"
-
     def describe_result(self, measures: Mapping[str, float]) -> str:
         loss, bits = measures["loss"], measures["bits_per_char"]
         return f"{loss:.4f} nats per token, {bits:.3f} bits per character{self.unknown_tokens('val')}"
@@ -99,52 +47,10 @@ class LanguageModelling:
     def next_command(self, workdir: Path) -> str:
         return f"Generate text: {command('generate')} --workdir {workdir} --prompt TEXT --length 200"
 
-    def unknown_tokens(self, split: str) -> str:
-        """The share of unknown words in a split, for the log. Empty if the tokenizer has no unknown token."""
-        return "" if self.tokenizer.unknown is None else f" ({self.splits[split].unknown_share:.1%} of tokens unknown)"
-
-
-def data_of(config: Config) -> DataConfig:
-    assert isinstance(config.data, DataConfig)  # guaranteed by `config.task`, which is derived from its type
-    return config.data
-
 
 def prepare(config: Config, previous: PreviousRun | None = None, kernels: Kernels = PLAIN) -> LanguageModelling:
     """Reads and tokenizes the texts, with the tokenizer of the previous run or a newly trained one."""
-    data, training = data_of(config), config.training
-    try:
-        texts = read_texts(data)
-    except DataError as error:
-        if previous is None:
-            raise
-        moved = "if the run's text has moved, set --dataset (or --val_dataset, --data_dir) to where it is now"
-        raise DataError(f"{error}; {moved}") from error
-    if previous is not None and previous.sources["text"] != texts.sha256:
-        names = data.dataset if data.val_dataset is None else f"{data.dataset} with {data.val_dataset} for validation"
-        raise DataError(
-            f"{names} is not the text that this run was trained on: restore it, set --dataset to where that text is now, "
-            "choose another --workdir, or restart with --overwrite"
-        )
-    if previous is None:
-        tokenizer = train_tokenizer(data, config.model.vocab_size, texts)
-    else:
-        tokenizer = load.read_tokenizer(previous.workdir, previous.sources["tokenizer"])
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size))
-    splits = tokenize_splits(texts, tokenizer, config.model.context_length)
-    shares = [] if previous else [overlap(splits["train"].ids, splits["val"].ids), texts.shared_documents()]
-    if (share := max(shares, default=0.0)) > MAX_OVERLAP:
-        log.warning(
-            "%.0f%% of the validation text is also in the training text, so the validation loss will look too good: "
-            "remove copies from %s, or set another --val_dataset.", 100 * share, data.dataset,
-        )  # fmt: skip
-    num_steps = training.steps
-    if num_steps is None:
-        num_rows = (training.epochs or 1) * batches.num_windows(splits["train"].ids, config.model.context_length)
-        if num_rows / training.batch_size >= 2**31:  # JAX counts steps in 32 bits
-            raise UsageError(f"epochs={training.epochs} is too large: a run has at most {2**31 - 1} steps")
-        num_steps = math.ceil(num_rows / training.batch_size)
-    sources = {"text": texts.sha256, "tokenizer": tokenizer.sha256}
-    return LanguageModelling(config, tokenizer, splits, sources, num_steps, NextToken.of(config, kernels))
+    return LanguageModelling.read(config, previous, lambda config: NextToken.of(config, kernels))
 
 
 def loss_in_other_units(task: LanguageModelling, split: str, loss: float) -> dict[str, float]:
