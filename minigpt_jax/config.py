@@ -256,12 +256,30 @@ class DataConfig(Section):
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class ChatConfig(Section):
+    """Conversations, and the tokenizer of their text."""
+
+    dataset: str = setting(
+        "chat_shakespeare",
+        "conversations (chat_shakespeare, qa_shakespeare), a file (.jsonl), a folder or a glob pattern",
+        may_change=True,
+    )
+    val_dataset: str | None = setting(
+        None, "validation conversations (default: the last tenth, or plays that are held out)", may_change=True
+    )
+    data_dir: str | None = setting(None, "folder for downloaded plays (default: the user's cache folder)", may_change=True)
+    tokenizer: str = setting(
+        "char", "tokenizer: char | byte | word | bpe, or the path of a tokenizer.json or of GPT-2's vocab.json"
+    )
+
+
 # Settings that may differ when a run is resumed, and still affect results. The first two move the end of the schedule. The
 # others name the text, which may have moved; a resumed run checks that it is the same.
 AFFECT_RESULTS = {"steps", "epochs", "dataset", "val_dataset", "encoding"}
 
 # The settings of each task's data, by the task's name. `tasks/` uses the same names.
-TASKS: dict[str, type[Section]] = {"language_modelling": DataConfig}
+TASKS: dict[str, type[Section]] = {"language_modelling": DataConfig, "chat": ChatConfig}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -369,8 +387,10 @@ def settings_of(sections: Mapping[str, type[Section]]) -> dict[str, Setting]:
     return {field.name: Setting(name, field) for name, section in sections.items() for field in dataclasses.fields(section)}
 
 
-# All settings of all tasks by name, which is also the name of the flag.
-SETTINGS = {name: entry for section in TASKS.values() for name, entry in settings_of(SECTIONS | {"data": section}).items()}
+# All settings of all tasks by name, which is also the name of the flag. Of a name that tasks share, the first task's.
+SETTINGS = {
+    name: entry for section in reversed(TASKS.values()) for name, entry in settings_of(SECTIONS | {"data": section}).items()
+}
 
 
 def get_setting(config: Config, name: str) -> Any:

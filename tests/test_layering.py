@@ -34,15 +34,17 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 # The same order for the files and folders inside these folders, from bottom to top. `__init__` is above them all.
 ORDER_WITHIN = {
-    "data": ["text_files", "download", "shakespeare", "corpora", "tokenizers", "token_file", "overlap", "splits", "batches"],
+    "data": ["text_files", "download", "shakespeare", "corpora", "tokenizers", "token_file", "overlap", "splits", "batches",
+        "conversations", "packing", "passages", "chats",
+    ],
     "data/tokenizers": ["base", "library", "lossless", "char", "byte", "word", "bpe"],
     "models": ["ops", "masks", "attention", "cache", "kernels", "initial", "layers", "transformer", "gpt", "flops"],
     "generation": [
-        "seen", "logits", "strategy", "decode", "context", "devices", "sampling", "beam", "text", "language_model",
+        "seen", "logits", "strategy", "decode", "context", "devices", "sampling", "beam", "text", "language_model", "chat",
     ],
     "runs": ["folder", "manifest", "arrays", "checkpoints", "metrics", "plots"],
     "interop": ["architectures", "hf_files", "hf_reader", "hf_writer", "load"],
-    "tasks": ["task", "next_token", "evaluation", "language_modelling"],
+    "tasks": ["task", "next_token", "evaluation", "text", "language_modelling", "chat"],
     "training": [
         "schedule", "optimizer", "state", "step", "clock", "compilations", "profile", "resume", "run", "callbacks", "loop",
     ],
@@ -55,7 +57,9 @@ CLOSED_TO_TRAINING = (
     "models.gpt",
     "models.transformer",
     "models.layers",
+    "tasks.text",
     "tasks.language_modelling",
+    "tasks.chat",
 )
 # Only the entry points query the devices. They pass on the one that they chose.
 DEVICE_NAMES = {"devices", "local_devices", "default_backend", "device_count", "local_device_count"}

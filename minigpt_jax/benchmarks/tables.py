@@ -20,7 +20,7 @@ from absl import flags
 
 from minigpt_jax import cli
 from minigpt_jax.commands import IS_CHECKOUT, PACKAGE_DIR
-from minigpt_jax.config import SECTIONS, Config, Section, get_setting, load_preset, setting_type
+from minigpt_jax.config import SECTIONS, TASKS, Config, Section, get_setting, load_preset, setting_type
 from minigpt_jax.errors import DataError, UsageError, did_you_mean
 from minigpt_jax.generation.strategy import BeamConfig, DecodingConfig
 
@@ -167,6 +167,7 @@ GENERATED = {
     "presets": presets_table,
     "presets.short": short_presets_table,
     **{f"settings.{name}": lambda section=section: settings_table(section) for name, section in SECTIONS.items()},
+    "settings.chat": lambda: settings_table(TASKS["chat"]),
     "decoding": lambda: settings_table(DecodingConfig),
     "beams": lambda: settings_table(BeamConfig),
 }

@@ -69,6 +69,16 @@ def shuffled(position: int, count: int, keys: list[list[int]]) -> int:
             return position
 
 
+def shuffled_rows(count: int, batch_size: int, seed: int, step: int) -> np.ndarray:
+    """The examples, of `count` that are not windows of a text, in the batch of a step: as in `batch_at`."""
+
+    def example(row: int) -> int:
+        epoch, position = divmod(row, count)
+        return shuffled(position, count, epoch_randomness(seed, epoch, 0)[1])
+
+    return np.array([example(row) for row in range(step * batch_size, (step + 1) * batch_size)])
+
+
 def windows(tokens: np.ndarray, context_length: int, starts_B: np.ndarray) -> Batch:
     """The windows with these starts. Targets past the end of the tokens are masked."""
     positions_BT = starts_B[:, None] + np.arange(context_length + 1)[None, :]

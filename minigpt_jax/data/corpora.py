@@ -36,6 +36,8 @@ CORPORA = {
     "tiny_shakespeare": Corpus(shakespeare.TINY_SHAKESPEARE_SHA256, shakespeare.make_tiny_shakespeare),
 }
 
+PLAYS = Corpus(shakespeare.PLAYS_SHA256, shakespeare.make_plays)  # with titles, scenes and speakers, for conversations
+
 
 def open_text(dataset: str, data_dir: str | Path | None = None, encoding: str = "utf-8") -> Text:
     """Opens a named corpus, or your own files.
@@ -50,7 +52,8 @@ def open_text(dataset: str, data_dir: str | Path | None = None, encoding: str = 
       DataError: the corpus or file does not exist, the download failed, or the cache could not be written.
     """
     if dataset in CORPORA:
-        return Text(dataset, (_load_corpus(dataset, cache_dir() if data_dir is None else Path(data_dir)),))
+        folder = cache_dir() if data_dir is None else Path(data_dir)
+        return Text(dataset, (cached(CORPORA[dataset], folder / f"{dataset}.txt"),))
     if not re.search(r"[./\\*?\[]", dataset) and not os.path.exists(dataset):
         raise DataError(
             f"unknown dataset {dataset!r}{did_you_mean(dataset, CORPORA)}; "
@@ -59,12 +62,12 @@ def open_text(dataset: str, data_dir: str | Path | None = None, encoding: str = 
     return find_text(dataset, encoding)
 
 
-def _load_corpus(name: str, data_dir: Path) -> Path:
-    corpus, path = CORPORA[name], data_dir / f"{name}.txt"
+def cached(corpus: Corpus, path: Path) -> Path:
+    """The path, after the corpus has been written there if it is missing or corrupt. Raises DataError as `open_text`."""
     try:
         if files.sha256(path.read_bytes()) == corpus.sha256:
             return path
-        log.warning("%s is corrupt (its SHA-256 is not that of %s); rebuilding it", path, name)
+        log.warning("%s is corrupt (its SHA-256 is not that of %s); rebuilding it", path, path.stem)
     except FileNotFoundError:
         pass  # first use
     except OSError as error:
@@ -72,5 +75,5 @@ def _load_corpus(name: str, data_dir: Path) -> Path:
     corpus.make(path)
     if (actual := files.sha256(path.read_bytes())) != corpus.sha256:
         path.unlink()
-        raise DataError(f"{name} has SHA-256 {actual}, but this version expects {corpus.sha256}")
+        raise DataError(f"{path.stem} has SHA-256 {actual}, but this version expects {corpus.sha256}")
     return path

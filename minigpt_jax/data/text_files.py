@@ -24,7 +24,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from tqdm import tqdm
@@ -338,6 +338,23 @@ def _read_json_lines(path: Path) -> Iterator[str]:
     JSON is always UTF-8 (RFC 8259).
     """
     is_empty = True
+    for where, value in json_lines(path):
+        try:
+            text = value["text"]
+            text.encode()  # JSON allows unpaired surrogates, which are not characters
+        except UnicodeEncodeError as error:
+            surrogate = f"U+{ord(error.object[error.start]):04X}"
+            raise DataError(f"{where} has an unpaired surrogate, {surrogate}") from None
+        except (KeyError, TypeError, AttributeError):
+            raise DataError(f'{where} must be a JSON object with a string "text": {{"text": "..."}}') from None
+        is_empty = False
+        yield text
+    if is_empty:
+        yield ""
+
+
+def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yields each line that is not blank, as ("line 3 of 'a.jsonl'", its JSON). Raises DataError for what is not JSON."""
     with _open(path) as file:
         for number, line in enumerate(file, 1):
             line = line.removeprefix(codecs.BOM_UTF8)  # joined files have it in the middle, too
@@ -345,19 +362,10 @@ def _read_json_lines(path: Path) -> Iterator[str]:
                 continue
             where = f"line {number} of {str(path)!r}"
             try:
-                text = json.loads(line)["text"]
-                text.encode()  # JSON allows unpaired surrogates, which are not characters
-            except UnicodeEncodeError as error:
-                surrogate = f"U+{ord(error.object[error.start]):04X}"
-                raise DataError(f"{where} has an unpaired surrogate, {surrogate}") from None
-            except (KeyError, TypeError, AttributeError):
-                raise DataError(f'{where} must be a JSON object with a string "text": {{"text": "..."}}') from None
+                value = json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise DataError(f"{where} is not valid UTF-8 JSON: {getattr(error, 'msg', error)}") from None
-            is_empty = False
-            yield text
-    if is_empty:
-        yield ""
+            yield where, value
 
 
 @contextlib.contextmanager

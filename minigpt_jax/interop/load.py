@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from minigpt_jax.config import Config, DataConfig, ModelConfig, differences
+from minigpt_jax.config import Config, ModelConfig, differences
 from minigpt_jax.data import tokenizers
 from minigpt_jax.data.tokenizers import Tokenizer
 from minigpt_jax.errors import DataError
@@ -20,6 +20,7 @@ from minigpt_jax.models.initial import init_params
 from minigpt_jax.runs import checkpoints
 from minigpt_jax.runs.folder import read_config
 
+LANGUAGE_MODELS = ("language_modelling", "chat")  # tasks that train a GPT
 # Settings that may differ from those of the model that training starts from. The context may only become shorter.
 MAY_DIFFER = (*NOT_STORED, "context_length")
 
@@ -40,7 +41,7 @@ def load(path: str | Path, sharding: jax.sharding.Sharding) -> LanguageModel:
 
 def load_step(workdir: Path, config: Config, step: int, sharding: jax.sharding.Sharding) -> LanguageModel:
     """Loads the language model of a verified checkpoint. Raises DataError as `load` does."""
-    if not isinstance(config.data, DataConfig):
+    if config.task not in LANGUAGE_MODELS:
         raise DataError(f"{workdir} is a run of the task {config.task}, which does not train a language model")
     tokenizer = read_tokenizer(workdir, checkpoints.read_info(workdir, step).sources["tokenizer"])
     model = GPT(config.model)

@@ -11,7 +11,7 @@ from minigpt_jax.models.kernels import PLAIN, Kernels
 from minigpt_jax.tasks.task import PreviousRun, Task
 
 # The module of each task, imported on first use. It has `prepare(config, previous, kernels) -> Task`.
-TASKS = {"language_modelling": "minigpt_jax.tasks.language_modelling"}
+TASKS = {"language_modelling": "minigpt_jax.tasks.language_modelling", "chat": "minigpt_jax.tasks.chat"}
 
 
 def prepare(config: Config, previous: PreviousRun | None = None, *, kernels: Kernels = PLAIN) -> Task:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from minigpt_jax.commands import command
@@ -16,15 +15,13 @@ from minigpt_jax.data import batches
 from minigpt_jax.data.overlap import overlap
 from minigpt_jax.data.splits import read_texts, tokenize_splits, train_tokenizer
 from minigpt_jax.data.token_file import Tokens
-from minigpt_jax.data.tokenizers import Tokenizer
-from minigpt_jax.errors import DataError, UsageError, require_choice
+from minigpt_jax.errors import UsageError, require_choice
 from minigpt_jax.generation.language_model import LanguageModel
-from minigpt_jax.interop import load
-from minigpt_jax.models.flops import flops_per_token
 from minigpt_jax.models.kernels import PLAIN, Kernels
 from minigpt_jax.tasks.evaluation import means
 from minigpt_jax.tasks.next_token import NextToken
 from minigpt_jax.tasks.task import PreviousRun
+from minigpt_jax.tasks.text import TextTask, read_same, steps_of, tokenizer_for
 
 log = logging.getLogger(__name__)
 
@@ -33,32 +30,10 @@ MAX_OVERLAP = 0.03  # share of the validation text; more is reported
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LanguageModelling:
+class LanguageModelling(TextTask):
     """See `tasks.Task`."""
 
-    config: Config  # with vocab_size filled in
-    tokenizer: Tokenizer
     splits: dict[str, Tokens]  # train, val
-    sources: dict[str, str]
-    num_steps: int
-    objective: NextToken
-
-    unit = "tokens"
-
-    @property
-    def units_per_step(self) -> int:
-        return self.config.training.batch_size * self.config.model.context_length
-
-    @property
-    def flops_per_step(self) -> float:
-        return self.units_per_step * flops_per_token(self.config.model)
-
-    @property
-    def files(self) -> dict[str, str]:
-        return {"tokenizer.json": self.tokenizer.to_json()}
-
-    def initial_params(self, sharding: jax.sharding.Sharding) -> Any:
-        return load.initial_params(self.config, self.tokenizer, sharding)
 
     def batch_at(self, step: int) -> batches.Batch:
         settings, ids = self.config.training, self.splits["train"].ids
@@ -111,24 +86,9 @@ def data_of(config: Config) -> DataConfig:
 
 def prepare(config: Config, previous: PreviousRun | None = None, kernels: Kernels = PLAIN) -> LanguageModelling:
     """Reads and tokenizes the texts, with the tokenizer of the previous run or a newly trained one."""
-    data, training = data_of(config), config.training
-    try:
-        texts = read_texts(data)
-    except DataError as error:
-        if previous is None:
-            raise
-        moved = "if the run's text has moved, set --dataset (or --val_dataset, --data_dir) to where it is now"
-        raise DataError(f"{error}; {moved}") from error
-    if previous is not None and previous.sources["text"] != texts.sha256:
-        names = data.dataset if data.val_dataset is None else f"{data.dataset} with {data.val_dataset} for validation"
-        raise DataError(
-            f"{names} is not the text that this run was trained on: restore it, set --dataset to where that text is now, "
-            "choose another --workdir, or restart with --overwrite"
-        )
-    if previous is None:
-        tokenizer = train_tokenizer(data, config.model.vocab_size, texts)
-    else:
-        tokenizer = load.read_tokenizer(previous.workdir, previous.sources["tokenizer"])
+    data = data_of(config)
+    texts = read_same(lambda: read_texts(data), config, previous)
+    tokenizer = tokenizer_for(previous, lambda: train_tokenizer(data, config.model.vocab_size, texts))
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size))
     splits = tokenize_splits(texts, tokenizer, config.model.context_length)
     shares = [] if previous else [overlap(splits["train"].ids, splits["val"].ids), texts.shared_documents()]
@@ -137,12 +97,7 @@ def prepare(config: Config, previous: PreviousRun | None = None, kernels: Kernel
             "%.0f%% of the validation text is also in the training text, so the validation loss will look too good: "
             "remove copies from %s, or set another --val_dataset.", 100 * share, data.dataset,
         )  # fmt: skip
-    num_steps = training.steps
-    if num_steps is None:
-        num_rows = (training.epochs or 1) * batches.num_windows(splits["train"].ids, config.model.context_length)
-        if num_rows / training.batch_size >= 2**31:  # JAX counts steps in 32 bits
-            raise UsageError(f"epochs={training.epochs} is too large: a run has at most {2**31 - 1} steps")
-        num_steps = math.ceil(num_rows / training.batch_size)
+    num_steps = steps_of(config.training, batches.num_windows(splits["train"].ids, config.model.context_length))
     sources = {"text": texts.sha256, "tokenizer": tokenizer.sha256}
     return LanguageModelling(config, tokenizer, splits, sources, num_steps, NextToken.of(config, kernels))
 
