@@ -16,7 +16,7 @@ import pytest
 from absl import flags
 from helpers import assert_equal, assert_raises, assert_says, logged, random_params
 
-from minigpt_jax.api import train
+from minigpt_jax.api import default_sharding, load, train
 from minigpt_jax.config import ChatConfig, Config, DataConfig, ModelConfig, TrainingConfig
 from minigpt_jax.data.conversations import Message, RoleMarkers, read_file
 from minigpt_jax.data.tokenizers import ByteTokenizer
@@ -24,6 +24,7 @@ from minigpt_jax.errors import DataError, UsageError
 from minigpt_jax.generation.chat import ChatModel
 from minigpt_jax.generation.language_model import LanguageModel
 from minigpt_jax.generation.strategy import processors
+from minigpt_jax.interop.load import settings_from
 from minigpt_jax.kernels import BLOCKED
 from minigpt_jax.models.gpt import GPT
 from minigpt_jax.tasks import prepare
@@ -132,6 +133,15 @@ def test_a_changed_file_is_refused_and_the_tokenizer_is_kept(tmp_path):
     assert_raises(DataError, prepare, config_for(tmp_path, PAIRS * 9), previous, says=moved)
     (tmp_path / "colours.jsonl").unlink()
     assert_raises(DataError, prepare, config, previous, says=("colours.jsonl", "--dataset"))
+
+
+def test_conversations_on_both_sides_of_the_split_are_warned_of(tmp_path, caplog):
+    new = [{"prompt": f"What is {i} + 1?", "completion": str(i + 1)} for i in range(40)]
+    prepare(config_for(tmp_path, new))
+    assert logged(caplog, "WARNING") == []
+    prepare(config_for(tmp_path, [*new, *new[:3]]))  # three of the last five are copies
+    [line] = logged(caplog, "WARNING")
+    assert_says(line, "60%", "colours.jsonl", "--val_dataset")
 
 
 def test_epochs_become_steps_and_a_stride_is_refused(tmp_path):
@@ -294,7 +304,7 @@ def test_messages_that_are_left_out_are_counted_in_the_log(session, caplog):
     for line, number in zip(logged(caplog), ("2", "4"), strict=True):
         assert_says(line, number, "264")
     session.read("/help")
-    assert_says(logged(caplog)[-1], *session.commands, "/seed", "/temperature", "/save", "/reset")
+    assert_says(logged(caplog)[-1], *session.commands)
 
 
 def test_a_saved_conversation_can_be_trained_on(session, tmp_path):
@@ -347,12 +357,22 @@ def test_a_model_that_learned_its_answers_gives_them_in_a_pipe(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.e2e
-def test_a_run_of_another_task_is_refused(tmp_path):
-    (tmp_path / "text.txt").write_text("To be, or not to be.\n" * 20)
+def test_a_language_model_can_be_trained_further_to_chat_but_does_not_chat_itself(tmp_path):
+    markers = "".join(f"{role}:\n--\n" for role in ("System", "User", "Assistant"))
+    (tmp_path / "text.txt").write_text(f"{markers}What colour is grass? green blue white black red\n" * 20)
     data = DataConfig(dataset=str(tmp_path / "text.txt"), data_dir=str(tmp_path))
-    model = ModelConfig(num_layers=1, num_heads=2, embed_dim=8, ff_dim=8, context_length=8)
+    model = ModelConfig(num_layers=1, num_heads=2, embed_dim=8, ff_dim=8, context_length=64)
     train(Config(model, TrainingConfig(steps=1, sample_every=0), data), tmp_path / "run")
     process = chat(tmp_path / "run", "Hello\n")
     assert (process.returncode, process.stdout) == (1, "")
     assert_says(process.stderr, "error:", str(tmp_path / "run"), "language_modelling", "chat")
     assert len(process.stderr.splitlines()) == 1
+
+    pretrained, chats = load(tmp_path / "run"), config_for(tmp_path, steps=1, sample_every=0)
+    tuned = chats.override(settings_from(str(tmp_path / "run")))
+    assert (tuned.task, tuned.model) == ("chat", pretrained.config)
+    task = prepare(tuned)
+    assert task.tokenizer == pretrained.tokenizer
+    assert_equal(task.initial_params(default_sharding()), pretrained.params)
+    other = config_for(tmp_path, [{"prompt": "Ö", "completion": "a"}] * 20).override(settings_from(str(tmp_path / "run")))
+    assert_raises(DataError, prepare, other, says=("'Ö'", "vocabulary"))

@@ -24,7 +24,7 @@ from minigpt_jax.models.kernels import PLAIN, Kernels
 from minigpt_jax.tasks.evaluation import means
 from minigpt_jax.tasks.next_token import NextToken, next_token_loss
 from minigpt_jax.tasks.task import PreviousRun
-from minigpt_jax.tasks.text import TextTask, read_same, steps_of, tokenizer_for
+from minigpt_jax.tasks.text import TextTask, read_same, steps_of, tokenizer_for, warn_of_copies
 
 log = logging.getLogger(__name__)
 
@@ -156,6 +156,9 @@ def prepare(config: Config, previous: PreviousRun | None = None, kernels: Kernel
     tokenizer = tokenizer_for(previous, lambda: train_tokenizer(data, config.model.vocab_size, chats))
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size))
     splits = {name: split(name, each, tokenizer, T) for name, each in (("train", chats.train), ("val", chats.val))}
+    if previous is None:
+        trained = {example.conversation for example in chats.train}
+        warn_of_copies(float(np.mean([example.conversation in trained for example in chats.val])), data.dataset)
     num_steps = steps_of(config.training, len(splits["train"].packs))
     sources = {"text": chats.sha256, "tokenizer": tokenizer.sha256}
     return Chat(config, tokenizer, splits, sources, num_steps, NextAnswerToken.of(config, kernels), chats)

@@ -1,7 +1,6 @@
 """Language modelling: a GPT is trained to predict each next token of a text."""
 
 import dataclasses
-import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,12 +20,9 @@ from minigpt_jax.models.kernels import PLAIN, Kernels
 from minigpt_jax.tasks.evaluation import means
 from minigpt_jax.tasks.next_token import NextToken
 from minigpt_jax.tasks.task import PreviousRun
-from minigpt_jax.tasks.text import TextTask, read_same, steps_of, tokenizer_for
-
-log = logging.getLogger(__name__)
+from minigpt_jax.tasks.text import TextTask, read_same, steps_of, tokenizer_for, warn_of_copies
 
 PREVIEW_LENGTH = 250  # tokens
-MAX_OVERLAP = 0.03  # share of the validation text; more is reported
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -92,11 +88,7 @@ def prepare(config: Config, previous: PreviousRun | None = None, kernels: Kernel
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size))
     splits = tokenize_splits(texts, tokenizer, config.model.context_length)
     shares = [] if previous else [overlap(splits["train"].ids, splits["val"].ids), texts.shared_documents()]
-    if (share := max(shares, default=0.0)) > MAX_OVERLAP:
-        log.warning(
-            "%.0f%% of the validation text is also in the training text, so the validation loss will look too good: "
-            "remove copies from %s, or set another --val_dataset.", 100 * share, data.dataset,
-        )  # fmt: skip
+    warn_of_copies(max(shares, default=0.0), data.dataset)
     num_steps = steps_of(config.training, batches.num_windows(splits["train"].ids, config.model.context_length))
     sources = {"text": texts.sha256, "tokenizer": tokenizer.sha256}
     return LanguageModelling(config, tokenizer, splits, sources, num_steps, NextToken.of(config, kernels))

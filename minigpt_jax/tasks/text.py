@@ -1,6 +1,7 @@
 """What the tasks of language models share: sizes, files, initial parameters, and checks of the text and the settings."""
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -15,7 +16,10 @@ from minigpt_jax.models.flops import flops_per_token
 from minigpt_jax.tasks.next_token import NextToken
 from minigpt_jax.tasks.task import PreviousRun
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
+MAX_OVERLAP = 0.03  # share of the validation text; more is reported
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -69,6 +73,15 @@ def read_same(read: Callable[[], T], config: Config, previous: PreviousRun | Non
 def tokenizer_for(previous: PreviousRun | None, train: Callable[[], Tokenizer]) -> Tokenizer:
     """The tokenizer of the previous run or, for a new run, the one that `train` returns."""
     return train() if previous is None else load.read_tokenizer(previous.workdir, previous.sources["tokenizer"])
+
+
+def warn_of_copies(share: float, dataset: str) -> None:
+    """Logs the share of the validation text that is also in the training text, if it is large."""
+    if share > MAX_OVERLAP:
+        log.warning(
+            "%.0f%% of the validation text is also in the training text, so the validation loss will look too good: "
+            "remove copies from %s, or set another --val_dataset.", 100 * share, dataset,
+        )  # fmt: skip
 
 
 def steps_of(training: TrainingConfig, rows_per_epoch: int) -> int:
