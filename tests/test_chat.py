@@ -291,7 +291,7 @@ def test_the_conversation_grows_and_commands_change_how_it_continues(session, ca
     assert [turn.role for turn in session.turns] == ["user", "assistant"]
 
 
-def test_a_stopped_answer_is_kept_as_far_as_it_was_printed(session, capsys):
+def test_a_stopped_answer_keeps_what_was_printed(session, capsys):
     assert answer_to(session, "long", capsys) == "1 messages, \n"
     assert session.turns == [Message("user", "long"), Message("assistant", "1 messages, ")]
     assert answer_to(session, "Hello", capsys) == "3 messages, seed 8, {}\n"
