@@ -94,7 +94,7 @@ class Session:
             raise UsageError(f"unknown command {name}{did_you_mean(name, COMMANDS)}; allowed: {', '.join(COMMANDS)}")
 
     def answer(self, text: str) -> None:
-        """Prints the answer while it is generated, and remembers it with the message. Ctrl-C stops it."""
+        """Prints the answer while it is generated. Remembers it and the message, unless it is empty. Ctrl-C stops it."""
         turns = [*self.turns, Message("user", text)]
         fitting = self.model.fitting(turns, self.length)
         if (num_left_out := len(turns) - len(fitting)) != self.num_left_out:
@@ -108,7 +108,8 @@ class Session:
         except KeyboardInterrupt:
             log.info("Stopped.")
         print(flush=True)
-        self.turns, self.num_left_out = [*turns, Message("assistant", "".join(pieces))], num_left_out
+        if answer := "".join(pieces):
+            self.turns, self.num_left_out = [*turns, Message("assistant", answer)], num_left_out
         self.seed = (self.seed + 1) % 2**32
 
     def reset(self, _: str = "") -> None:

@@ -269,6 +269,8 @@ class Echo(ChatModel):
         object.__setattr__(self, "model", chat_model(264).model)
 
     def stream(self, conversation, length, seed, **strategy):
+        if conversation[-1].content == "at once":
+            raise KeyboardInterrupt
         yield f"{len(conversation)} messages, "
         if conversation[-1].content == "long":
             raise KeyboardInterrupt
@@ -294,7 +296,8 @@ def test_the_conversation_grows_and_commands_change_how_it_continues(session, ca
 def test_a_stopped_answer_keeps_what_was_printed(session, capsys):
     assert answer_to(session, "long", capsys) == "1 messages, \n"
     assert session.turns == [Message("user", "long"), Message("assistant", "1 messages, ")]
-    assert answer_to(session, "Hello", capsys) == "3 messages, seed 8, {}\n"
+    assert answer_to(session, "at once", capsys) == "\n"
+    assert answer_to(session, "Hello", capsys) == "3 messages, seed 9, {}\n"
 
 
 def test_messages_that_are_left_out_are_counted_in_the_log(session, caplog):

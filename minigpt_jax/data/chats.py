@@ -3,7 +3,8 @@
 import dataclasses
 import itertools
 import json
-import logging
+import os
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -12,10 +13,9 @@ from minigpt_jax.config import ChatConfig
 from minigpt_jax.data import corpora, passages
 from minigpt_jax.data.conversations import Conversation, read_conversations
 from minigpt_jax.data.splits import TRAIN_FRACTION
+from minigpt_jax.data.text_files import find_text
 from minigpt_jax.errors import DataError, did_you_mean
 from minigpt_jax.files import cache_dir, local_path, sha256
-
-log = logging.getLogger(__name__)
 
 MADE_FROM_PLAYS = ("chat_shakespeare", "qa_shakespeare")
 NUM_EXAMPLES = 2000  # of the endless questions: to learn tokens from, and to evaluate the training split on
@@ -51,19 +51,20 @@ def read_chats(config: ChatConfig) -> Chats:
     """Raises DataError for files that cannot be used, with line numbers."""
     if config.dataset in MADE_FROM_PLAYS:
         return from_plays(config)
-    folder, name = cache_dir() if config.data_dir is None else local_path(config.data_dir), config.dataset
-    if "/" not in name and "." not in name and not local_path(name).exists():
-        allowed = ", ".join(MADE_FROM_PLAYS)
-        hint = did_you_mean(name, MADE_FROM_PLAYS)
-        raise DataError(f"unknown conversations {name!r}{hint}; allowed: {allowed}, or the path of a .jsonl file")
-    train = list(read_conversations(corpora.open_text(name, folder)))
+    name = config.dataset
+    if not re.search(r"[./\\*?\[]", name) and not os.path.exists(name):
+        raise DataError(
+            f"unknown conversations {name!r}{did_you_mean(name, MADE_FROM_PLAYS)}; "
+            f"allowed: {', '.join(MADE_FROM_PLAYS)}, or the path of a .jsonl file, a folder or a glob pattern"
+        )
+    train = list(read_conversations(find_text(name)))
     if config.val_dataset is None:
         end = int(len(train) * TRAIN_FRACTION)
         train, val = train[:end], train[end:]
         if not train:
             raise DataError(f"{name!r} has only {len(val)} conversations: add more, or set --val_dataset")
     else:
-        val = list(read_conversations(corpora.open_text(config.val_dataset, folder)))
+        val = list(read_conversations(find_text(config.val_dataset)))
     return Chats(examples(train), examples(val), checksum(train, val))
 
 
