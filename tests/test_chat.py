@@ -39,7 +39,7 @@ PAIRS = [{"prompt": f"What colour is {thing}?", "completion": colour} for thing,
 def config_for(folder, rows=PAIRS * 8, **changes):
     (folder / "colours.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = Config(
-        model=ModelConfig(num_layers=1, num_heads=2, embed_dim=16, ff_dim=16, context_length=80),
+        model=ModelConfig(num_layers=1, num_heads=2, embed_dim=16, ff_dim=16, context_length=120),
         training=TrainingConfig(batch_size=2, steps=3),
         data=ChatConfig(dataset=str(folder / "colours.jsonl"), data_dir=str(folder)),
     )
@@ -57,13 +57,15 @@ def test_each_batch_has_the_answers_of_whole_conversations(tmp_path):
     task = prepare(config_for(tmp_path))
     packs, end = task.splits["train"].packs, len("\n--\n")
     assert sum(len(pack) for pack in packs) == 36  # nine tenths of 40
-    answers = [len(one.ids) for pack in packs for one in pack]
-    assert max(answers) < 81
+    assert len(packs) == 18
+    assert max(len(one.ids) for pack in packs for one in pack) <= 121
+    first = [str(task.batch_at(step)["inputs_BT"]) for step in range(len(packs))]
+    assert first[: len(packs) // 2] != first[len(packs) // 2 :]  # each epoch in an order of its own
     seen = []
     for step in range(len(packs) // 2):
         batch = task.batch_at(step)
         assert_equal(batch, task.batch_at(step))
-        assert all(array.shape == (2, 80) for array in batch.values())
+        assert all(array.shape == (2, 120) for array in batch.values())
         for row in range(2):
             text = task.tokenizer.decode(batch["targets_BT"][row][batch["mask_BT"][row]])
             seen += text.split("\n--\n")[:-1]
@@ -88,15 +90,16 @@ def test_the_loss_counts_the_answers_only_and_so_does_the_accuracy(tmp_path):
 
 
 def test_every_conversation_is_evaluated_once_and_limits_spread_over_them(tmp_path):
-    task = prepare(config_for(tmp_path, PAIRS * 9, batch_size=4))
+    task = prepare(config_for(tmp_path, PAIRS * 9, batch_size=3))
+    assert len(task.splits["train"].packs) % 3  # so that the last batch has empty rows
     batches = list(task.evaluation_batches("train"))
     assert sum(batch["mask_BT"].sum() for batch in batches) == sum(
         one.is_answer.sum() for pack in task.splits["train"].packs for one in pack
     )
-    assert [len(batch["mask_BT"]) for batch in batches] == [4] * len(batches)
+    assert [len(batch["mask_BT"]) for batch in batches] == [3] * len(batches)
     [first] = task.evaluation_batches("train", limit=1)
     packs = task.splits["train"].packs
-    for row, pack in ((0, packs[0]), (3, packs[-1])):
+    for row, pack in ((0, packs[0]), (2, packs[-1])):
         np.testing.assert_array_equal(first["inputs_BT"][row][: len(pack[0].ids) - 1], pack[0].ids[:-1])
     assert task.evaluate(params_of(task)) == means(task.objective, params_of(task), task.evaluation_batches("val"))
 
@@ -114,13 +117,13 @@ def test_blocked_attention_gives_packed_conversations_the_same_loss_and_gradient
 
 def test_long_conversations_are_cut_with_a_count_in_the_log(tmp_path, caplog):
     caplog.set_level(logging.INFO, "minigpt_jax")
-    long = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b" * 90}]}
-    late = {"prompt": "a" * 90, "completion": "b"}
+    long = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b" * 130}]}
+    late = {"prompt": "a" * 130, "completion": "b"}
     task = prepare(config_for(tmp_path, [*PAIRS * 4, long, long, late, *PAIRS * 4]))
     [line] = logged(caplog, "INFO")
-    assert_says(line, "train", "38", "2", "80", "1")
-    assert max(len(one.ids) for pack in task.splits["train"].packs for one in pack) == 81
-    assert_raises(DataError, prepare, config_for(tmp_path, [late] * 20), says=("train", "context_length=80"))
+    assert_says(line, "train", "38", "2", "120", "1")
+    assert max(len(one.ids) for pack in task.splits["train"].packs for one in pack) == 121
+    assert_raises(DataError, prepare, config_for(tmp_path, [late] * 20), says=("train", "context_length=120"))
 
 
 def test_a_changed_file_is_refused_and_the_tokenizer_is_kept(tmp_path):
@@ -180,7 +183,7 @@ def test_exact_matches_are_counted_by_kind_beside_guesses(tmp_path, monkeypatch)
 @pytest.mark.parametrize("answer", ["two\nlines", "x" * 64])
 def test_long_answers_are_not_checked_word_for_word(tmp_path, answer):
     rows = [*PAIRS * 8, {"prompt": "a", "completion": answer}]
-    task = prepare(config_for(tmp_path, rows, context_length=120))
+    task = prepare(config_for(tmp_path, rows, context_length=140))
     assert task.splits["val"].checks == []
     assert len(task.splits["train"].checks) == 36
 

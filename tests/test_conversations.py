@@ -89,6 +89,8 @@ def test_the_last_tenth_is_for_validation_unless_there_is_a_validation_file(tmp_
     both = chats.read_chats(dataclasses.replace(config, val_dataset=str(tmp_path / "b.jsonl")))
     assert (len(both.train), len(both.val)) == (20, 3)
     assert read.sha256 != both.sha256
+    (tmp_path / "other.jsonl").write_text("\n".join(lines).replace("a7", "b7"))
+    assert chats.read_chats(ChatConfig(dataset=str(tmp_path / "other.jsonl"))).sha256 != read.sha256
     (tmp_path / "same.jsonl").write_text(
         "\n".join(json.dumps([*map(dataclasses.asdict, e.conversation)]) for e in both.train)
     )
