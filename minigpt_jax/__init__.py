@@ -19,6 +19,7 @@ turn_off_wrong_sums()
 # Public names and their modules, which are imported on first access. Parts that do not need JAX, such as the PyTorch twin,
 # can thus be imported without loading JAX.
 _HOMES = {
+    "ChatConfig": "config",
     "Config": "config",
     "DataConfig": "config",
     "DataError": "errors",

@@ -260,6 +260,24 @@ class DataConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True)
+class ChatConfig(Section):
+    """Conversations, and the tokenizer of their text."""
+
+    dataset: str = setting(
+        "chat_shakespeare",
+        "conversations (chat_shakespeare, qa_shakespeare), a file (.jsonl), a folder or a glob pattern",
+        may_change=True,
+    )
+    val_dataset: str | None = setting(
+        None, "validation conversations (default: the last tenth, or plays that are held out)", may_change=True
+    )
+    data_dir: str | None = setting(None, "folder for downloaded plays (default: the user's cache folder)", may_change=True)
+    tokenizer: str = setting(
+        "char", "tokenizer: char | byte | word | bpe, or the path of a tokenizer.json or of GPT-2's vocab.json"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class MaskedDataConfig(DataConfig):
     """The same for masked language modelling: the type of the section determines the task."""
 
@@ -313,6 +331,7 @@ AFFECT_RESULTS = {"steps", "epochs", "dataset", "val_dataset", "encoding"}
 # The settings of each task's data, by the task's name. `tasks/` uses the same names.
 TASKS: dict[str, type[Section]] = {
     "language_modelling": DataConfig,
+    "chat": ChatConfig,
     "masked_language_modelling": MaskedDataConfig,
     "text_classification": LabelledTextConfig,
     "image_classification": ImageConfig,

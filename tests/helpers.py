@@ -151,6 +151,7 @@ def masks(num_rows, num_keys, num_heads):
         "all at once": Mask(causal=True, window=70, slopes=slopes),
         "padding": Mask(padding_BS=ends_BS < 0),
         "causal padding": Mask(causal=True, padding_BS=holes_BS != 0),
+        "segments": Mask(causal=True, segments_BS=(ends_BS >= 0).astype(int) + (holes_BS >= 0)),
     }
 
 
@@ -165,7 +166,8 @@ def allowed_and_bias(mask, num_rows, num_queries, num_keys):
         past = not mask.causal or s <= t
         near = mask.window is None or t - s < mask.window
         real = mask.padding_BS is None or mask.padding_BS[b, s]
-        allowed_BTS[b, t, s] = past and near and real
+        same = mask.segments_BS is None or mask.segments_BS[b, s] == mask.segments_BS[b, t]
+        allowed_BTS[b, t, s] = past and near and real and same
     if mask.slopes is None:
         return allowed_BTS, None
     distances_TS = [[abs(t - s) for s in range(num_keys)] for t in range(num_queries)]

@@ -133,7 +133,10 @@ def test_qk_norm_makes_the_scale_of_queries_and_keys_irrelevant(qk_norm):
     assert np.allclose(np.square(cache.k_BSGK).mean(axis=-1), 1, atol=1e-3) == qk_norm
 
 
-@pytest.mark.parametrize("mask", [Mask(), Mask(causal=True, padding_BS=np.ones((2, 6), bool))])
+ONES_BS = np.ones((2, 6), int)
+
+
+@pytest.mark.parametrize("mask", [Mask(), Mask(causal=True, padding_BS=ONES_BS), Mask(causal=True, segments_BS=ONES_BS)])
 def test_masks_that_a_cache_does_not_support_are_rejected(mask):
     layer, params, (x_BTD, _, positions_BT) = layer_and_inputs()
     with pytest.raises(ValueError, match="cache"):

@@ -13,6 +13,7 @@ from helpers import assert_equal, small_digits
 from minigpt_jax.api import evaluate, train
 from minigpt_jax.config import (
     TASKS,
+    ChatConfig,
     Config,
     DataConfig,
     ImageConfig,
@@ -34,7 +35,7 @@ from minigpt_jax.training.run import new_state
 pytestmark = [pytest.mark.slow, pytest.mark.e2e]
 
 STEPS, KILLED_AT = 9, 5
-MODEL = ModelConfig(num_layers=1, num_heads=2, embed_dim=16, ff_dim=16, context_length=8, dropout=0.1, positions="learned")
+MODEL = ModelConfig(num_layers=1, num_heads=2, embed_dim=16, ff_dim=16, context_length=40, dropout=0.1, positions="learned")
 TRAINING = TrainingConfig(
     batch_size=4, grad_accumulation=2, ema=0.9, steps=STEPS, eval_every=3, eval_batches=2, checkpoint_every=4, log_every=3,
     sample_every=4, warmup_steps=2,
@@ -54,9 +55,17 @@ def labelled_text_in(folder):
     return {"dataset": str(path), "data_dir": str(folder / "data")}
 
 
+def conversations_in(folder):
+    path = folder / "conversations.jsonl"
+    rows = [{"prompt": f"{i} +", "completion": str(i)} for i in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"dataset": str(path), "data_dir": str(folder / "data")}
+
+
 # By task: its settings for data in a folder, written or patched there, and the measures of its evaluations.
 CASES = {
     "language_modelling": (lambda folder, patch: DataConfig(**text_in(folder)), {"loss"}),
+    "chat": (lambda folder, patch: ChatConfig(**conversations_in(folder)), {"loss", "token_accuracy"}),
     "masked_language_modelling": (lambda folder, patch: MaskedDataConfig(**text_in(folder)), {"loss", "accuracy"}),
     "text_classification": (
         lambda folder, patch: LabelledTextConfig(**labelled_text_in(folder)),

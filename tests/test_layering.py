@@ -36,21 +36,22 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 ORDER_WITHIN = {
     "data": [
         "text_files", "download", "shakespeare", "corpora", "tokenizers", "token_file", "overlap", "splits", "labelled",
-        "batches", "images",
+        "batches", "images", "conversations", "packing", "passages", "chats",
     ],
     "data/tokenizers": ["base", "library", "lossless", "char", "byte", "word", "bpe"],
     "models": [
         "ops", "masks", "attention", "cache", "kernels", "initial", "layers", "transformer", "gpt", "bert", "vit", "flops",
     ],
     "generation": [
-        "seen", "logits", "strategy", "decode", "context", "devices", "sampling", "beam", "text", "language_model",
+        "seen", "logits", "strategy", "decode", "context", "devices", "sampling", "beam", "text", "language_model", "chat",
         "masked_language_model",
     ],
     "runs": ["folder", "manifest", "arrays", "checkpoints", "metrics", "plots"],
     "interop": ["architectures", "hf_files", "hf_reader", "hf_writer", "load"],
     "tasks": [
         "task", "plots", "next_token", "classification", "augmentation", "masked_token", "evaluation", "text", "windows",
-        "language_modelling", "masked_language_modelling", "text_classification", "image_classification", "image_classifier",
+        "language_modelling", "chat", "masked_language_modelling", "text_classification", "image_classification",
+        "image_classifier",
     ],
     "training": [
         "schedule", "optimizer", "state", "step", "clock", "compilations", "profile", "resume", "run", "callbacks", "loop",
@@ -67,6 +68,7 @@ CLOSED_TO_TRAINING = (
     "models.layers",
     "models.vit",
     "tasks.language_modelling",
+    "tasks.chat",
     "tasks.image_classification",
     "tasks.masked_language_modelling",
     "tasks.text_classification",

@@ -15,7 +15,7 @@ LOWEST = np.finfo(np.float32).min
 def allowed(mask, T, S=None):
     """allowed_BTS, derived from what the mask does to scores of zero."""
     age_BTS = ages(T, S or T)
-    rows = 1 if mask.padding_BS is None else len(mask.padding_BS)
+    rows = max((len(leaf) for leaf in jax.tree.leaves(mask)), default=1)
     return np.asarray(mask(jnp.zeros((rows, 1, T, S or T)), age_BTS))[:, 0] > LOWEST
 
 
@@ -33,6 +33,8 @@ def parse(drawing):
         (Mask(causal=True, window=4), "■ · · · \n ■ ■ · · \n ■ ■ ■ · \n ■ ■ ■ ■"),
         (Mask(padding_BS=jnp.array([[1, 1, 1, 0]], bool)), "■ ■ ■ · \n ■ ■ ■ · \n ■ ■ ■ · \n ■ ■ ■ ·"),
         (Mask(causal=True, padding_BS=jnp.array([[1, 0, 1, 1]], bool)), "■ · · · \n ■ · · · \n ■ · ■ · \n ■ · ■ ■"),
+        (Mask(segments_BS=jnp.array([[1, 1, 2, 2]])), "■ ■ · · \n ■ ■ · · \n · · ■ ■ \n · · ■ ■"),
+        (Mask(causal=True, segments_BS=jnp.array([[1, 1, 2, 2]])), "■ · · · \n ■ ■ · · \n · · ■ · \n · · ■ ■"),
     ],
 )
 def test_masks_match_their_drawings(mask, drawing):
@@ -73,6 +75,7 @@ def test_masked_scores_are_in_float32(dtype):
         (Mask(), False),
         (Mask(window=3), False),
         (Mask(causal=True, padding_BS=jnp.ones((1, 3), bool)), False),
+        (Mask(causal=True, segments_BS=jnp.ones((1, 3), int)), False),
     ],
 )
 def test_only_past_requires_a_causal_mask_without_padding(mask, only_past):

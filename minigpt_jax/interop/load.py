@@ -24,6 +24,7 @@ from minigpt_jax.models.initial import init_params
 from minigpt_jax.runs import checkpoints
 from minigpt_jax.runs.folder import read_config
 
+LANGUAGE_MODELS = ("language_modelling", "chat")  # tasks that train a GPT
 # Settings that may differ from those of the model that training starts from. The context may only become shorter.
 MAY_DIFFER = (*NOT_STORED, "context_length")
 
@@ -44,7 +45,7 @@ def load(path: str | Path, sharding: jax.sharding.Sharding) -> LanguageModel:
 
 def load_step(workdir: Path, config: Config, step: int, sharding: jax.sharding.Sharding) -> LanguageModel:
     """Loads the language model of a verified checkpoint. Raises DataError as `load` does."""
-    require_task(workdir, config, "language_modelling")
+    require_language_model(workdir, config)
     return LanguageModel(config.model, *tokenizer_and_params(workdir, config, step, GPT(config.model), sharding))
 
 
@@ -52,15 +53,16 @@ def load_masked(path: str | Path, sharding: jax.sharding.Sharding) -> MaskedLang
     """Loads the masked language model of a run, as `load` does."""
     workdir = local_path(path)
     config = read_run_config(workdir)
-    require_task(workdir, config, "masked_language_modelling")
+    if config.task != "masked_language_modelling":
+        raise DataError(f"{workdir} is a run of the task {config.task}, not of masked_language_modelling")
     step = checkpoints.best_intact(workdir)
     return MaskedLanguageModel(config.model, *tokenizer_and_params(workdir, config, step, BERT(config.model), sharding))
 
 
-def require_task(workdir: Path, config: Config, task: str) -> None:
-    """Raises DataError if the run is of another task."""
-    if config.task != task:
-        raise DataError(f"{workdir} is a run of the task {config.task}, not of {task}")
+def require_language_model(workdir: Path, config: Config) -> None:
+    """Raises DataError if the run does not train a language model."""
+    if config.task not in LANGUAGE_MODELS:
+        raise DataError(f"{workdir} is a run of the task {config.task}, which does not train a language model")
 
 
 def tokenizer_and_params(

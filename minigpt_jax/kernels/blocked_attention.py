@@ -17,7 +17,7 @@ BLOCK = 64  # positions
 
 
 def blocked_attention(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, mask: Mask) -> jax.Array:
-    """softmax(Q Kᵀ / √K) V under causal masks without padding. Falls back to the equation for the others."""
+    """softmax(Q Kᵀ / √K) V under causal masks without padding or segments. Falls back to the equation for the others."""
     if not mask.only_past or q_BTHK.shape != k_BSHK.shape:
         return attention(q_BTHK, k_BSHK, v_BSHK, mask)
     B, T, H, K = q_BTHK.shape

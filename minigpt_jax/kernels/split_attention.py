@@ -13,8 +13,8 @@ from minigpt_jax.models.masks import Mask
 
 
 def split_attention(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, mask: Mask) -> jax.Array:
-    """softmax(Q Kᵀ / √K) V under masks without padding. Falls back to the equation for padding."""
-    if jax.tree.leaves(mask):  # padding, which differs between rows
+    """softmax(Q Kᵀ / √K) V under masks on ages alone. Falls back to the equation for the others."""
+    if jax.tree.leaves(mask):  # padding or segments, which differ between rows
         return attention(q_BTHK, k_BSHK, v_BSHK, mask)
     halves = zip(*(jnp.array_split(x_BTHK, 2) for x_BTHK in (q_BTHK, k_BSHK, v_BSHK)), strict=True)
     return jnp.concatenate([attention(q, k, v, mask) for q, k, v in halves])

@@ -18,17 +18,18 @@ class GPT(nn.Module):
     kernels: Kernels = PLAIN
 
     @nn.compact
-    def __call__(self, tokens_BT: jax.Array, positions_BT: jax.Array | None = None, cache=None, dropout=None):
+    def __call__(self, tokens_BT: jax.Array, positions_BT=None, cache=None, dropout=None, segments_BT=None):
         """Returns (logits_BTV in float32, cache). Each position attends to the last context_length positions.
 
         Without a cache the tokens are at positions 0 to T - 1; T may exceed the context only if the config `can_slide`.
         With a cache (one entry per layer) they are at `positions_BT`, attend to the cached ones and are appended to them.
+        Where rows pack several texts, `segments_BT` numbers them, and `positions_BT` restart in each.
         Training passes the config's `dropout` probability, and to `apply` the random key: `rngs={"dropout": key}`.
         """
         config, kernels, (B, T) = self.config, self.kernels, tokens_BT.shape
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
-        mask = Mask(causal=True, window=config.context_length if config.context_length < T else None)
+        mask = Mask(True, window=config.context_length if config.context_length < T else None, segments_BS=segments_BT)
         embedding = TokenAndPosition(config, name="embedding")
         x_BTD = embedding(tokens_BT, positions_BT)
         x_BTD, cache = Transformer(config, kernels, name="transformer")(x_BTD, mask, positions_BT, cache, dropout)

@@ -82,7 +82,7 @@ class MultiHeadAttention(nn.Module):
             cache = cache.append(k_BTGK, v_BTGK)
             o_BTHK = cache.attend(q_BTHK, mask, positions_BT)
         else:
-            raise ValueError(f"attention with a cache needs a causal mask without padding, not {mask}")
+            raise ValueError(f"attention with a cache needs a causal mask without padding or segments, not {mask}")
         self.sow("intermediates", "heads_BTHK", o_BTHK)
         y_BTD = Dense(D, config, kernels, "output", init=residual_init(config))(o_BTHK.reshape(B, T, H * K))
         return y_BTD, cache

@@ -13,6 +13,7 @@ from minigpt_jax.tasks.task import PreviousRun, Task
 # The module of each task, imported on first use. It has `prepare(config, previous, kernels) -> Task`.
 TASKS = {
     "language_modelling": "minigpt_jax.tasks.language_modelling",
+    "chat": "minigpt_jax.tasks.chat",
     "masked_language_modelling": "minigpt_jax.tasks.masked_language_modelling",
     "text_classification": "minigpt_jax.tasks.text_classification",
     "image_classification": "minigpt_jax.tasks.image_classification",

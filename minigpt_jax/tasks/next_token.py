@@ -38,7 +38,13 @@ class NextToken:
         return init_params(key, self.model)
 
     def loss(self, params: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array, dict]:
+        logits_BTV = self.logits(params, batch, key)
+        return *next_token_loss(logits_BTV, batch["targets_BT"], batch["mask_BT"]), {}
+
+    def logits(self, params: Any, batch: Batch, key: jax.Array | None) -> jax.Array:
+        """logits_BTV. Rows that pack several texts have their `positions_BT` and `segments_BT` in the batch."""
         dropout = None if key is None else self.dropout
         rngs = None if key is None or dropout is None else {"dropout": key}
-        logits_BTV, _ = self.model.apply({"params": params}, batch["inputs_BT"], dropout=dropout, rngs=rngs)
-        return *next_token_loss(logits_BTV, batch["targets_BT"], batch["mask_BT"]), {}
+        packed = {name: batch[name] for name in ("positions_BT", "segments_BT") if name in batch}
+        logits_BTV, _ = self.model.apply({"params": params}, batch["inputs_BT"], **packed, dropout=dropout, rngs=rngs)
+        return logits_BTV

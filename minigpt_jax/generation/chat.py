@@ -1,0 +1,56 @@
+"""A language model in a conversation: it reads the turns so far and writes the next one."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from minigpt_jax.data.conversations import Message, RoleMarkers
+from minigpt_jax.generation.language_model import STREAM_CHUNK, LanguageModel, Row
+from minigpt_jax.generation.strategy import processors
+from minigpt_jax.generation.text import TextStream
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatModel:
+    """A language model with the markers that it was trained with."""
+
+    model: LanguageModel
+
+    @property
+    def markers(self) -> RoleMarkers:
+        return RoleMarkers(self.model.tokenizer)
+
+    def row(self, index: int, prompt: np.ndarray) -> Row:
+        tokenizer, context_length = self.model.tokenizer, self.model.config.context_length
+        stream = TextStream(tokenizer, self.markers.stop, self.model.all_end_tokens)
+        return Row(index, "", prompt[-context_length:], stream)
+
+    def answers(self, conversations: Iterable[Sequence[Message]], length: int, seed: int = 0, **strategy) -> Iterator[str]:
+        """The assistant's next turn in each conversation, of up to `length` tokens, generated in batches."""
+        rows = [self.row(index, self.markers.prompt(each)) for index, each in enumerate(conversations)]
+        for completion in self.model.completions(rows, length, seed, processors(**strategy)):
+            yield completion.text
+
+    def stream(self, conversation: Sequence[Message], length: int, seed: int = 0, **strategy) -> Iterator[str]:
+        """Yields the assistant's next turn in portions as it is generated."""
+        row = self.row(0, self.markers.prompt(conversation))
+        for _ in self.model.decode([row], length, seed, processors(**strategy), chunk=STREAM_CHUNK):
+            yield row.text.take()
+
+    def fitting(self, conversation: Sequence[Message], length: int) -> list[Message]:
+        """The conversation without its oldest turns, so that the rest and an answer fit into the context.
+
+        Half of the context, or `length` if that is less, is left for the answer. Keeps what the system says and the last
+        message, even if it alone is too long, and starts with a message of the user.
+        """
+        room = self.model.config.context_length - min(length, self.model.config.context_length // 2)
+        kept = list(conversation)
+        while len(self.markers.prompt(kept)) > room:
+            turns = [message for message in kept[:-1] if message.role != "system"]
+            if not turns:
+                break
+            oldest = kept.index(turns[0])
+            later = (i for i in range(oldest + 1, len(kept)) if kept[i].role == "user")
+            del kept[oldest : next(later, len(kept) - 1)]
+        return kept
