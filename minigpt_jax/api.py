@@ -93,8 +93,9 @@ def evaluate(
     with streams.optional(), logs.shown():
         step = checkpoints.best_intact(workdir)
         previous = PreviousRun(workdir, checkpoints.read_info(workdir, step).sources)
-        task = prepare(config, previous, kernels=choose_kernels(config.model))
-        return task.measures(trained_params(task, workdir, step, default_sharding()), split, stride)
+        sharding = default_sharding()
+        task = prepare(config, previous, kernels=choose_kernels(config.model), sharding=sharding)
+        return task.measures(trained_params(task, workdir, step, sharding), split, stride)
 
 
 def load(folder: str | Path, *, kernels: str = "tuned") -> "LanguageModel":

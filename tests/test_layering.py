@@ -36,13 +36,16 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 ORDER_WITHIN = {
     "data": ["text_files", "download", "shakespeare", "corpora", "tokenizers", "token_file", "overlap", "splits", "batches"],
     "data/tokenizers": ["base", "library", "lossless", "char", "byte", "word", "bpe"],
-    "models": ["ops", "masks", "attention", "cache", "kernels", "initial", "layers", "transformer", "gpt", "flops"],
+    "models": [
+        "ops", "masks", "attention", "cache", "kernels", "initial", "patterns", "dropout", "lora", "layers", "transformer",
+        "gpt", "flops",
+    ],
     "generation": [
         "seen", "logits", "strategy", "decode", "context", "devices", "sampling", "beam", "text", "language_model",
     ],
     "runs": ["folder", "manifest", "arrays", "checkpoints", "metrics", "plots"],
-    "interop": ["architectures", "hf_files", "hf_reader", "hf_writer", "load"],
-    "tasks": ["task", "next_token", "evaluation", "language_modelling"],
+    "interop": ["architectures", "hf_files", "hf_reader", "hf_writer", "peft", "load"],
+    "tasks": ["task", "next_token", "evaluation", "fine_tuning", "language_modelling"],
     "training": [
         "schedule", "optimizer", "state", "step", "clock", "compilations", "profile", "resume", "run", "callbacks", "loop",
     ],

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from minigpt_jax.data.tokenizers import Tokenizer
 from minigpt_jax.errors import DataError
 from minigpt_jax.files import local_path
 from minigpt_jax.generation.language_model import LanguageModel
-from minigpt_jax.interop import hf_reader
+from minigpt_jax.interop import hf_reader, peft
 from minigpt_jax.interop.architectures import NOT_STORED, with_vocab_rows
+from minigpt_jax.models import lora
 from minigpt_jax.models.gpt import GPT
 from minigpt_jax.models.initial import init_params
-from minigpt_jax.runs import checkpoints
+from minigpt_jax.runs import arrays, checkpoints
 from minigpt_jax.runs.folder import read_config
 
 # Settings that may differ from those of the model that training starts from. The context may only become shorter.
@@ -25,12 +27,15 @@ MAY_DIFFER = (*NOT_STORED, "context_length")
 
 
 def load(path: str | Path, sharding: jax.sharding.Sharding) -> LanguageModel:
-    """Loads the language model of a run or of a Hugging Face folder (GPT-2 or Llama as safetensors, see hf_reader.py).
+    """Loads the language model of a run or of a Hugging Face folder (GPT-2 or Llama as safetensors, see hf_reader.py, or a
+    LoRA adapter of one, see peft.py). Adapters are merged into their base model.
 
     From a run it loads the parameters with the lowest validation loss (their moving average, if the run has `ema`), with
     this sharding. Raises DataError if the folder is neither, has no checkpoint yet, or is corrupt.
     """
     path = local_path(path)
+    if peft.is_adapter(path):
+        return peft.read(path)
     if is_huggingface(path):
         return hf_reader.read(path)
     config = read_run_config(path)
@@ -42,11 +47,51 @@ def load_step(workdir: Path, config: Config, step: int, sharding: jax.sharding.S
     """Loads the language model of a verified checkpoint. Raises DataError as `load` does."""
     if not isinstance(config.data, DataConfig):
         raise DataError(f"{workdir} is a run of the task {config.task}, which does not train a language model")
+    if config.fine_tuning.lora_rank:
+        base, adapter = load_adapter(workdir, config, step, sharding)
+        return dataclasses.replace(base, params=lora.merge(base.params, adapter, config.fine_tuning.lora_scale))
     tokenizer = read_tokenizer(workdir, checkpoints.read_info(workdir, step).sources["tokenizer"])
     model = GPT(config.model)
     like = jax.eval_shape(lambda: init_params(jax.random.key(0), model))
     params = checkpoints.restore_eval_params(workdir, step, config.training.ema > 0, like, sharding)
     return LanguageModel(config.model, tokenizer, params)
+
+
+def load_adapter(workdir: Path, config: Config, step: int, sharding: jax.sharding.Sharding) -> tuple[LanguageModel, Any]:
+    """The base model and the adapter of a LoRA run's verified checkpoint. Raises DataError as `load` does."""
+    sources, rank = checkpoints.read_info(workdir, step).sources, config.fine_tuning.lora_rank
+    assert rank is not None
+    tokenizer = read_tokenizer(workdir, sources["tokenizer"])
+    params, _ = read_base(config, lambda: initial_params(config, tokenizer, sharding), sources["base"])
+    layers = lora.target_layers(params, config.fine_tuning.lora_targets, rank)
+    like = jax.eval_shape(lambda: lora.init(jax.random.key(0), params, layers, rank))
+    adapter = checkpoints.restore_eval_params(workdir, step, config.training.ema > 0, like, sharding)
+    return LanguageModel(config.model, tokenizer, params), adapter
+
+
+def load_best_adapter(workdir: Path, sharding: jax.sharding.Sharding) -> tuple[Config, LanguageModel, Any]:
+    """The config, base model and adapter of a LoRA run, at its lowest validation loss. Raises DataError as `load` does."""
+    config = read_run_config(workdir)
+    return config, *load_adapter(workdir, config, checkpoints.best_intact(workdir), sharding)
+
+
+def read_base(config: Config, read: Callable[[], Any], expected: str | None) -> tuple[Any, str]:
+    """The parameters that a LoRA run adapts, as `read` returns them, and their SHA-256 sum. Raises DataError if they cannot
+    be read, or if their sum is not the `expected` one, which the run's checkpoints record."""
+    restore = "restore it, or set init_from in the run's config.json to where it is now"
+    try:
+        params = read()
+    except DataError as error:
+        if expected is None:
+            raise
+        raise DataError(f"the base model of this LoRA adapter cannot be used: {error}; {restore}") from error
+    sha256 = arrays.sha256(params)
+    if expected not in (None, sha256):
+        raise DataError(
+            f"init_from={config.training.init_from} is not the base model that this LoRA adapter was trained on, or it has "
+            f"been trained further: {restore}"
+        )
+    return params, sha256
 
 
 def read_tokenizer(workdir: Path, sha256: str) -> Tokenizer:
@@ -82,6 +127,7 @@ def read_run_config(workdir: Path) -> Config:
 
 def read_model_config(path: Path) -> ModelConfig:
     """The config of the model that `load` would load. Raises DataError as it does."""
+    path = peft.base_folder(path) if peft.is_adapter(path) else path
     return hf_reader.read_model_config(path) if is_huggingface(path) else read_run_config(path).model
 
 
@@ -90,7 +136,8 @@ def settings_from(path: str) -> dict[str, Any]:
     folder = local_path(path)
     model = dataclasses.asdict(read_model_config(folder))
     needed = {name: value for name, value in model.items() if name not in MAY_DIFFER}
-    tokenizer = os.path.join(folder, "")  # ends in a slash: a path, even if the folder is called `char`
+    source = peft.base_folder(folder) if peft.is_adapter(folder) else folder
+    tokenizer = os.path.join(source, "")  # ends in a slash: a path, even if the folder is called `char`
     return needed | {"context_length": model["context_length"], "tokenizer": tokenizer, "init_from": str(folder)}
 
 

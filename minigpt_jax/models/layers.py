@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from minigpt_jax.config import ModelConfig
-from minigpt_jax.models import ops
+from minigpt_jax.models import lora, ops
 from minigpt_jax.models.attention import ages, attention_weights
 from minigpt_jax.models.initial import embedding_init, kernel_init, residual_init
 from minigpt_jax.models.kernels import PLAIN, Kernels
@@ -14,21 +14,10 @@ from minigpt_jax.models.masks import Mask
 
 def Dense(features: int, config: ModelConfig, kernels: Kernels, name: str, init=None, bias=True) -> nn.Dense:  # noqa: N802
     """x W + b over the last axis, in the config's dtype. The config chooses whether to add b. `init` initialises W."""
-    return nn.Dense(
+    return lora.AdaptableDense(
         features, use_bias=bias and config.bias, dtype=config.dtype, kernel_init=init or kernel_init(config), name=name,
         dot_general=lambda x, kernel_DF, *_, **__: kernels.matmul(x, kernel_DF),
     )  # fmt: skip
-
-
-class Dropout(nn.Module):
-    """Zero with probability `rate`, else x / (1 - rate) (Srivastava et al. 2014). Unlike in Linen, `rate` can be traced."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array, rate: jax.Array | float | None) -> jax.Array:
-        if rate is None:
-            return x
-        is_kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, x.shape)
-        return jnp.where(is_kept, x / (1 - rate), 0).astype(x.dtype)
 
 
 class Norm(nn.Module):
