@@ -139,9 +139,12 @@ def test_training_and_merged_weights_give_the_same_loss_and_gradients(params, ke
     assert all(np.abs(leaf).max() > 1e-3 for leaf in jax.tree.leaves(both[0][1]))  # every target is reached
 
 
-def test_bfloat16_is_kept(params):
-    layer = {"lora_A": jnp.ones((8, 2)), "lora_B": jnp.ones((2, 4))}
-    assert lora.low_rank(jnp.ones((2, 3, 8), jnp.bfloat16), layer).dtype == jnp.bfloat16
+def test_the_dtype_of_a_layer_is_kept():
+    layer = lora.AdaptableDense(4, use_bias=False, dtype=jnp.bfloat16)
+    params = {"kernel": jnp.zeros((8, 4)), "lora_A": jnp.ones((8, 2)), "lora_B": jnp.ones((2, 4))}
+    y_BTF = layer.apply({"params": params}, jnp.ones((2, 3, 8)))
+    assert y_BTF.dtype == jnp.bfloat16
+    assert (y_BTF == 16).all()
 
 
 def test_dropout_drops_inputs_of_each_adapter_on_its_own(params):

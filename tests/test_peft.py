@@ -154,6 +154,17 @@ def test_the_base_model_is_written_too_unless_its_folder_serves(tmp_path, reason
     assert_close(load(tmp_path / "moved").params, merged, atol=1e-6)
 
 
+def test_the_padding_of_the_vocabulary_is_left_out(tmp_path):
+    model = base_model(LLAMA | {"vocab_multiple": 4})
+    settings = FineTuningConfig(lora_rank=2, lora_targets="head")
+    adapter = adapter_of(model, settings)
+    peft.write(model, adapter, settings, str(tmp_path / "nowhere"), tmp_path / "new")
+    read, merged = load(tmp_path / "new"), lora.merge(model.params, adapter, settings.lora_scale)
+    assert_close(logits(read.config, read.params), logits(model.config, merged), atol=1e-5)
+    assert read.params["head"]["kernel"].shape == (16, 9)
+    assert merged["head"]["kernel"].shape == (16, 12)
+
+
 def test_a_run_may_start_from_an_adapter(tmp_path):
     model, _ = exported(tmp_path)
     assert read_model_config(tmp_path / "adapter") == model.config

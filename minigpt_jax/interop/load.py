@@ -45,8 +45,7 @@ def load(path: str | Path, sharding: jax.sharding.Sharding) -> LanguageModel:
 
 def load_step(workdir: Path, config: Config, step: int, sharding: jax.sharding.Sharding) -> LanguageModel:
     """Loads the language model of a verified checkpoint. Raises DataError as `load` does."""
-    if not isinstance(config.data, DataConfig):
-        raise DataError(f"{workdir} is a run of the task {config.task}, which does not train a language model")
+    require_language_model(workdir, config)
     if config.fine_tuning.lora_rank:
         base, adapter = load_adapter(workdir, config, step, sharding)
         return dataclasses.replace(base, params=lora.merge(base.params, adapter, config.fine_tuning.lora_scale))
@@ -125,10 +124,23 @@ def read_run_config(workdir: Path) -> Config:
     return read_config(workdir)
 
 
+def require_language_model(workdir: Path, config: Config) -> None:
+    """Raises DataError if a run's task trains another kind of model."""
+    if not isinstance(config.data, DataConfig):
+        raise DataError(
+            f"{workdir} is a run of the task {config.task}, which does not train a language model: choose a run of "
+            "language_modelling, or a Hugging Face GPT-2 or Llama"
+        )
+
+
 def read_model_config(path: Path) -> ModelConfig:
     """The config of the model that `load` would load. Raises DataError as it does."""
     path = peft.base_folder(path) if peft.is_adapter(path) else path
-    return hf_reader.read_model_config(path) if is_huggingface(path) else read_run_config(path).model
+    if is_huggingface(path):
+        return hf_reader.read_model_config(path)
+    config = read_run_config(path)
+    require_language_model(path, config)
+    return config.model
 
 
 def settings_from(path: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ GPT-2 holds our queries, keys and values: their adapters become one of a higher 
 as the blocks of a diagonal. Its lora_alpha is higher by the same factor.
 """
 
+import dataclasses
 import math
 import re
 from pathlib import Path
@@ -58,7 +59,8 @@ def write(base: LanguageModel, adapter: Any, settings: FineTuningConfig, init_fr
 
     Raises DataError as `hf_writer.write` does.
     """
-    config, model_type = base.config, hf_writer.model_type_of(base.config)
+    model_type = hf_writer.model_type_of(base.config)
+    config = dataclasses.replace(base.config, vocab_multiple=1)  # as it is stored, without padding
     arrays, ranks = to_tensors(config, model_type, adapter)
     source = local_path(init_from)
     is_usable = hf_reader.is_huggingface(source) and not is_adapter(source)
@@ -87,7 +89,7 @@ def to_tensors(config: ModelConfig, model_type: str, adapter: Any) -> tuple[dict
         for layer, width in widths.items():
             if layer in adapted:
                 column = adapted.index(layer) * rank
-                block = np.asarray(factors[f"{layer}/lora_B"]).T[:width]  # without the padding of the vocabulary
+                block = np.asarray(factors[f"{layer}/lora_B"]).T[:width]  # without padding
                 b_FR[row : row + width, column : column + rank] = block
             row += width
         arrays |= {NAME.format(name, "A"): np.ascontiguousarray(a_RD), NAME.format(name, "B"): b_FR}
