@@ -162,6 +162,12 @@ def test_dropout_drops_inputs_of_each_adapter_on_its_own(params):
     assert len(outputs) == 4
 
 
+def test_dropout_keeps_the_mean():
+    values, counts = np.unique(drop(jnp.ones(4000), 0.25, jax.random.key(0)), return_counts=True)
+    np.testing.assert_allclose(values, [0, 4 / 3], rtol=1e-6)
+    assert 900 < counts[0] < 1100
+
+
 def test_dropout_is_active_only_with_a_key(params):
     adapter = adapter_of(params)
     loss = jax.jit(lambda objective, key: objective.loss(adapter, batch(), key)[0])

@@ -31,7 +31,7 @@ from minigpt_jax.interop.architectures import (
     tensors,
     with_vocab_rows,
 )
-from minigpt_jax.interop.hf_files import ADAPTER_CONFIG, PICKLES, open_tensors, pickle_refusal, read_json
+from minigpt_jax.interop.hf_files import PICKLES, open_tensors, pickle_refusal, read_json
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ LONGEST_CONTEXT = 2**20  # limits the cache: config.json is untrusted
 
 def is_huggingface(folder: Path) -> bool:
     """Whether a folder looks like a Hugging Face model rather than a run."""
-    has_weights = any(glob.glob(f"{glob.escape(str(folder))}/{name}") for name in ("*.safetensors", ADAPTER_CONFIG))
+    has_weights = bool(glob.glob(f"{glob.escape(str(folder))}/*.safetensors"))
     try:
         values = read_json(folder / "config.json")
     except (OSError, DataError):
