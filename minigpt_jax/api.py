@@ -98,8 +98,9 @@ def evaluate(
     with streams.optional(), logs.shown():
         step = checkpoints.best_intact(workdir)
         previous = PreviousRun(workdir, checkpoints.read_info(workdir, step).sources)
-        task = prepare(config, previous, kernels=choose_kernels(config.model))
-        params = trained_params(task, workdir, step, default_sharding())
+        sharding = default_sharding()
+        task = prepare(config, previous, kernels=choose_kernels(config.model), sharding=sharding)
+        params = trained_params(task, workdir, step, sharding)
         if png is not None:
             if not isinstance(task, Classifier):
                 raise UsageError(f"{config.task} has no classes that could be confused: omit plot")

@@ -1,4 +1,4 @@
-"""The configuration of a run: three frozen dataclasses, validated on construction, with presets, overrides and JSON.
+"""The configuration of a run: frozen dataclasses, validated on construction, with presets, overrides and JSON.
 
 Each setting is declared once, as a field below. Its help text, allowed values and command-line flag are derived from that.
 Precedence: the defaults here < a preset in `configs/` < flags on the command line.
@@ -324,6 +324,39 @@ class ImageConfig(Section):
             raise UsageError(f"image_size={self.image_size} must be divisible by patch_size={self.patch_size}")
 
 
+@dataclasses.dataclass(frozen=True)
+class FineTuningConfig(Section):
+    """Which parameters are trained: all, all but the frozen ones, or a LoRA adapter. Patterns are explained in
+    `models/patterns.py`."""
+
+    freeze: str | None = setting(
+        None, "parameters not to train: patterns of their paths, as in embedding,*block_0 (default: all are trained)"
+    )
+    lora_rank: int | None = setting(
+        None,
+        "train a LoRA adapter of this rank for the model in init_from, instead of that (default: no LoRA)",
+        at_least=1,
+    )
+    lora_alpha: float = setting(16.0, "LoRA: scale of the adapter, which is multiplied by lora_alpha / lora_rank", above=0.0)
+    lora_dropout: float = setting(0.0, "LoRA: dropout probability of the adapter's inputs", at_least=0.0, below=1.0)
+    lora_targets: str = setting(
+        "*attention,*feed_forward", "LoRA: dense layers to adapt, patterns of their paths such as *query,*value"
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.lora_rank and self.freeze is not None:
+            raise UsageError(
+                f"freeze={self.freeze} does not apply with lora_rank={self.lora_rank}, which trains only the adapter: "
+                "omit it, and choose the adapted layers with lora_targets"
+            )
+
+    @property
+    def lora_scale(self) -> float:
+        assert self.lora_rank is not None
+        return self.lora_alpha / self.lora_rank
+
+
 # Settings that may differ when a run is resumed, and still affect results. The first two move the end of the schedule. The
 # others name the text, which may have moved; a resumed run checks that it is the same.
 AFFECT_RESULTS = {"steps", "epochs", "dataset", "val_dataset", "encoding"}
@@ -360,10 +393,11 @@ class Config:
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     data: Section = DataConfig()
+    fine_tuning: FineTuningConfig = FineTuningConfig()
     reference_result: ReferenceResult | None = None
 
     def __post_init__(self):
-        for name, section in {"model": ModelConfig, "training": TrainingConfig, "data": Section}.items():
+        for name, section in (SECTIONS | {"data": Section}).items():
             if not isinstance(getattr(self, name), section):
                 raise UsageError(f"{name}={shortened(getattr(self, name))} must be a {section.__name__}")
 
@@ -428,13 +462,16 @@ class Config:
             if result and "val_loss" in result:  # renamed in 0.3
                 result["mean"] = result.pop("val_loss")
             types = SECTIONS | {"data": TASKS[task]}
+            values.setdefault("fine_tuning", {})  # absent in earlier versions
             sections = {name: section(**values.pop(name)) for name, section in types.items()}
             return cls(**sections, **values, reference_result=ReferenceResult(**result) if result else None)
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DataError(f"not a valid config for this version: {error}") from error
 
 
-SECTIONS: dict[str, type[Section]] = {"model": ModelConfig, "training": TrainingConfig, "data": DataConfig}
+SECTIONS: dict[str, type[Section]] = {
+    "model": ModelConfig, "training": TrainingConfig, "data": DataConfig, "fine_tuning": FineTuningConfig,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,6 +29,7 @@ from minigpt_jax import cli
 from minigpt_jax.api import default_sharding
 from minigpt_jax.config import load_preset
 from minigpt_jax.errors import DataError, UsageError
+from minigpt_jax.interop.load import settings_from
 from minigpt_jax.runs import checkpoints
 from minigpt_jax.runs.metrics import read_metrics
 from minigpt_jax.tasks import prepare
@@ -54,8 +55,11 @@ class Checks:
     def __init__(self, folder: Path):
         self.folder, self.random = folder, random.Random(SEED.value)
         self.done, self.passed = Counter(), Counter()
-        self.config = load_preset(CONFIG.value).override(SETTINGS)
-        self.task = prepare(self.config)
+        preset = load_preset(CONFIG.value)
+        if preset.training.init_from:
+            preset = preset.override(settings_from(preset.training.init_from))
+        self.config = preset.override(SETTINGS)
+        self.task = prepare(self.config, sharding=default_sharding())
         self.abstract_state = jax.eval_shape(lambda: new_state(self.task))
         self.command = [sys.executable, str(Path(__file__).with_name("train.py")), "--config", CONFIG.value]
         self.command += [f"--{name}={value}" for name, value in SETTINGS.items()]

@@ -40,17 +40,18 @@ ORDER_WITHIN = {
     ],
     "data/tokenizers": ["base", "library", "lossless", "char", "byte", "word", "bpe"],
     "models": [
-        "ops", "masks", "attention", "cache", "kernels", "initial", "layers", "transformer", "gpt", "bert", "vit", "flops",
+        "ops", "masks", "attention", "cache", "kernels", "initial", "patterns", "dropout", "lora", "layers", "transformer",
+        "gpt", "bert", "vit", "flops",
     ],
     "generation": [
         "seen", "logits", "strategy", "decode", "context", "devices", "sampling", "beam", "text", "language_model", "chat",
         "masked_language_model",
     ],
     "runs": ["folder", "manifest", "arrays", "checkpoints", "metrics", "plots"],
-    "interop": ["architectures", "hf_files", "hf_reader", "hf_writer", "load"],
+    "interop": ["architectures", "hf_files", "hf_reader", "hf_writer", "peft", "load"],
     "tasks": [
-        "task", "plots", "next_token", "classification", "augmentation", "masked_token", "evaluation", "text", "windows",
-        "language_modelling", "chat", "masked_language_modelling", "text_classification", "image_classification",
+        "task", "plots", "next_token", "classification", "augmentation", "masked_token", "evaluation", "fine_tuning", "text",
+        "windows", "language_modelling", "chat", "masked_language_modelling", "text_classification", "image_classification",
         "image_classifier",
     ],
     "training": [

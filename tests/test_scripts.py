@@ -650,6 +650,29 @@ def test_a_run_is_exported_to_hugging_face_and_trained_further(trained, call):
     assert_says(first.stderr.splitlines()[0], "runs/tuned", "exported")
 
 
+@pytest.mark.slow
+def test_a_lora_run_is_exported_as_an_adapter_and_as_a_whole_model(trained, call):
+    folder, small = trained.folder, "--config debug --dataset text.txt --steps 4 --sample_every 0"
+    succeeded(start(folder, f"train {small} --activation swiglu --noqk_norm --workdir runs/base"))
+    lora = "--init_from runs/base --lora_rank 2 --learning_rate 0.3 --warmup_steps 0"
+    first, *_ = succeeded(start(folder, f"train {small} {lora} --workdir runs/lora")).stderr.splitlines()
+    assert_says(first, "runs/lora", "runs/base", "parameters trained")
+    adapter = succeeded(call(folder, "export_hf --workdir runs/lora --out adapter"))
+    assert (adapter.stdout, adapter.stderr.count("\n")) == ("", 1)
+    assert_says(adapter.stderr, "adapter", "peft.AutoPeftModelForCausalLM")
+    succeeded(call(folder, "export_hf --workdir runs/lora --out merged --merge"))
+    names = "runs/lora", "adapter", "merged", "runs/base"
+    *same, base = (succeeded(call(folder, f"generate --workdir {name} {GREEDY}")).stdout for name in names)
+    assert len(set(same)) == 1
+    assert same[0] != base
+    assert sorted(path.name for path in (folder / "adapter").iterdir()) == [
+        "adapter_config.json", "adapter_model.safetensors", "base"
+    ]  # fmt: skip
+    refused = call(folder, "export_hf --workdir runs/base --out new --merge")
+    assert (refused.returncode, (folder / "new").exists()) == (USAGE, False)
+    assert_says(refused.stderr, "runs/base", "--merge")
+
+
 GREEDY = "--prompt 'To be' --length 20 --greedy"
 
 
@@ -810,6 +833,11 @@ MISTAKES = [
     ("train --workdir runs/debug --init_from runs/debug", DATA, ["init_from=None", "runs/debug"]),
     ("generate --workdir binary.bin", DATA, ["binary.bin", "pickle"]),
     ("export_hf --workdir runs/debug", USAGE, ["--out"]),
+    (f"{NEW} --init_from runs/debug --freeze nothing", USAGE, ["freeze='nothing'", "head/kernel"]),
+    (f"{NEW} --init_from runs/debug --lora_rank 2 --lora_targets nothing", USAGE, ["lora_targets='nothing'", "head"]),
+    (f"{NEW} --init_from runs/debug --lora_rank 33", USAGE, ["lora_rank=33", "32"]),
+    (f"{NEW} --lora_rank 2", USAGE, ["lora_rank=2", "init_from"]),
+    (f"{NEW} --lora_alpha 2", USAGE, ["lora_alpha=2.0", "lora_rank"]),
     ("export_hf --workdir runs/debug --out new", DATA, ["activation=relu2", "qk_norm=True"]),
     ("export_hf --workdir nowhere --out new", DATA, ["nowhere", "config.json", "scripts/train.py"]),
     ("benchmark generat", USAGE, ["generat", "generate", "generate", "startup", "all", "gpu"]),

@@ -19,7 +19,7 @@ from minigpt_jax import config, tasks
 from minigpt_jax.api import load, train
 from minigpt_jax.config import Config, ModelConfig, Section, TrainingConfig, setting
 from minigpt_jax.errors import DataError, StoppedError, UsageError
-from minigpt_jax.interop.load import read_run_config
+from minigpt_jax.interop.load import read_run_config, settings_from
 from minigpt_jax.models.layers import TokenAndPosition
 from minigpt_jax.models.masks import Mask
 from minigpt_jax.models.transformer import Transformer
@@ -191,6 +191,11 @@ def test_resuming_checks_the_sources_and_settings_of_the_task(tmp_path):
     assert json.loads(path.read_text())["sources"] == {"digits": "decimal"}
     text = dataclasses.replace(CONFIG, data=config.DataConfig())
     assert_raises(DataError, train, text, tmp_path, says=(str(tmp_path), "task=sorting", "language_modelling"))
+
+
+def test_a_run_cannot_start_from_a_run_of_another_task(tmp_path):
+    (tmp_path / "config.json").write_text(CONFIG.to_json())
+    assert_raises(DataError, settings_from, str(tmp_path), says=(str(tmp_path), "sorting", "language_modelling"))
 
 
 def test_a_setting_belongs_only_to_its_task():

@@ -14,6 +14,7 @@ from minigpt_jax.commands import install_command
 from minigpt_jax.errors import DataError, UsageError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"  # PEFT's, for LoRA
 HEAD = "lm_head.weight"  # where it is tied, some indexes list it though no shard has it, or the reverse
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -30,12 +31,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def open_tensors(folder: Path) -> Iterator[dict[str, Any]]:
-    """The open file that contains each tensor of a folder, by tensor name. Reads only the headers."""
+def open_tensors(folder: Path, files: dict[str, set[str] | None] | None = None) -> Iterator[dict[str, Any]]:
+    """The open file that contains each tensor of a folder, by tensor name. Reads only the headers. `files` is what
+    `weight_files` returns, by default for this folder."""
     safetensors = import_safetensors()
     with contextlib.ExitStack() as stack:
         stored = {}
-        for file, names in weight_files(folder).items():
+        for file, names in (files or weight_files(folder)).items():
             try:
                 reader = stack.enter_context(safetensors.safe_open(folder / file, "numpy"))
             except FileNotFoundError:

@@ -54,23 +54,38 @@ def write(model: LanguageModel, folder: Path) -> str:
     Raises DataError if no architecture can express the whole model, or if `folder` exists and is not an empty folder.
     """
     model_type = model_type_of(model.config)
+    write_folder(folder, contents(model, model_type))
+    return model_type
+
+
+def contents(model: LanguageModel, model_type: str) -> dict[str, Any]:
+    """A model's files by name: the JSON values or text of each, or arrays."""
+    texts = {"tokenizer.json": model.tokenizer.to_huggingface()}
+    return json_files(model, model_type) | texts | {WEIGHTS: to_tensors(model, model_type)}
+
+
+def write_folder(folder: Path, contents: dict[str, Any]) -> None:
+    """Writes a new folder with these files, atomically. Raises DataError if `folder` exists and is not an empty folder."""
     safetensors = import_safetensors()
-    arrays = to_tensors(model, model_type)
-    files = {name: json.dumps(values, indent=2) + "\n" for name, values in json_files(model, model_type).items()}
-    files["tokenizer.json"] = model.tokenizer.to_huggingface()
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise DataError(f"{folder} already exists: choose another folder")
         folder.absolute().parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(folder.absolute()) as temp:
             temp.mkdir()
-            for name, text in files.items():
-                (temp / name).write_text(text, encoding="utf-8")
-            safetensors.numpy.save_file(arrays, temp / WEIGHTS, metadata={"format": "pt"})
-            (temp / WEIGHTS).chmod((temp / "config.json").stat().st_mode)  # safetensors lets only the owner read it
+            for name, content in contents.items():
+                path = temp / name
+                path.parent.mkdir(exist_ok=True)
+                path.touch()
+                if path.suffix == ".safetensors":
+                    mode = path.stat().st_mode
+                    safetensors.numpy.save_file(content, path, metadata={"format": "pt"})
+                    path.chmod(mode)  # safetensors lets only the owner read it
+                else:
+                    text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
+                    path.write_text(text, encoding="utf-8")
     except (OSError, safetensors.SafetensorError) as error:
         raise DataError(f"cannot write {folder}: {getattr(error, 'strerror', None) or error}") from error
-    return model_type
 
 
 def json_files(model: LanguageModel, model_type: str) -> dict[str, dict[str, Any]]:

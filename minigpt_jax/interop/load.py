@@ -16,12 +16,13 @@ from minigpt_jax.errors import DataError
 from minigpt_jax.files import local_path
 from minigpt_jax.generation.language_model import LanguageModel
 from minigpt_jax.generation.masked_language_model import MaskedLanguageModel
-from minigpt_jax.interop import hf_reader
+from minigpt_jax.interop import hf_reader, peft
 from minigpt_jax.interop.architectures import NOT_STORED, with_vocab_rows
+from minigpt_jax.models import lora
 from minigpt_jax.models.bert import BERT
 from minigpt_jax.models.gpt import GPT
 from minigpt_jax.models.initial import init_params
-from minigpt_jax.runs import checkpoints
+from minigpt_jax.runs import arrays, checkpoints
 from minigpt_jax.runs.folder import read_config
 
 LANGUAGE_MODELS = ("language_modelling", "chat")  # tasks that train a GPT
@@ -30,12 +31,15 @@ MAY_DIFFER = (*NOT_STORED, "context_length")
 
 
 def load(path: str | Path, sharding: jax.sharding.Sharding) -> LanguageModel:
-    """Loads the language model of a run or of a Hugging Face folder (GPT-2 or Llama as safetensors, see hf_reader.py).
+    """Loads the language model of a run or of a Hugging Face folder (GPT-2 or Llama as safetensors, see hf_reader.py, or a
+    LoRA adapter of one, see peft.py). Adapters are merged into their base model.
 
     From a run it loads the parameters with the lowest validation loss (their moving average, if the run has `ema`), with
     this sharding. Raises DataError if the folder is neither, has no checkpoint yet, or is corrupt.
     """
     path = local_path(path)
+    if peft.is_adapter(path):
+        return peft.read(path)
     if is_huggingface(path):
         return hf_reader.read(path)
     config = read_run_config(path)
@@ -46,7 +50,7 @@ def load(path: str | Path, sharding: jax.sharding.Sharding) -> LanguageModel:
 def load_step(workdir: Path, config: Config, step: int, sharding: jax.sharding.Sharding) -> LanguageModel:
     """Loads the language model of a verified checkpoint. Raises DataError as `load` does."""
     require_language_model(workdir, config)
-    return LanguageModel(config.model, *tokenizer_and_params(workdir, config, step, GPT(config.model), sharding))
+    return LanguageModel(config.model, *tokenizer_and_params(workdir, config, step, GPT(config.model), sharding, load))
 
 
 def load_masked(path: str | Path, sharding: jax.sharding.Sharding) -> MaskedLanguageModel:
@@ -55,23 +59,59 @@ def load_masked(path: str | Path, sharding: jax.sharding.Sharding) -> MaskedLang
     config = read_run_config(workdir)
     if config.task != "masked_language_modelling":
         raise DataError(f"{workdir} is a run of the task {config.task}, not of masked_language_modelling")
-    step = checkpoints.best_intact(workdir)
-    return MaskedLanguageModel(config.model, *tokenizer_and_params(workdir, config, step, BERT(config.model), sharding))
-
-
-def require_language_model(workdir: Path, config: Config) -> None:
-    """Raises DataError if the run does not train a language model."""
-    if config.task not in LANGUAGE_MODELS:
-        raise DataError(f"{workdir} is a run of the task {config.task}, which does not train a language model")
+    step, model = checkpoints.best_intact(workdir), BERT(config.model)
+    return MaskedLanguageModel(config.model, *tokenizer_and_params(workdir, config, step, model, sharding, load_masked))
 
 
 def tokenizer_and_params(
-    workdir: Path, config: Config, step: int, model: nn.Module, sharding: jax.sharding.Sharding
+    workdir: Path, config: Config, step: int, model: nn.Module, sharding: jax.sharding.Sharding, load_model: Callable
 ) -> tuple[Tokenizer, Any]:
-    """The run's tokenizer, and the model's parameters from a verified checkpoint."""
+    """The run's tokenizer, and the model's parameters from a verified checkpoint. `load_model` loads a LoRA run's base."""
+    if config.fine_tuning.lora_rank:
+        tokenizer, base, adapter = base_and_adapter(workdir, config, step, sharding, load_model)
+        return tokenizer, lora.merge(base, adapter, config.fine_tuning.lora_scale)
     tokenizer = read_tokenizer(workdir, checkpoints.read_info(workdir, step).sources["tokenizer"])
     like = jax.eval_shape(lambda: init_params(jax.random.key(0), model))
     return tokenizer, checkpoints.restore_eval_params(workdir, step, config.training.ema > 0, like, sharding)
+
+
+def base_and_adapter(
+    workdir: Path, config: Config, step: int, sharding: jax.sharding.Sharding, load_model: Callable
+) -> tuple[Tokenizer, Any, Any]:
+    """The tokenizer, the base model's parameters and the adapter of a LoRA run's verified checkpoint."""
+    sources, rank = checkpoints.read_info(workdir, step).sources, config.fine_tuning.lora_rank
+    assert rank is not None
+    tokenizer = read_tokenizer(workdir, sources["tokenizer"])
+    params, _ = read_base(config, lambda: initial_params(config, tokenizer, sharding, load_model), sources["base"])
+    layers = lora.target_layers(params, config.fine_tuning.lora_targets, rank)
+    like = jax.eval_shape(lambda: lora.init(jax.random.key(0), params, layers, rank))
+    return tokenizer, params, checkpoints.restore_eval_params(workdir, step, config.training.ema > 0, like, sharding)
+
+
+def load_best_adapter(workdir: Path, sharding: jax.sharding.Sharding) -> tuple[Config, LanguageModel, Any]:
+    """The config, base model and adapter of a LoRA run, at its lowest validation loss. Raises DataError as `load` does."""
+    config, step = read_run_config(workdir), checkpoints.best_intact(workdir)
+    tokenizer, params, adapter = base_and_adapter(workdir, config, step, sharding, load)
+    return config, LanguageModel(config.model, tokenizer, params), adapter
+
+
+def read_base(config: Config, read: Callable[[], Any], expected: str | None) -> tuple[Any, str]:
+    """The parameters that a LoRA run adapts, as `read` returns them, and their SHA-256 sum. Raises DataError if they cannot
+    be read, or if their sum is not the `expected` one, which the run's checkpoints record."""
+    restore = "restore it, or set init_from in the run's config.json to where it is now"
+    try:
+        params = read()
+    except DataError as error:
+        if expected is None:
+            raise
+        raise DataError(f"the base model of this LoRA adapter cannot be used: {error}; {restore}") from error
+    sha256 = arrays.sha256(params)
+    if expected not in (None, sha256):
+        raise DataError(
+            f"init_from={config.training.init_from} is not the base model that this LoRA adapter was trained on, or it has "
+            f"been trained further: {restore}"
+        )
+    return params, sha256
 
 
 def read_tokenizer(workdir: Path, sha256: str) -> Tokenizer:
@@ -105,9 +145,23 @@ def read_run_config(workdir: Path) -> Config:
     return read_config(workdir)
 
 
+def require_language_model(workdir: Path, config: Config) -> None:
+    """Raises DataError if a run's task trains another kind of model."""
+    if config.task not in LANGUAGE_MODELS:
+        raise DataError(
+            f"{workdir} is a run of the task {config.task}, which does not train a language model: choose a run of "
+            f"{' or '.join(LANGUAGE_MODELS)}, or a Hugging Face GPT-2 or Llama"
+        )
+
+
 def read_model_config(path: Path) -> ModelConfig:
     """The config of the model that `load` would load. Raises DataError as it does."""
-    return hf_reader.read_model_config(path) if is_huggingface(path) else read_run_config(path).model
+    path = peft.base_folder(path) if peft.is_adapter(path) else path
+    if is_huggingface(path):
+        return hf_reader.read_model_config(path)
+    config = read_run_config(path)
+    require_language_model(path, config)
+    return config.model
 
 
 def settings_from(path: str) -> dict[str, Any]:
@@ -115,7 +169,8 @@ def settings_from(path: str) -> dict[str, Any]:
     folder = local_path(path)
     model = dataclasses.asdict(read_model_config(folder))
     needed = {name: value for name, value in model.items() if name not in MAY_DIFFER}
-    tokenizer = os.path.join(folder, "")  # ends in a slash: a path, even if the folder is called `char`
+    source = peft.base_folder(folder) if peft.is_adapter(folder) else folder
+    tokenizer = os.path.join(source, "")  # ends in a slash: a path, even if the folder is called `char`
     return needed | {"context_length": model["context_length"], "tokenizer": tokenizer, "init_from": str(folder)}
 
 

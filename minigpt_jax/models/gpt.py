@@ -23,7 +23,7 @@ class GPT(nn.Module):
 
         Without a cache the tokens are at positions 0 to T - 1; T may exceed the context only if the config `can_slide`.
         With a cache (one entry per layer) they are at `positions_BT`, attend to the cached ones and are appended to them.
-        Where rows pack several texts, `segments_BT` numbers them, and `positions_BT` restart in each.
+        `segments_BT` numbers texts that share a row, and `positions_BT` then restart in each.
         Training passes the config's `dropout` probability, and to `apply` the random key: `rngs={"dropout": key}`.
         """
         config, kernels, (B, T) = self.config, self.kernels, tokens_BT.shape
@@ -31,6 +31,6 @@ class GPT(nn.Module):
             positions_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
         mask = Mask(True, window=config.context_length if config.context_length < T else None, segments_BS=segments_BT)
         embedding = TokenAndPosition(config, name="embedding")
-        x_BTD = embedding(tokens_BT, positions_BT)
-        x_BTD, cache = Transformer(config, kernels, name="transformer")(x_BTD, mask, positions_BT, cache, dropout)
+        transformer, x_BTD = Transformer(config, kernels, name="transformer"), embedding(tokens_BT, positions_BT)
+        x_BTD, cache = transformer(x_BTD, mask, positions_BT, cache, dropout)
         return vocabulary_logits(x_BTD, embedding, kernels), cache

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from minigpt_jax.config import ModelConfig
-from minigpt_jax.models import ops
+from minigpt_jax.models import lora, ops
 from minigpt_jax.models.attention import ages, attention_weights
 from minigpt_jax.models.initial import embedding_init, kernel_init, residual_init
 from minigpt_jax.models.kernels import PLAIN, Kernels
@@ -14,21 +14,10 @@ from minigpt_jax.models.masks import Mask
 
 def Dense(features: int, config: ModelConfig, kernels: Kernels, name: str, init=None, bias=True) -> nn.Dense:  # noqa: N802
     """x W + b over the last axis, in the config's dtype. The config chooses whether to add b. `init` initialises W."""
-    return nn.Dense(
+    return lora.AdaptableDense(
         features, use_bias=bias and config.bias, dtype=config.dtype, kernel_init=init or kernel_init(config), name=name,
         dot_general=lambda x, kernel_DF, *_, **__: kernels.matmul(x, kernel_DF),
     )  # fmt: skip
-
-
-class Dropout(nn.Module):
-    """Zero with probability `rate`, else x / (1 - rate) (Srivastava et al. 2014). Unlike in Linen, `rate` can be traced."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array, rate: jax.Array | float | None) -> jax.Array:
-        if rate is None:
-            return x
-        is_kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, x.shape)
-        return jnp.where(is_kept, x / (1 - rate), 0).astype(x.dtype)
 
 
 class Norm(nn.Module):
@@ -62,9 +51,7 @@ class MultiHeadAttention(nn.Module):
         """Returns (y_BTD, cache). Attends within x or, with a cache, appends the keys and values of x to it and attends to
         all of it. Sows `heads_BTHK` and, without a cache, `weights_BHTS`. Raises ValueError for a mask unfit for a cache."""
         config, kernels = self.config, self.kernels
-        H, G, K = config.num_heads, config.kv_heads, config.head_size
-        B, T, D = x_BTD.shape
-
+        (B, T, D), H, G, K = x_BTD.shape, config.num_heads, config.kv_heads, config.head_size
         q_BTHK = Dense(H * K, config, kernels, "query")(x_BTD).reshape(B, T, H, K)
         k_BTGK = Dense(G * K, config, kernels, "key")(x_BTD).reshape(B, T, G, K)
         v_BTGK = Dense(G * K, config, kernels, "value")(x_BTD).reshape(B, T, G, K)
@@ -100,8 +87,7 @@ class FeedForward(nn.Module):
         config, kernels = self.config, self.kernels
         h_BTF = Dense(config.ff_dim, config, kernels, "up")(x_BTD)
         if config.activation == "swiglu":
-            gate_BTF = Dense(config.ff_dim, config, kernels, "gate")(x_BTD)
-            h_BTF = kernels.activate(gate_BTF, "swiglu") * h_BTF
+            h_BTF = kernels.activate(Dense(config.ff_dim, config, kernels, "gate")(x_BTD), "swiglu") * h_BTF
         else:
             h_BTF = kernels.activate(h_BTF, config.activation)
         return Dense(config.embed_dim, config, kernels, "down", init=residual_init(config))(h_BTF)
@@ -125,10 +111,9 @@ class TokenAndPosition(nn.Module):
         if config.positions == "learned":
             x_BTD += self.positions(positions_BT)
         if config.positions == "sinusoidal":
-            # √D brings the embeddings closer to the scale of the sinusoids (section 3.4 of the paper).
             table_TD = ops.sinusoidal_positions(config.context_length, config.embed_dim)
             encoding_BTD = table_TD.at[positions_BT].get(mode="fill", fill_value=jnp.nan)
-            x_BTD = x_BTD * config.embed_dim**0.5 + encoding_BTD
+            x_BTD = x_BTD * config.embed_dim**0.5 + encoding_BTD  # √D: to the scale of the sinusoids (section 3.4)
         return x_BTD.astype(config.dtype)  # last, since the gradient of a lookup is a long sum
 
 

@@ -4,8 +4,9 @@ import jax
 from flax import linen as nn
 
 from minigpt_jax.config import ModelConfig
+from minigpt_jax.models.dropout import Dropout
 from minigpt_jax.models.kernels import PLAIN, Kernels
-from minigpt_jax.models.layers import Dropout, FeedForward, MultiHeadAttention, Norm
+from minigpt_jax.models.layers import FeedForward, MultiHeadAttention, Norm
 from minigpt_jax.models.masks import Mask
 
 

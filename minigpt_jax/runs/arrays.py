@@ -1,6 +1,7 @@
 """Saves and restores trees of arrays with Orbax."""
 
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from minigpt_jax.errors import DataError, UsageError
@@ -56,3 +58,13 @@ def restore(folder: Path, like: Any, sharding: jax.sharding.Sharding) -> Any:
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).split(". ")[0].split("\n")[0]
         raise DataError(f"the arrays in {folder} do not match the model described by config.json: {reason}") from error
+
+
+def sha256(tree: Any) -> str:
+    """The SHA-256 sum of a tree's paths, types, shapes and values, wherever they were read from."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.data)
+    return digest.hexdigest()

@@ -6,8 +6,11 @@ A new task needs a file in this folder, an entry in TASKS, and a config section 
 
 import importlib
 
+import jax
+
 from minigpt_jax.config import Config
 from minigpt_jax.models.kernels import PLAIN, Kernels
+from minigpt_jax.tasks.fine_tuning import check, fine_tuned
 from minigpt_jax.tasks.task import PreviousRun, Task
 
 # The module of each task, imported on first use. It has `prepare(config, previous, kernels) -> Task`.
@@ -20,9 +23,15 @@ TASKS = {
 }
 
 
-def prepare(config: Config, previous: PreviousRun | None = None, *, kernels: Kernels = PLAIN) -> Task:
-    """Reads the data and returns the config's task. To resume a run, pass as `previous` what it was trained on.
+def prepare(
+    config: Config, previous: PreviousRun | None = None, *, kernels: Kernels = PLAIN,
+    sharding: jax.sharding.Sharding | None = None,
+) -> Task:  # fmt: skip
+    """Reads the data and returns the config's task. To resume a run, pass as `previous` what it was trained on. A LoRA run
+    also reads its base model, with this sharding.
 
     Raises DataError if the data does not fit the config or is not what the previous run was trained on.
     """
-    return importlib.import_module(TASKS[config.task]).prepare(config, previous, kernels)
+    check(config)
+    task = importlib.import_module(TASKS[config.task]).prepare(config, previous, kernels)
+    return fine_tuned(task, previous, sharding)

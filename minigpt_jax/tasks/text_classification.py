@@ -134,6 +134,11 @@ def data_of(config: Config) -> LabelledTextConfig:
 def prepare(config: Config, previous: PreviousRun | None = None, kernels: Kernels = PLAIN) -> TextClassification:
     """Reads, tokenizes and cuts the documents."""
     data = data_of(config)
+    if config.fine_tuning.lora_rank:
+        raise UsageError(
+            f"lora_rank={config.fine_tuning.lora_rank} would leave the new layer that gives the classes untrained: "
+            "omit it, and choose what not to train with freeze"
+        )
     documents = read_same(lambda: read_documents(data), config, previous)
     tokenizer = tokenizer_for(previous, lambda: train_tokenizer(data, config.model.vocab_size, documents))
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size))

@@ -45,8 +45,9 @@ def train(
         return overwrite or not checkpoints.steps(workdir)
 
     def new_task():
-        task = prepare(config, kernels=kernels)
-        return task, task.initial_params(jax.sharding.SingleDeviceSharding(device))
+        sharding = jax.sharding.SingleDeviceSharding(device)
+        task = prepare(config, kernels=kernels, sharding=sharding)
+        return task, task.initial_params(sharding)
 
     try:
         check_folder(config, workdir, overwrite)

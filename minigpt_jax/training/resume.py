@@ -37,7 +37,8 @@ def resume(config: Config, workdir: Path, kernels: Kernels, device: Any) -> tupl
     steps = checkpoints.steps(workdir)[::-1]
     newest = checkpoints.first_intact(workdir, steps)
     info = checkpoints.read_info(workdir, newest)
-    task = prepare(config, PreviousRun(workdir, info.sources), kernels=kernels)
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    task = prepare(config, PreviousRun(workdir, info.sources), kernels=kernels, sharding=sharding)
     if newest > task.num_steps:
         require_unchanged(workdir, [f"{newest} completed steps (more than {task.num_steps})"])
     for corrupt in steps[: steps.index(newest)]:

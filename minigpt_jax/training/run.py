@@ -24,7 +24,7 @@ from minigpt_jax.training.state import TrainState, init_state
 def train_step_kwargs(task: Task) -> dict[str, Any]:
     """The keyword arguments of `train_step`, already on the device, so that they are not transferred again at each step."""
     settings = task.config.training
-    optimizer = make_optimizer(settings, task.num_steps)
+    optimizer = make_optimizer(settings, task.num_steps, task.config.fine_tuning.freeze)
     leaves = jax.device_put({"objective": task.objective, "optimizer": optimizer, "ema": settings.ema})
     return leaves | {"grad_accumulation": settings.grad_accumulation}
 
@@ -34,8 +34,8 @@ def new_state(task: Task, params: Any = None) -> TrainState:
 
     `resume.restore` takes its `jax.eval_shape`.
     """
-    settings = task.config.training
-    optimizer, key = make_optimizer(settings, task.num_steps), jax.random.key(settings.seed)
+    settings, key = task.config.training, jax.random.key(task.config.training.seed)
+    optimizer = make_optimizer(settings, task.num_steps, task.config.fine_tuning.freeze)
     return init_state(key, params, objective=task.objective, optimizer=optimizer, has_average=settings.ema > 0)
 
 

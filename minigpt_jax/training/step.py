@@ -36,7 +36,8 @@ def apply_gradients(state: TrainState, grads: Any, optimizer: ClippedAdamW, ema:
     updates, opt_state = optimizer.chain.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     decay = jnp.minimum(ema, (1 + state.step) / (10 + state.step))  # small at first, to forget the initial values
-    average = state.average and jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.average, params)
+    # In this form the average of a parameter that never changes is exactly that parameter.
+    average = state.average and jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), state.average, params)
     return TrainState(state.step, params, opt_state, average)
 
 

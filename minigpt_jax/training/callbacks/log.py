@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from minigpt_jax.tasks.fine_tuning import describe_parameters
 from minigpt_jax.training.callbacks.callback import Callback
 from minigpt_jax.training.run import Run
 from minigpt_jax.training.schedule import learning_rate_schedule
@@ -21,11 +22,11 @@ class Log(Callback):
         self.first_step = run.step + 1
         self.learning_rate = jax.jit(learning_rate_schedule(run.settings, run.task.num_steps))  # one program, not ten
         log.info(
-            "%s in %s%s: %.2f M parameters; %s; %d steps of %d %s; device: %s; kernels: %s; matmul precision: %s.",
+            "%s in %s%s: %s; %s; %d steps of %d %s; device: %s; kernels: %s; matmul precision: %s.",
             f"Resuming at step {run.step}" if run.step else "New run",
             run.workdir, f", initialised from {run.settings.init_from}" if run.settings.init_from else "",
-            sum(leaf.size for leaf in jax.tree.leaves(run.state.params)) / 1e6,
-            run.task.describe_data(), run.task.num_steps, run.task.units_per_step, run.task.unit,
+            describe_parameters(run.task, run.state.params), run.task.describe_data(),
+            run.task.num_steps, run.task.units_per_step, run.task.unit,
             run.device.device_kind, run.kernels, jax.config.jax_default_matmul_precision or "default",  # pyright: ignore[reportAttributeAccessIssue]
         )  # fmt: skip
 
