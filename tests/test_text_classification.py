@@ -11,7 +11,7 @@ from settings import BASE
 
 from minigpt_jax.api import train
 from minigpt_jax.config import Config, LabelledTextConfig, MaskedDataConfig, ModelConfig, TrainingConfig
-from minigpt_jax.data import corpora, labelled
+from minigpt_jax.data import labelled
 from minigpt_jax.data.labelled import Document, cut, genre, plays, read_documents
 from minigpt_jax.data.tokenizers import CharTokenizer
 from minigpt_jax.errors import DataError, UsageError
@@ -85,17 +85,15 @@ def test_genres_follow_the_titles():
     assert genre("Twelfth Night") == "comedy"
 
 
-def test_plays_are_held_out_of_each_genre_and_nobody_is_named(tmp_path, monkeypatch):
+def test_plays_are_held_out_of_each_genre_and_nobody_is_named(tmp_path):
     titles = [*labelled.TRAGEDIES[:5], *(f"Henry {n}" for n in range(5)), *(f"Comedy {n}" for n in range(8))]
     scenes = {title: [[["NAME", f"{title}, first line,", "second line."], ["NAME", "Answer."]]] for title in titles}
     path = written(tmp_path, [{"title": title, "scenes": scenes[title]} for title in titles], "plays.jsonl")
-    monkeypatch.setattr(corpora, "cached", lambda corpus, path: path)
-    train, val = plays(tmp_path)
+    train, val = plays(path)
     assert [document.text.split(",")[0] for document in val] == ["Comedy 2", "Comedy 7", "Henry 2", titles[2]]
     assert [document.label for document in val] == ["comedy", "comedy", "history", "tragedy"]
     assert len(train) + len(val) == len(titles)
     assert val[0].text == "Comedy 2, first line,\nsecond line.\n\nAnswer."
-    assert path
 
 
 def test_documents_are_cut_into_passages_with_their_class():

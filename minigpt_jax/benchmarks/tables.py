@@ -170,10 +170,7 @@ def allowed(field: dataclasses.Field) -> str:
 GENERATED = {
     "presets": presets_table,
     "presets.short": short_presets_table,
-    **{
-        f"settings.{name}": lambda section=section: settings_table(section)
-        for name, section in ({name: SECTIONS[name] for name in ("model", "training")} | TASKS).items()
-    },
+    **{f"settings.{name}": lambda section=section: settings_table(section) for name, section in (SECTIONS | TASKS).items()},
     "decoding": lambda: settings_table(DecodingConfig),
     "beams": lambda: settings_table(BeamConfig),
 }

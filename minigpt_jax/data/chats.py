@@ -15,7 +15,7 @@ from minigpt_jax.data.conversations import Conversation, read_conversations
 from minigpt_jax.data.splits import TRAIN_FRACTION
 from minigpt_jax.data.text_files import find_text
 from minigpt_jax.errors import DataError, did_you_mean
-from minigpt_jax.files import cache_dir, local_path, sha256
+from minigpt_jax.files import sha256
 
 MADE_FROM_PLAYS = ("chat_shakespeare", "qa_shakespeare")
 NUM_EXAMPLES = 2000  # of the endless questions: to learn tokens from, and to evaluate the training split on
@@ -82,8 +82,7 @@ def from_plays(config: ChatConfig) -> Chats:
     """Conversations made from the plays. Those of four plays are for validation. Raises DataError."""
     if config.val_dataset is not None:
         raise DataError(f"{config.dataset} has its own validation conversations, held-out plays: omit --val_dataset")
-    folder = cache_dir() if config.data_dir is None else local_path(config.data_dir)
-    train, held_out = passages.read_plays(corpora.cached(corpora.PLAYS, folder / "plays.jsonl"))
+    train, held_out = passages.read_plays(corpora.plays_file(config.data_dir))
     dialogues, of_held_out = list(passages.dialogues(train)), list(passages.dialogues(held_out))
     digest = sha256(f"{config.dataset} {corpora.PLAYS.sha256}".encode())
     if config.dataset == "chat_shakespeare":

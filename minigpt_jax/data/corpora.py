@@ -33,7 +33,7 @@ CORPORA = {
     "tiny_shakespeare": Corpus(shakespeare.TINY_SHAKESPEARE_SHA256, shakespeare.make_tiny_shakespeare),
 }
 
-PLAYS = Corpus(shakespeare.PLAYS_SHA256, shakespeare.make_plays)  # with titles, scenes and speakers, for conversations
+PLAYS = Corpus(shakespeare.PLAYS_SHA256, shakespeare.make_plays)
 
 
 def open_text(dataset: str, data_dir: str | Path | None = None, encoding: str = "utf-8") -> Text:
@@ -49,11 +49,20 @@ def open_text(dataset: str, data_dir: str | Path | None = None, encoding: str = 
       DataError: the corpus or file does not exist, the download failed, or the cache could not be written.
     """
     if dataset in CORPORA:
-        folder = cache_dir() if data_dir is None else Path(data_dir)
-        return Text(dataset, (cached(folder / f"{dataset}.txt", CORPORA[dataset].sha256, CORPORA[dataset].make),))
+        return Text(dataset, (corpus_file(CORPORA[dataset], f"{dataset}.txt", data_dir),))
     if not re.search(r"[./\\*?\[]", dataset) and not os.path.exists(dataset):
         raise DataError(
             f"unknown dataset {dataset!r}{did_you_mean(dataset, CORPORA)}; "
             f"allowed: {', '.join(CORPORA)}, or the path of a UTF-8 text file, a folder or a glob pattern"
         )
     return find_text(dataset, encoding)
+
+
+def plays_file(data_dir: str | Path | None = None) -> Path:
+    """A .jsonl file with the plays, their titles, scenes and speakers. Raises DataError as `open_text`."""
+    return corpus_file(PLAYS, "plays.jsonl", data_dir)
+
+
+def corpus_file(corpus: Corpus, name: str, data_dir: str | Path | None) -> Path:
+    folder = cache_dir() if data_dir is None else Path(data_dir)
+    return cached(folder / name, corpus.sha256, corpus.make)

@@ -9,11 +9,10 @@ import numpy as np
 
 from minigpt_jax.config import LabelledTextConfig
 from minigpt_jax.data import corpora
-from minigpt_jax.data.download import cached
 from minigpt_jax.data.text_files import json_lines
 from minigpt_jax.data.tokenizers import Tokenizer
 from minigpt_jax.errors import DataError, did_you_mean
-from minigpt_jax.files import cache_dir, local_path, sha256
+from minigpt_jax.files import local_path, sha256
 
 GENRES_OF_PLAYS = "shakespeare_genres"
 HELD_OUT = slice(2, None, 5)  # of the plays of each genre, in the order of the corpus
@@ -62,7 +61,7 @@ class Passages:
 def read_documents(config: LabelledTextConfig) -> Documents:
     """Raises DataError for files that cannot be used, with line numbers, and for fewer than two classes."""
     if config.dataset == GENRES_OF_PLAYS:
-        train, val = plays(cache_dir() if config.data_dir is None else local_path(config.data_dir))
+        train, val = plays(corpora.plays_file(config.data_dir))
     else:
         train = read_lines(config.dataset)
         val = train[VAL_LINES]
@@ -100,9 +99,8 @@ def read_lines(dataset: str) -> list[Document]:
     return documents
 
 
-def plays(folder: Path) -> tuple[list[Document], list[Document]]:
+def plays(path: Path) -> tuple[list[Document], list[Document]]:
     """(plays to train on, plays held out), labelled comedy, history or tragedy. The texts are without the titles."""
-    path = cached(folder / "plays.jsonl", corpora.PLAYS.sha256, corpora.PLAYS.make)
     documents = [Document(text_of(play["scenes"]), genre(play["title"])) for _, play in json_lines(path)]
     by_genre = {label: [each for each in documents if each.label == label] for label in ("comedy", "history", "tragedy")}
     held_out = [document for each in by_genre.values() for document in each[HELD_OUT]]

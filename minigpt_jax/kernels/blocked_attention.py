@@ -31,66 +31,70 @@ def blocked_attention(q_BTHK: jax.Array, k_BSHK: jax.Array, v_BSHK: jax.Array, m
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def attend(q, k, v, mask):
-    """Attention between blocks of shape BHTK or BHSK: q[i] is block i of the queries.
+def attend(q_NBHTK: jax.Array, k_NBHSK: jax.Array, v_NBHSK: jax.Array, mask: Mask) -> jax.Array:
+    """Attention between blocks of shape BHTK or BHSK, N of each, so that q_NBHTK[i] is block i of the queries.
 
     Streams over the key blocks with a running maximum of the scores, the normaliser and the weighted sum of the values. The
     two sums are rescaled when the maximum grows.
     """
-    return attend_forward(q, k, v, mask)[0]
+    return attend_forward(q_NBHTK, k_NBHSK, v_NBHSK, mask)[0]
 
 
-def block_scores(q_BHTK, k_BHSK, mask, i, j):
+def block_scores(q_BHTK: jax.Array, k_BHSK: jax.Array, mask: Mask, i: jax.Array, j: jax.Array) -> jax.Array:
     """scores_BHTS of block i of the queries and block j ≤ i of the keys, in float32."""
     scores_BHTS = jnp.einsum("BHTK,BHSK->BHTS", q_BHTK, k_BHSK) / q_BHTK.shape[-1] ** 0.5
     within_BTS = (jnp.arange(BLOCK)[:, None] - jnp.arange(BLOCK)[None, :])[None]
     return mask(scores_BHTS, (i - j) * BLOCK + within_BTS)
 
 
-def attend_forward(q, k, v, mask):
+def attend_forward(
+    q_NBHTK: jax.Array, k_NBHSK: jax.Array, v_NBHSK: jax.Array, mask: Mask
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     def attend_query_block(i):
         def add_key_block(j, carry):
             o_BHTK, largest_BHT1, sum_BHT1 = carry
-            scores_BHTS = block_scores(q[i], k[j], mask, i, j)
+            scores_BHTS = block_scores(q_NBHTK[i], k_NBHSK[j], mask, i, j)
             new_largest_BHT1 = jnp.maximum(largest_BHT1, scores_BHTS.max(axis=-1, keepdims=True))
             weights_BHTS = jnp.exp(scores_BHTS - new_largest_BHT1)
             rescale_BHT1 = jnp.exp(largest_BHT1 - new_largest_BHT1)
             sum_BHT1 = sum_BHT1 * rescale_BHT1 + weights_BHTS.sum(axis=-1, keepdims=True)
-            o_BHTK = o_BHTK * rescale_BHT1 + jnp.einsum("BHTS,BHSK->BHTK", weights_BHTS.astype(v.dtype), v[j])
+            o_BHTK = o_BHTK * rescale_BHT1 + jnp.einsum("BHTS,BHSK->BHTK", weights_BHTS.astype(v_NBHSK.dtype), v_NBHSK[j])
             return o_BHTK, new_largest_BHT1, sum_BHT1
 
-        zeros_BHTK = jnp.zeros(q.shape[1:], jnp.float32)
+        zeros_BHTK = jnp.zeros(q_NBHTK.shape[1:], jnp.float32)
         lowest_BHT1 = jnp.full_like(zeros_BHTK[..., :1], jnp.finfo(jnp.float32).min)
         carry = jax.lax.fori_loop(0, i + 1, add_key_block, (zeros_BHTK, lowest_BHT1, zeros_BHTK[..., :1]))
         o_BHTK, largest_BHT1, sum_BHT1 = carry
-        return (o_BHTK / sum_BHT1).astype(v.dtype), largest_BHT1 + jnp.log(sum_BHT1)
+        return (o_BHTK / sum_BHT1).astype(v_NBHSK.dtype), largest_BHT1 + jnp.log(sum_BHT1)
 
-    o, log_sum = jax.lax.map(attend_query_block, jnp.arange(len(q)))
-    return o, (q, k, v, o, log_sum)
+    o_NBHTK, log_sum_NBHT1 = jax.lax.map(attend_query_block, jnp.arange(len(q_NBHTK)))
+    return o_NBHTK, (q_NBHTK, k_NBHSK, v_NBHSK, o_NBHTK, log_sum_NBHT1)
 
 
-def attend_backward(mask, residuals, do):
+def attend_backward(mask: Mask, residuals: tuple[jax.Array, ...], do_NBHTK: jax.Array) -> tuple[jax.Array, ...]:
     """Recomputes the weights from the scores and the logarithm of the normaliser."""
-    q, k, v, o, log_sum = residuals
-    do_o = jnp.sum((do * o).astype(jnp.float32), axis=-1, keepdims=True)
+    q_NBHTK, k_NBHSK, v_NBHSK, o_NBHTK, log_sum_NBHT1 = residuals
+    do_o_NBHT1 = jnp.sum((do_NBHTK * o_NBHTK).astype(jnp.float32), axis=-1, keepdims=True)
 
-    def key_block_backward(dq, j):
+    def key_block_backward(dq_NBHTK, j):
         def add_query_block(i, carry):
-            dq, dk_BHSK, dv_BHSK = carry
-            weights_BHTS = jnp.exp(block_scores(q[i], k[j], mask, i, j) - log_sum[i])
-            dweights_BHTS = jnp.einsum("BHTK,BHSK->BHTS", do[i], v[j])
-            dscores_BHTS = weights_BHTS * (dweights_BHTS - do_o[i])  # gradient of the softmax
-            dscores_BHTS = (dscores_BHTS / q.shape[-1] ** 0.5).astype(q.dtype)
-            dk_BHSK += jnp.einsum("BHTS,BHTK->BHSK", dscores_BHTS, q[i])
-            dv_BHSK += jnp.einsum("BHTS,BHTK->BHSK", weights_BHTS.astype(v.dtype), do[i])
-            return dq.at[i].add(jnp.einsum("BHTS,BHSK->BHTK", dscores_BHTS, k[j])), dk_BHSK, dv_BHSK
+            dq_NBHTK, dk_BHSK, dv_BHSK = carry
+            weights_BHTS = jnp.exp(block_scores(q_NBHTK[i], k_NBHSK[j], mask, i, j) - log_sum_NBHT1[i])
+            dweights_BHTS = jnp.einsum("BHTK,BHSK->BHTS", do_NBHTK[i], v_NBHSK[j])
+            dscores_BHTS = weights_BHTS * (dweights_BHTS - do_o_NBHT1[i])  # gradient of the softmax
+            dscores_BHTS = (dscores_BHTS / q_NBHTK.shape[-1] ** 0.5).astype(q_NBHTK.dtype)
+            dk_BHSK += jnp.einsum("BHTS,BHTK->BHSK", dscores_BHTS, q_NBHTK[i])
+            dv_BHSK += jnp.einsum("BHTS,BHTK->BHSK", weights_BHTS.astype(v_NBHSK.dtype), do_NBHTK[i])
+            return dq_NBHTK.at[i].add(jnp.einsum("BHTS,BHSK->BHTK", dscores_BHTS, k_NBHSK[j])), dk_BHSK, dv_BHSK
 
-        zeros_BHSK = jnp.zeros(k.shape[1:], jnp.float32)
-        dq, dk_BHSK, dv_BHSK = jax.lax.fori_loop(j, len(q), add_query_block, (dq, zeros_BHSK, zeros_BHSK))
-        return dq, (dk_BHSK, dv_BHSK)
+        zeros_BHSK = jnp.zeros(k_NBHSK.shape[1:], jnp.float32)
+        dq_NBHTK, dk_BHSK, dv_BHSK = jax.lax.fori_loop(j, len(q_NBHTK), add_query_block, (dq_NBHTK, zeros_BHSK, zeros_BHSK))
+        return dq_NBHTK, (dk_BHSK, dv_BHSK)
 
-    dq, (dk, dv) = jax.lax.scan(key_block_backward, jnp.zeros(q.shape, jnp.float32), jnp.arange(len(k)))
-    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype)
+    dq_NBHTK, (dk_NBHSK, dv_NBHSK) = jax.lax.scan(
+        key_block_backward, jnp.zeros(q_NBHTK.shape, jnp.float32), jnp.arange(len(k_NBHSK))
+    )
+    return dq_NBHTK.astype(q_NBHTK.dtype), dk_NBHSK.astype(k_NBHSK.dtype), dv_NBHSK.astype(v_NBHSK.dtype)
 
 
 attend.defvjp(attend_forward, attend_backward)
