@@ -14,6 +14,7 @@ from minigpt_jax.data import chats, corpora, packing, passages
 from minigpt_jax.data.conversations import Encoded, Message, RoleMarkers, parse
 from minigpt_jax.data.tokenizers import ByteTokenizer, CharTokenizer, WordTokenizer
 from minigpt_jax.errors import DataError
+from minigpt_jax.files import sha256
 from minigpt_jax.models.gpt import GPT
 
 QUESTION, ANSWER = Message("user", "Who's there?"), Message("assistant", "Nay, answer me.")
@@ -224,7 +225,7 @@ def data_dir(tmp_path, monkeypatch):
         path.write_bytes(text)
 
     text = "".join(json.dumps(play) + "\n" for play in plays()).encode()
-    monkeypatch.setattr(corpora, "PLAYS", corpora.Corpus(corpora.files.sha256(text), make))
+    monkeypatch.setattr(corpora, "PLAYS", corpora.Corpus(sha256(text), make))
     return str(tmp_path)
 
 

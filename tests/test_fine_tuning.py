@@ -17,7 +17,8 @@ from helpers import KERNELS, assert_close, assert_equal, assert_raises, assert_s
 from minigpt_jax.api import evaluate, load, train
 from minigpt_jax.config import Config, DataConfig, FineTuningConfig, ModelConfig, TrainingConfig
 from minigpt_jax.errors import DataError, StoppedError, UsageError
-from minigpt_jax.interop.load import load_adapter, read_run_config, settings_from
+from minigpt_jax.interop.load import base_and_adapter, read_run_config, settings_from
+from minigpt_jax.interop.load import load as load_model
 from minigpt_jax.models import lora
 from minigpt_jax.models.dropout import drop
 from minigpt_jax.models.gpt import GPT
@@ -304,8 +305,9 @@ def test_a_run_trains_and_saves_only_the_adapter_of_its_unchanged_base(folder):
     assert sum(leaf.size for leaf in moments) == 2 * sum(leaf.size for leaf in jax.tree.leaves(state.params))
     saved = {name: folder / name / "checkpoints" / "6" / "params" for name in ("base", "lora")}
     assert bytes_of(saved["lora"]) < bytes_of(saved["base"])
-    loaded_base, adapter = load_adapter(folder / "lora", read_run_config(folder / "lora"), 6, SHARDING)
-    assert_equal(loaded_base.params, base.params)
+    config = read_run_config(folder / "lora")
+    _, loaded_base, adapter = base_and_adapter(folder / "lora", config, 6, SHARDING, load_model)
+    assert_equal(loaded_base, base.params)
     assert_equal(adapter, state.average)
 
 
@@ -313,8 +315,8 @@ def test_a_run_trains_and_saves_only_the_adapter_of_its_unchanged_base(folder):
 def test_the_loaded_model_is_the_merged_one_and_evaluates_as_in_training(folder, caplog):
     config = lora_config(folder)
     step = checkpoints.best_intact(folder / "lora")
-    base, adapter = load_adapter(folder / "lora", config, step, SHARDING)
-    merged = lora.merge(base.params, adapter, config.fine_tuning.lora_scale)
+    _, base, adapter = base_and_adapter(folder / "lora", config, step, SHARDING, load_model)
+    merged = lora.merge(base, adapter, config.fine_tuning.lora_scale)
     assert_equal(load(folder / "lora").params, merged)
     rows = [json.loads(line) for line in (folder / "lora" / "metrics.jsonl").read_text().splitlines()]
     [recorded] = [row["val_loss"] for row in rows if row["step"] == step and "val_loss" in row]

@@ -170,7 +170,11 @@ def allowed(field: dataclasses.Field) -> str:
 GENERATED = {
     "presets": presets_table,
     "presets.short": short_presets_table,
-    **{f"settings.{name}": lambda section=section: settings_table(section) for name, section in (SECTIONS | TASKS).items()},
+    **{
+        f"settings.{name}": lambda section=section: settings_table(section)
+        for name, section in (SECTIONS | TASKS).items()
+        if name not in ("data", "masked_language_modelling")  # those of language_modelling
+    },
     "decoding": lambda: settings_table(DecodingConfig),
     "beams": lambda: settings_table(BeamConfig),
 }

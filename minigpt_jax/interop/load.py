@@ -159,9 +159,7 @@ def read_model_config(path: Path) -> ModelConfig:
     path = peft.base_folder(path) if peft.is_adapter(path) else path
     if is_huggingface(path):
         return hf_reader.read_model_config(path)
-    config = read_run_config(path)
-    require_language_model(path, config)
-    return config.model
+    return read_run_config(path).model
 
 
 def settings_from(path: str) -> dict[str, Any]:

@@ -30,11 +30,9 @@ class ClippedAdamW:
         schedule, is_matrix = learning_rate_schedule(c, c.num_steps), lambda tree: jax.tree.map(lambda x: x.ndim >= 2, tree)
         adamw = optax.adamw(schedule, c.beta1, c.beta2, weight_decay=c.weight_decay, mask=is_matrix)
         chain = optax.chain(optax.clip_by_global_norm(c.grad_clip), adamw)
-        if self.freeze is None:
+        if (freeze := self.freeze) is None:
             return chain
-        freeze, label = self.freeze, {False: "trained", True: "frozen"}
-        labels = lambda tree: jax.tree.map(label.get, frozen_mask(tree, freeze))  # noqa: E731
-        return optax.partition({"trained": chain, "frozen": optax.set_to_zero()}, labels)
+        return optax.partition({False: chain, True: optax.set_to_zero()}, lambda tree: frozen_mask(tree, freeze))
 
 
 def make_optimizer(config: TrainingConfig, num_steps: int, freeze: str | None = None) -> ClippedAdamW:

@@ -12,9 +12,7 @@ from minigpt_jax.training.optimizer import ClippedAdamW
 from minigpt_jax.training.state import TrainState
 
 
-def accumulate_gradients(
-    params: Any, batch: dict[str, jax.Array], key: jax.Array, loss: Callable, num_parts: int
-) -> tuple[jax.Array, Any]:
+def accumulate_gradients(params: Any, batch: dict, key: jax.Array, loss: Callable, num_parts: int) -> tuple[jax.Array, Any]:
     """(mean loss over the batch's targets, its gradient), accumulated over `num_parts` micro-batches to save memory."""
 
     def total_and_count(params, part, part_key):
@@ -48,7 +46,7 @@ def keep_if_finite(new: TrainState, old: TrainState, is_finite: jax.Array) -> Tr
 
 @functools.partial(jax.jit, static_argnames="grad_accumulation", donate_argnames="state")
 def train_step(
-    state: TrainState, batch: dict[str, jax.Array], key: jax.Array, *,
+    state: TrainState, batch: dict, key: jax.Array, *,
     objective: Any, optimizer: ClippedAdamW, ema: float = 0.0, grad_accumulation: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:  # fmt: skip
     """One optimizer step on the mean loss over the batch's targets. `key` is the run's root key. `state` is donated: its
