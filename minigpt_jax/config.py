@@ -400,6 +400,8 @@ class Config:
         for name, section in (SECTIONS | {"data": Section}).items():
             if not isinstance(getattr(self, name), section):
                 raise UsageError(f"{name}={shortened(getattr(self, name))} must be a {section.__name__}")
+        if self.training.init_from is not None and not hasattr(self.data, "tokenizer"):
+            raise UsageError(f"init_from={self.training.init_from}: {self.task} starts from random weights; omit init_from")
 
     @property
     def task(self) -> str:

@@ -56,7 +56,7 @@ def main() -> None:
         log.info("%s has no checkpoint yet: restarting with its settings. Use --overwrite to discard them.", workdir)
     init_from = given.get("init_from", config.training.init_from)
     if init_from and not (keeps_settings and init_from == config.training.init_from):
-        config = config.override(load.settings_from(init_from))
+        config = config.override(init_from=init_from).override(load.settings_from(init_from))
     mg.train(
         config.override(given),
         workdir,

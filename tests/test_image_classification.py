@@ -168,9 +168,9 @@ def test_a_patch_divides_the_image():
     assert_raises(UsageError, ImageConfig, patch_size=5, says=("image_size=28", "patch_size=5"))
 
 
-def test_initial_weights_of_a_text_model_are_refused(config):
-    task = prepare(config.override(init_from="runs/other"))
-    assert_raises(UsageError, task.initial_params, None, says=("init_from", "image_classification"))
+def test_initial_weights_are_refused(config):
+    changes = {"init_from": "runs/other"}
+    assert_raises(UsageError, config.override, changes, says=("init_from=runs/other", "image_classification"))
 
 
 def test_another_set_of_images_is_not_resumed(config, task, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import logging
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -135,8 +136,13 @@ def test_the_clock_excludes_the_time_for_tracing(monkeypatch, tmp_path):
     assert run.clock.lap(20, None) == 1.0
 
 
-def test_a_profile_that_cannot_be_written_is_a_warning_and_training_continues(tmp_path, caplog):
-    (tmp_path / "profile").write_text("")
+@pytest.mark.parametrize("failing", [None, "start_trace", "stop_trace"])
+def test_a_profile_that_cannot_be_written_is_a_warning_and_training_continues(monkeypatch, tmp_path, caplog, failing):
+    for name in ("start_trace", "stop_trace") if failing else ():
+        error = RuntimeError("no\nspace") if name == failing else None
+        monkeypatch.setattr(jax.profiler, name, Mock(side_effect=error))
+    if not failing:
+        (tmp_path / "profile").write_text("")
     run, profile = run_at(tmp_path, 0, 20), Profile()
     profile.begin(run)
     while run.step < 20:

@@ -185,7 +185,8 @@ def test_each_choice_gives_different_logits(name):
     page = [jax.jit(reference.gpt, static_argnums=2)(params, batch["inputs_BT"], config) for config, params in pairs]
     for logits_of_choices in (engine,) if name == "dtype" else (engine, page):
         for one, other in itertools.combinations(logits_of_choices, 2):
-            assert np.abs(np.asarray(one) - np.asarray(other)).max() > 1e-4
+            # Rounding is below 2e-6; gelu and gelu_exact, the closest choices, are 7e-5 apart.
+            assert np.abs(np.asarray(one) - np.asarray(other)).max() > 2e-5
 
 
 @pytest.mark.parametrize("positions", ModelConfig.__dataclass_fields__["positions"].metadata["choices"])

@@ -193,9 +193,9 @@ def test_resuming_checks_the_sources_and_settings_of_the_task(tmp_path):
     assert_raises(DataError, train, text, tmp_path, says=(str(tmp_path), "task=sorting", "language_modelling"))
 
 
-def test_a_run_cannot_start_from_a_run_of_another_task(tmp_path):
+def test_a_run_cannot_start_from_a_run_without_a_tokenizer(tmp_path):
     (tmp_path / "config.json").write_text(CONFIG.to_json())
-    assert_raises(DataError, settings_from, str(tmp_path), says=(str(tmp_path), "sorting", "language_modelling"))
+    assert_raises(DataError, settings_from, str(tmp_path), says=(str(tmp_path), "sorting", "tokenizer"))
 
 
 def test_a_setting_belongs_only_to_its_task():

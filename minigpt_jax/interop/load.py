@@ -163,11 +163,17 @@ def read_model_config(path: Path) -> ModelConfig:
 
 
 def settings_from(path: str) -> dict[str, Any]:
-    """The settings, for `Config.override`, of a run that starts from the weights in this folder."""
+    """The settings, for `Config.override`, of a run that starts from the weights in this folder. Raises DataError if it does
+    not hold a model of text."""
     folder = local_path(path)
     model = dataclasses.asdict(read_model_config(folder))
     needed = {name: value for name, value in model.items() if name not in MAY_DIFFER}
     source = peft.base_folder(folder) if peft.is_adapter(folder) else folder
+    if not is_huggingface(source) and "tokenizer" not in (config := read_run_config(source)).settings:
+        raise DataError(
+            f"{folder} is a run of the task {config.task}, which has no tokenizer: init_from takes a run on text, or a "
+            "Hugging Face GPT-2 or Llama"
+        )
     tokenizer = os.path.join(source, "")  # ends in a slash: a path, even if the folder is called `char`
     return needed | {"context_length": model["context_length"], "tokenizer": tokenizer, "init_from": str(folder)}
 

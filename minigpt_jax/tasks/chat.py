@@ -85,13 +85,10 @@ class Chat(TextTask):
         return means(self.objective, params, self.evaluation_batches("val", limit))
 
     def evaluation_batches(self, split: str, limit: int | None = None) -> Iterator[batches.Batch]:
-        """Every row once, or `limit` batches of rows that are evenly spaced."""
         packs, B = self.splits[split].packs, self.config.training.batch_size
-        count = len(packs) if limit is None else min(len(packs), limit * B)
-        selected = [packs[i] for i in np.linspace(0, len(packs) - 1, count).astype(int)]
-        for first in range(0, count, B):
-            rows = selected[first : first + B]
-            yield packing.batch([*rows, *[()] * (B - len(rows))], self.config.model.context_length)
+        for rows, mask_B in batches.evaluation_rows(len(packs), B, limit):
+            selected = [packs[i] if is_used else () for i, is_used in zip(rows, mask_B, strict=True)]
+            yield packing.batch(selected, self.config.model.context_length)
 
     def measures(self, params: Any, split: str = "val", stride: int | None = None) -> dict[str, float]:
         """The loss on answers, their tokens' accuracy and, if all the first answers are short, how many are matched exactly:

@@ -110,8 +110,6 @@ class ImageClassification:
         return {CLASSES_FILE: classes_json(self.splits["train"])}
 
     def initial_params(self, sharding: jax.sharding.Sharding) -> Any:
-        if self.config.training.init_from is not None:
-            raise UsageError(f"{self.config.task} starts from random weights: omit init_from")
         return None
 
     def batch_at(self, step: int) -> batches.Batch:

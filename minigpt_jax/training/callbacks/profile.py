@@ -1,6 +1,8 @@
 """A profile of a few steps."""
 
+import contextlib
 import logging
+from collections.abc import Iterator
 
 import jax
 
@@ -28,9 +30,10 @@ class Profile(Callback):
         if step == self.planned.start:
             options = jax.profiler.ProfileOptions()
             options.python_tracer_level = 0  # a million Python calls would slow down the steps and reading the trace
-            with run.clock.stopped(run.state):
+            with run.clock.stopped(run.state), self.failures_logged():
+                self.folder.mkdir(parents=True, exist_ok=True)  # a failure of `stop_trace` would leave JAX tracing
                 jax.profiler.start_trace(self.folder, profiler_options=options)
-            self.is_running = True
+                self.is_running = True
         elif step == self.planned.stop:
             with run.clock.stopped(run.state):
                 self.close()
@@ -48,11 +51,17 @@ class Profile(Callback):
         log.info("The trace, for https://ui.perfetto.dev (*.trace.json.gz) or XProf, is in %s.", self.folder)
 
     def close(self) -> None:
-        """Writes the profile, if tracing is still running. Logs a failure, so that training continues."""
+        """Writes the profile, if tracing is still running."""
         if self.is_running:
             self.is_running = False
-            try:
+            with self.failures_logged():
                 jax.profiler.stop_trace()
-            except (OSError, RuntimeError) as error:
-                self.num_steps = 0
-                log.warning("Could not write the profile to %s: %s", self.folder, str(error).splitlines()[0])
+
+    @contextlib.contextmanager
+    def failures_logged(self) -> Iterator[None]:
+        """Logs a failure to trace, so that training continues."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            self.num_steps = 0
+            log.warning("Could not write the profile to %s: %s", self.folder, str(error).splitlines()[0])
