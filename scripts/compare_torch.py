@@ -25,12 +25,12 @@ ROUNDS, STEPS_PER_ROUND = 5, 10
 
 
 def main() -> None:
+    config = load_preset(CONFIG.value).override({"steps": 20} | cli.given_settings())
+    require_choice("task", config.task, ["language_modelling"])  # the twin is a GPT
     if importlib.util.find_spec("torch") is None:
         raise UsageError(f"comparing with PyTorch needs torch: {install_command('torch')}")
     from minigpt_jax.compare.agreement import compare
 
-    config = load_preset(CONFIG.value).override({"steps": 20} | cli.given_settings())
-    require_choice("task", config.task, ["language_modelling"])  # the twin is a GPT
     task = prepare(config.override({"dropout": 0.0, "dtype": "float32"}))
     batches = [task.batch_at(step) for step in range(task.num_steps)]
     differences = compare(task.config, batches, choose_kernels(task.config.model))
