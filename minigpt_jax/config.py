@@ -137,6 +137,7 @@ class ModelConfig(Section):
         choices=("gelu", "gelu_exact", "relu", "relu2", "swiglu"),
     )
     qk_norm: bool = setting(True, "RMS-normalise queries and keys before the dot product")
+    token_shift: bool = setting(False, "half of the features that a sub-layer reads are those of the previous position")
     init: str = setting(
         "fan_in",
         "standard deviation of initial weights, 0.02 as in GPT-2 or 1/sqrt(fan-in) with larger embeddings",

@@ -93,18 +93,18 @@ ACTIVATIONS = {  # engine: ACTIVATIONS in models/ops.py
 def feed_forward(params, x_BTD, config):  # engine: FeedForward in models/layers.py
     """f(x W₁) W₂ at every position (same paper, equation 2). SwiGLU (Shazeer 2020) has a gate W₃: (f(x W₃) ⊙ x W₁) W₂."""
     f, h_BTF = ACTIVATIONS[config.activation], dense(params["up"], x_BTD)
-    h_BTF = f(dense(params["gate"], x_BTD)) * h_BTF if config.activation == "swiglu" else f(h_BTF)
-    return dense(params["down"], h_BTF)
+    return dense(params["down"], f(dense(params["gate"], x_BTD)) * h_BTF if config.activation == "swiglu" else f(h_BTF))
 
 
 def block(params, x_BTD, config, dropout):  # engine: Block in models/transformer.py
     """Each sub-layer f adds to the residual stream x: x + f(norm(x)) with "pre", norm(x + f(x)) with "post" (original)."""
     for name, sublayer in (("attention", attention), ("feed_forward", feed_forward)):
-        normalise = functools.partial(norm, params[f"{name}_norm"], config=config)
-        if config.norm_placement == "pre":
-            x_BTD = x_BTD + dropout(sublayer(params[name], normalise(x_BTD), config))
-        else:
-            x_BTD = normalise(x_BTD + dropout(sublayer(params[name], x_BTD, config)))
+        y_BTD = norm(params[f"{name}_norm"], x_BTD, config) if config.norm_placement == "pre" else x_BTD
+        if config.token_shift:  # f reads half of its features one position later, as in RWKV (Peng et al. 2023)
+            before_BTD = jnp.pad(y_BTD, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+            y_BTD = jnp.where(jnp.arange(config.embed_dim) < config.embed_dim // 2, y_BTD, before_BTD)
+        x_BTD = x_BTD + dropout(sublayer(params[name], y_BTD, config))
+        x_BTD = norm(params[f"{name}_norm"], x_BTD, config) if config.norm_placement == "post" else x_BTD
     return x_BTD
 
 

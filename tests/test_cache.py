@@ -9,7 +9,7 @@ import pytest
 from helpers import allowed_and_bias, attention_by_loop, masks, normal
 
 from minigpt_jax.config import ModelConfig
-from minigpt_jax.models.cache import KVCache, slot_ages
+from minigpt_jax.models.cache import KVCache, LayerCache, slot_ages
 
 pytestmark = pytest.mark.slow
 
@@ -71,6 +71,18 @@ def test_rows_of_another_cache_are_shifted_to_the_slot_where_this_one_writes():
     assert merged.num_written == 6
     assert merged.k_BSGK[:, :, 0, 0].tolist() == [[4, 5, 2, 3], [21, 22, 0, 20]]  # 6 % 4 = 2, so slot 1 was written last
     assert merged.v_BSGK[1, :, 0, 0].tolist() == [121, 122, 0, 120]
+
+
+def test_rows_of_a_layers_cache_keep_their_latest_inputs():
+    def cache_of(number):
+        latest = jnp.array([[number], [number + 1]]), jnp.array([[number + 2], [number + 3]])
+        return LayerCache(KVCache.empty(2, RING).append(*entries([[number], [number + 1]])), latest)
+
+    def numbers(cache):
+        return [cache.kv.k_BSGK[:, 0, 0, 0].tolist(), *(x_BD[:, 0].tolist() for x_BD in cache.latest)]
+
+    assert numbers(cache_of(10).rows(np.array([1, 1, 0]))) == [[11, 11, 10], [11, 11, 10], [13, 13, 12]]
+    assert numbers(cache_of(10).with_rows_of(cache_of(20), jnp.array([False, True]))) == [[10, 21], [10, 21], [12, 23]]
 
 
 MASKS = {kind: mask for kind, mask in masks(2, CONFIG.context_length, CONFIG.num_heads).items() if mask.only_past}

@@ -155,11 +155,12 @@ def test_a_packed_row_has_shifted_targets_restarting_positions_and_the_answers_m
     assert sum(int(one.is_answer[1:].sum()) for one in (first, second)) == batch["mask_BT"].sum()
 
 
-@pytest.mark.parametrize("positions", ["rotary", "learned", "sinusoidal"])
-def test_packed_conversations_get_the_logits_that_each_gets_alone(positions):
-    config = ModelConfig(
-        num_layers=2, num_heads=2, embed_dim=8, ff_dim=8, context_length=16, vocab_size=17, positions=positions
-    )
+POSITIONS = [{"positions": "rotary"}, {"positions": "learned"}, {"positions": "sinusoidal"}]
+
+
+@pytest.mark.parametrize("changes", [*POSITIONS, {"token_shift": True}], ids=str)
+def test_packed_conversations_get_the_logits_that_each_gets_alone(changes):
+    config = ModelConfig(num_layers=2, num_heads=2, embed_dim=8, ff_dim=8, context_length=16, vocab_size=17, **changes)
     model, pack = GPT(config), [encoded(6, 1), encoded(8, 1, seed=1), encoded(4, 1, seed=2)]
     params = random_params(model, np.zeros((2, 1), np.int32))
     run = jax.jit(lambda *inputs, **packed: model.apply({"params": params}, *inputs, **packed)[0])

@@ -16,6 +16,7 @@ from settings import BASE, SIZES, other_values
 from minigpt_jax.config import ModelConfig, load_preset, preset_names
 from minigpt_jax.kernels import BLOCKED, SPLIT
 from minigpt_jax.kernels.partitioned_cache import partitioned
+from minigpt_jax.models.cache import LayerCache
 from minigpt_jax.models.gpt import GPT
 from minigpt_jax.models.kernels import PLAIN
 from minigpt_jax.models.transformer import Transformer
@@ -265,6 +266,8 @@ CACHED = [
     {"positions": "rotary", "qk_norm": False, "num_kv_heads": 2, "norm": "layernorm", "tie_embeddings": True, "bias": True},
     {"positions": "learned", "num_kv_heads": 1, "norm_placement": "post", "activation": "swiglu"},
     {"positions": "sinusoidal", "norm": "layernorm", "norm_placement": "post", "num_kv_heads": 2, "activation": "gelu"},
+    {"positions": "rotary", "token_shift": True},
+    {"positions": "learned", "norm_placement": "post", "token_shift": True},
 ]
 
 
@@ -276,7 +279,8 @@ TWO_PARTS = dataclasses.replace(SPLIT, name="two parts", empty_cache=two_parts)
 
 
 def empty_cache(B, model):
-    return (model.kernels.empty_cache(B, model.config),) * model.config.num_layers
+    kv = model.kernels.empty_cache(B, model.config)
+    return (LayerCache.empty(kv, B, model.config),) * model.config.num_layers
 
 
 @pytest.mark.parametrize(

@@ -228,14 +228,17 @@ def test_the_loss_in_every_unit_agrees_with_its_definition(tmp_path, kind, strid
     params = task.objective.init(jax.random.key(1))
     text, T = TEXT[int(0.9 * len(TEXT)) :], 4
     ids = task.tokenizer.encode(text)
-    nats = []  # of each token after the first, given as many previous tokens as the stride leaves
+    nats, hits = [], []  # of each token after the first, given as many previous tokens as the stride leaves
     for target in range(1, len(ids)):
         # Start of the window that counts this target: the first window counts T targets, each later one `stride` more.
         start = max(0, -(-(target - T) // stride)) * stride
         nats.append(-log_probs_of(task, params, ids[start : target + 1])[-1])
+        hits.append(np.argmax(run(task.objective.model, params, ids[None, start:target])[0, -1]) == ids[target])
         assert T - stride < target - start <= T or start == 0
-    loss = task.measures(params, stride=stride)["loss"]
+    measures = task.measures(params, stride=stride)
+    loss = measures["loss"]
     assert loss == pytest.approx(np.mean(nats), rel=1e-5)
+    assert measures["token_accuracy"] == pytest.approx(np.mean(hits))
 
     measures = loss_in_other_units(task, "val", loss)
     first = task.tokenizer.to_bytes(ids[:1])

@@ -14,10 +14,24 @@ from minigpt_jax.kernels import SPLIT
 from minigpt_jax.models.initial import kernel_init, residual_init
 from minigpt_jax.models.kernels import PLAIN
 from minigpt_jax.models.layers import Dense, FeedForward, Norm, TokenAndPosition
-from minigpt_jax.models.ops import rotate, sinusoidal_positions
+from minigpt_jax.models.ops import rotate, shift, sinusoidal_positions
 
 CONFIG = ModelConfig(num_layers=3, num_heads=2, embed_dim=8, ff_dim=12, context_length=6, vocab_size=10, bias=True)
 with_plain_and_tuned_kernels = pytest.mark.parametrize("kernels", [PLAIN, SPLIT], ids=lambda kernels: kernels.name)
+
+
+# ---- Token shift ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_continued", [False, True])
+def test_shift_takes_the_second_half_of_the_features_from_the_position_before(is_continued):
+    x_BTD, before_BD, positions_BT = normal(2, 4, 5), normal(2, 5, seed=1), np.array([[0, 1, 2, 3], [7, 0, 1, 0]])
+    shifted_BTD = jax.jit(shift)(x_BTD, positions_BT, before_BD if is_continued else None)
+    first_BD = before_BD if is_continued else np.zeros_like(before_BD)
+    for b, t in np.ndindex(2, 4):
+        before_D = x_BTD[b, t - 1] if t > 0 else first_BD[b]
+        later_D = before_D if positions_BT[b, t] > 0 else np.zeros(5)
+        np.testing.assert_array_equal(shifted_BTD[b, t], [*x_BTD[b, t, :2], *later_D[2:]])
 
 
 # ---- Rotary positions -----------------------------------------------------------------------------------------------------

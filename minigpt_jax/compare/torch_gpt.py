@@ -187,15 +187,22 @@ class Block(nn.Module):
         self.attention_norm, self.feed_forward_norm = Norm(config), Norm(config)
         self.dropout = nn.Dropout(config.dropout)
 
+    def mixed(self, x_BTD: Tensor) -> Tensor:
+        """What a sub-layer reads: with token shift, the second half of the features of the position before."""
+        if not self.config.token_shift:
+            return x_BTD
+        half = x_BTD.shape[-1] // 2
+        return torch.cat([x_BTD[..., :half], F.pad(x_BTD[:, :-1, half:], (0, 0, 1, 0))], dim=-1)
+
     def forward(self, x_BTD: Tensor) -> Tensor:
         if self.config.norm_placement == "pre":
-            y_BTD = self.attention(self.attention_norm(x_BTD))
+            y_BTD = self.attention(self.mixed(self.attention_norm(x_BTD)))
             x_BTD = x_BTD + self.dropout(y_BTD)
-            x_BTD = x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
+            x_BTD = x_BTD + self.dropout(self.feed_forward(self.mixed(self.feed_forward_norm(x_BTD))))
         else:
-            y_BTD = self.attention(x_BTD)
+            y_BTD = self.attention(self.mixed(x_BTD))
             x_BTD = self.attention_norm(x_BTD + self.dropout(y_BTD))
-            x_BTD = self.feed_forward_norm(x_BTD + self.dropout(self.feed_forward(x_BTD)))
+            x_BTD = self.feed_forward_norm(x_BTD + self.dropout(self.feed_forward(self.mixed(x_BTD))))
         return x_BTD
 
 

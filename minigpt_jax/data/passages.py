@@ -21,6 +21,7 @@ SPEECHES = 4  # speeches in a passage
 MAX_LINES = 8  # of a passage
 MIN_SPEAKERS = 3  # of a passage, so that naming one of them at random is often wrong
 MIN_WORDS = 3  # of a quoted line
+MAX_TITLE = 5  # words of a title in training
 KINDS = ("who", "next", "play")
 
 
@@ -123,20 +124,22 @@ def passages(plays: Sequence[Play]) -> list[Passage]:
 
 @dataclasses.dataclass(frozen=True)
 class MixedPassages:
-    """Passages of random short speeches of different plays, under a random title: there are many more of them than of
-    speeches that follow each other, so that a model has to learn to read them."""
+    """Passages of random short speeches of different plays. The title is a few words of any line. There are many more of
+    them than of speeches that follow each other, and of plays, so that a model has to learn to read them."""
 
-    titles: Sequence[str]
     speeches: Sequence[Speech]  # of up to three lines
 
     @classmethod
     def of(cls, plays: Sequence[Play]) -> "MixedPassages":
         speeches = [speech for play in plays for scene in play["scenes"] for speech in scene if len(speech) <= 1 + 3]
-        return cls([play["title"] for play in plays], speeches)
+        return cls(speeches)
 
     def sample(self, random: np.random.Generator) -> Passage:
         while True:
-            title = self.titles[int(random.integers(len(self.titles)))]
-            passage = Passage(title, [self.speeches[i] for i in random.integers(len(self.speeches), size=SPEECHES).tolist()])
+            numbers = random.integers(len(self.speeches), size=1 + SPEECHES).tolist()
+            (_, line, *_), *speeches = (self.speeches[number] for number in numbers)
+            words = line.split()
+            start = int(random.integers(len(words)))
+            passage = Passage(" ".join(words[start : start + 1 + int(random.integers(MAX_TITLE))]), speeches)
             if passage.is_suitable:
                 return passage

@@ -1,6 +1,5 @@
-"""Decoding: prefill (run the prompts to fill the cache), then a jitted loop of cached decode steps. It is compiled once per
-model, number of rows and choice of processors (logits.py). Each row samples with its own random key, so its text does not
-depend on the other rows. sampling.py calls these functions for any number of tokens; context.py is for longer texts."""
+"""Decoding: prefill (run the prompts to fill the cache), then a jitted loop of cached decode steps, compiled once per model,
+number of rows and processors (logits.py). Each row has its own random key. sampling.py and context.py drive the loop."""
 
 import functools
 from typing import Any
@@ -12,6 +11,7 @@ from flax import struct
 
 from minigpt_jax.generation.logits import process
 from minigpt_jax.generation.seen import Seen
+from minigpt_jax.models.cache import LayerCache
 
 CHUNK, PREFILL_CHUNK = 64, 32  # maximum number of tokens per decode chunk, and of prompt columns per prefill chunk
 
@@ -33,8 +33,8 @@ def prefill(params: Any, prompts_BS: jax.Array, lengths_B: jax.Array, *, model: 
     """Runs prompts through the model in chunks of columns. Returns the state, without a token yet, and the next logits_BV.
     Rows are padded on the left to S = context_length columns: `lengths_B` tokens at the end. The cache masks the padding."""
     (B, S), V = prompts_BS.shape, model.config.vocab_size
-    cache = (model.kernels.empty_cache(B, model.config),) * model.config.num_layers
-    T = max(size for size in range(1, min(S, PREFILL_CHUNK) + 1) if cache[0].append_divisor % size == 0)
+    cache = (LayerCache.empty(model.kernels.empty_cache(B, model.config), B, model.config),) * model.config.num_layers
+    T = max(size for size in range(1, min(S, PREFILL_CHUNK) + 1) if cache[0].kv.append_divisor % size == 0)
 
     def body(chunk, carry):
         tokens_BT = jax.lax.dynamic_slice_in_dim(prompts_BS, chunk * T, T, axis=1)

@@ -1,4 +1,6 @@
-"""The key/value cache of the decoder: each key and value is computed only once."""
+"""The cache of the decoder, with which each key and value is computed only once."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -71,3 +73,25 @@ class KVCache:
             return jnp.where(is_other_B[:, None, None, None], jnp.roll(theirs_BSGK, shift, axis=1), ours_BSGK)
 
         return KVCache(pick(self.k_BSGK, other.k_BSGK), pick(self.v_BSGK, other.v_BSGK), self.num_written)
+
+
+@struct.dataclass
+class LayerCache:
+    """What a block keeps of the positions so far: attention's keys and values, and the latest inputs of its two sub-layers
+    for the token shift."""
+
+    kv: Any
+    latest: tuple[jax.Array, jax.Array]  # x_BD of attention, of the feed-forward network
+
+    @classmethod
+    def empty(cls, kv: Any, batch_size: int, config: ModelConfig) -> "LayerCache":
+        return cls(kv, (jnp.zeros((batch_size, config.embed_dim), config.dtype),) * 2)
+
+    def rows(self, rows_R: jax.Array) -> "LayerCache":
+        """A cache with the selected rows of this one."""
+        return LayerCache(self.kv.rows(rows_R), jax.tree.map(lambda x_BD: x_BD[rows_R], self.latest))
+
+    def with_rows_of(self, other: "LayerCache", is_other_B: jax.Array) -> "LayerCache":
+        """This cache with some rows replaced by those of `other`."""
+        latest = jax.tree.map(lambda *pair_BD: jnp.where(is_other_B[:, None], *pair_BD), other.latest, self.latest)
+        return LayerCache(self.kv.with_rows_of(other.kv, is_other_B), latest)

@@ -4,6 +4,8 @@ import jax
 from flax import linen as nn
 
 from minigpt_jax.config import ModelConfig
+from minigpt_jax.models import ops
+from minigpt_jax.models.cache import LayerCache
 from minigpt_jax.models.dropout import Dropout
 from minigpt_jax.models.kernels import PLAIN, Kernels
 from minigpt_jax.models.layers import FeedForward, MultiHeadAttention, Norm
@@ -20,20 +22,23 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD: jax.Array, mask: Mask, positions_BT: jax.Array, cache=None, dropout=None):
-        config, kernels, drop = self.config, self.kernels, Dropout()
+        config, kernels, drop, is_pre = self.config, self.kernels, Dropout(), self.config.norm_placement == "pre"
         attention = MultiHeadAttention(config, kernels, name="attention")
         feed_forward = FeedForward(config, kernels, name="feed_forward")
         attention_norm, feed_forward_norm = (Norm(config, kernels, name=f"{f}_norm") for f in ("attention", "feed_forward"))
+        kv, before = (None, (None, None)) if cache is None else (cache.kv, cache.latest)
 
-        if config.norm_placement == "pre":
-            y_BTD, cache = attention(attention_norm(x_BTD), mask, positions_BT, cache)
-            x_BTD = x_BTD + drop(y_BTD, dropout)
-            x_BTD = x_BTD + drop(feed_forward(feed_forward_norm(x_BTD)), dropout)
-        else:
-            y_BTD, cache = attention(x_BTD, mask, positions_BT, cache)
-            x_BTD = attention_norm(x_BTD + drop(y_BTD, dropout))
-            x_BTD = feed_forward_norm(x_BTD + drop(feed_forward(x_BTD), dropout))
-        return x_BTD, cache
+        def mixed(x_BTD, before_BD):
+            return ops.shift(x_BTD, positions_BT, before_BD) if config.token_shift else x_BTD
+
+        a_BTD = attention_norm(x_BTD) if is_pre else x_BTD
+        y_BTD, kv = attention(mixed(a_BTD, before[0]), mask, positions_BT, kv)
+        x_BTD = x_BTD + drop(y_BTD, dropout)
+        x_BTD = x_BTD if is_pre else attention_norm(x_BTD)
+        f_BTD = feed_forward_norm(x_BTD) if is_pre else x_BTD
+        x_BTD = x_BTD + drop(feed_forward(mixed(f_BTD, before[1])), dropout)
+        x_BTD = x_BTD if is_pre else feed_forward_norm(x_BTD)
+        return x_BTD, None if cache is None else LayerCache(kv, (a_BTD[:, -1], f_BTD[:, -1]))
 
 
 class Transformer(nn.Module):

@@ -7,9 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from flax import struct
 
 from minigpt_jax.commands import command
 from minigpt_jax.config import ChatConfig, Config
@@ -22,7 +20,7 @@ from minigpt_jax.generation.chat import ChatModel
 from minigpt_jax.generation.language_model import LanguageModel
 from minigpt_jax.models.kernels import PLAIN, Kernels
 from minigpt_jax.tasks.evaluation import means
-from minigpt_jax.tasks.next_token import NextToken, next_token_loss
+from minigpt_jax.tasks.next_token import NextTokenAndAccuracy
 from minigpt_jax.tasks.task import PreviousRun
 from minigpt_jax.tasks.text import TextTask, read_same, steps_of, tokenizer_for, warn_of_copies
 
@@ -31,16 +29,6 @@ log = logging.getLogger(__name__)
 MAX_ANSWER = 64  # tokens; questions with longer answers are not checked word for word
 MAX_CHECKED = 512  # questions answered for an exact match
 PREVIEW_LENGTH = 100  # tokens
-
-
-@struct.dataclass
-class NextAnswerToken(NextToken):
-    """The same loss, where the batch's mask leaves only the assistant's tokens, and how many of these are right."""
-
-    def loss(self, params: Any, batch: batches.Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array, dict]:
-        logits_BTV, targets_BT, mask_BT = self.logits(params, batch, key), batch["targets_BT"], batch["mask_BT"]
-        is_right_BT = (logits_BTV.argmax(axis=-1) == targets_BT) & mask_BT
-        return *next_token_loss(logits_BTV, targets_BT, mask_BT), {"token_accuracy": is_right_BT.sum()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +146,7 @@ def prepare(config: Config, previous: PreviousRun | None = None, kernels: Kernel
         warn_of_copies(float(np.mean([example.conversation in trained for example in chats.val])), data.dataset)
     num_steps = steps_of(config.training, len(splits["train"].packs))
     sources = {"text": chats.sha256, "tokenizer": tokenizer.sha256}
-    return Chat(config, tokenizer, splits, sources, num_steps, NextAnswerToken.of(config, kernels), chats)
+    return Chat(config, tokenizer, splits, sources, num_steps, NextTokenAndAccuracy.of(config, kernels), chats)
 
 
 def train_tokenizer(data: ChatConfig, vocab_size: int | None, chats: Chats) -> Tokenizer:

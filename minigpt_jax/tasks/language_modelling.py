@@ -13,7 +13,8 @@ from minigpt_jax.config import Config
 from minigpt_jax.errors import UsageError, require_choice
 from minigpt_jax.generation.language_model import LanguageModel
 from minigpt_jax.models.kernels import PLAIN, Kernels
-from minigpt_jax.tasks.next_token import NextToken
+from minigpt_jax.tasks.evaluation import means
+from minigpt_jax.tasks.next_token import NextToken, NextTokenAndAccuracy
 from minigpt_jax.tasks.task import PreviousRun
 from minigpt_jax.tasks.windows import WindowTask
 
@@ -29,7 +30,8 @@ class LanguageModelling(WindowTask):
         require_choice("split", split, self.splits)
         if stride is not None and not 1 <= stride <= T:
             raise UsageError(f"stride={stride} must be at least 1 and at most context_length={T}")
-        measured = self.means_over(split, params, stride=stride)
+        objective = NextTokenAndAccuracy(self.objective.model, self.objective.dropout)
+        measured = means(objective, params, self.evaluation_batches(split, stride=stride))
         return {"stride": stride or T} | measured | loss_in_other_units(self, split, measured["loss"])
 
     def preview(self, params: Any) -> str:

@@ -15,6 +15,7 @@ from minigpt_jax.generation.masked_language_model import MASK, MaskedLanguageMod
 from minigpt_jax.interop import load
 from minigpt_jax.models.bert import mask_token
 from minigpt_jax.models.kernels import PLAIN, Kernels
+from minigpt_jax.tasks.evaluation import means
 from minigpt_jax.tasks.masked_token import MaskedToken
 from minigpt_jax.tasks.task import PreviousRun
 from minigpt_jax.tasks.windows import WindowTask
@@ -40,7 +41,7 @@ class MaskedLanguageModelling(WindowTask):
             raise UsageError(f"stride={stride} has no use here: every token already has context on both sides")
         counts_V = np.bincount(self.splits["train"].ids[:MAX_COUNTED], minlength=self.config.model.known_vocab_size)
         ids = self.splits[split].ids
-        return self.means_over(split, params) | {
+        return means(self.objective, params, self.evaluation_batches(split)) | {
             "unigram_accuracy": np.count_nonzero(ids == counts_V.argmax()) / len(ids),
             "tokens": len(ids),
             "unknown_share": self.splits[split].unknown_share,

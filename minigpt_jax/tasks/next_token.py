@@ -48,3 +48,13 @@ class NextToken:
         packed = {name: batch[name] for name in ("positions_BT", "segments_BT") if name in batch}
         logits_BTV, _ = self.model.apply({"params": params}, batch["inputs_BT"], **packed, dropout=dropout, rngs=rngs)
         return logits_BTV
+
+
+@struct.dataclass
+class NextTokenAndAccuracy(NextToken):
+    """The same loss, and how often the most probable token is the right one."""
+
+    def loss(self, params: Any, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, jax.Array, dict]:
+        logits_BTV, targets_BT, mask_BT = self.logits(params, batch, key), batch["targets_BT"], batch["mask_BT"]
+        is_right_BT = (logits_BTV.argmax(axis=-1) == targets_BT) & mask_BT
+        return *next_token_loss(logits_BTV, targets_BT, mask_BT), {"token_accuracy": is_right_BT.sum()}

@@ -1,7 +1,7 @@
 """Tasks on windows of a text: reading and tokenizing it, batches, and evaluation on all of it."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 from minigpt_jax.config import Config, DataConfig
@@ -39,12 +39,12 @@ class WindowTask(TextTask):
         return batches.batch_at(ids, self.config.model.context_length, settings.batch_size, settings.seed, step)
 
     def evaluate(self, params: Any, limit: int | None = None) -> dict[str, float]:
-        return self.means_over("val", params, limit)
+        return means(self.objective, params, self.evaluation_batches("val", limit))
 
-    def means_over(self, split: str, params: Any, limit: int | None = None, stride: int | None = None) -> dict[str, float]:
+    def evaluation_batches(self, split: str, limit: int | None = None, stride: int | None = None) -> Iterator[batches.Batch]:
         """See `batches.evaluation_batches`."""
         ids, T, B = self.splits[split].ids, self.config.model.context_length, self.config.training.batch_size
-        return means(self.objective, params, batches.evaluation_batches(ids, T, B, limit, stride))
+        return batches.evaluation_batches(ids, T, B, limit, stride)
 
     def describe_data(self) -> str:
         millions = len(self.splits["train"].ids) / 1e6
