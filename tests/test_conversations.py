@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import itertools
 import json
 
 import jax
@@ -158,6 +159,16 @@ def test_a_packed_row_has_shifted_targets_restarting_positions_and_the_answers_m
 POSITIONS = [{"positions": "rotary"}, {"positions": "learned"}, {"positions": "sinusoidal"}]
 
 
+def test_a_row_is_filled_with_the_next_conversations_until_one_does_not_fit():
+    sizes = (30, 5, 12, 9, 2)  # 4, 11, 8 and 1 columns of 16; the first is too long for any row
+
+    def endless():
+        yield from (encoded(size, 1) for size in sizes)
+        raise AssertionError("read beyond the first that does not fit")
+
+    assert [len(one.ids) for one in packing.fill(endless(), 16)] == [5, 12]
+
+
 @pytest.mark.parametrize("changes", [*POSITIONS, {"token_shift": True}], ids=str)
 def test_packed_conversations_get_the_logits_that_each_gets_alone(changes):
     config = ModelConfig(num_layers=2, num_heads=2, embed_dim=8, ff_dim=8, context_length=16, vocab_size=17, **changes)
@@ -233,7 +244,7 @@ def data_dir(tmp_path, monkeypatch):
 def test_held_out_plays_are_not_trained_on(data_dir):
     for dataset in chats.MADE_FROM_PLAYS:
         read = chats.read_chats(ChatConfig(dataset=dataset, data_dir=data_dir))
-        sampled = [read.sample(0, row) for row in range(30)] if read.mixed else []
+        sampled = list(itertools.islice(read.samples(0, 0), 60)) if read.mixed else []
         trained = [*(example.conversation for example in read.train[:300]), *read.more_text, *sampled]
         for number in range(14):
             name = f"in {number},"
@@ -244,8 +255,9 @@ def test_held_out_plays_are_not_trained_on(data_dir):
 def test_the_questions_of_a_row_depend_on_seed_and_row_alone(data_dir):
     config = ChatConfig(dataset="qa_shakespeare", data_dir=data_dir)
     read, again = chats.read_chats(config), chats.read_chats(config)
-    assert read.sample(3, 7) == again.sample(3, 7)
-    assert len({read.sample(seed, row) for seed in (0, 1) for row in range(9)}) == 18
+    rows = [tuple(itertools.islice(read.samples(seed, row), 3)) for seed in (0, 1) for row in range(9)]
+    assert rows[-1] == tuple(itertools.islice(again.samples(1, 8), 3))
+    assert len({one for row in rows for one in row}) == 18 * 3
     assert read.val == again.val
     assert {example.kind for example in read.val} <= set(passages.KINDS)
     assert all(len(example.conversation) == 2 and example.guess in example.conversation[0].content for example in read.val)

@@ -39,12 +39,13 @@ class Chats:
     mixed: passages.MixedPassages | None = None  # to train on, rather than on `train`
     more_text: Sequence[Conversation] = ()  # for the tokenizer only
 
-    def sample(self, seed: int, row: int) -> Conversation:
-        """The conversation of a row: questions about a passage that no other row has."""
+    def samples(self, seed: int, row: int) -> Iterator[Conversation]:
+        """Endless conversations for a row: questions about passages that no other row has."""
         assert self.mixed is not None
         random = np.random.default_rng((seed, row))
-        passage = self.mixed.sample(random)
-        return passages.conversation(passage, passage.ask(MAX_QUESTIONS, random))
+        while True:
+            passage = self.mixed.sample(random)
+            yield passages.conversation(passage, passage.ask(MAX_QUESTIONS, random))
 
 
 def read_chats(config: ChatConfig) -> Chats:

@@ -46,6 +46,19 @@ def pack(conversations: Sequence[Encoded], context_length: int) -> list[Sequence
     return [*packs, conversations[first:]] if conversations else []
 
 
+def fill(conversations: Iterable[Encoded], context_length: int) -> list[Encoded]:
+    """The first conversations, as many as fit into a row. Those that are too long for any row are left out."""
+    row, left = [], context_length
+    for conversation in conversations:
+        size = len(conversation.ids) - 1
+        if size <= left:
+            row.append(conversation)
+            left -= size
+        elif row:
+            break
+    return row
+
+
 def batch(packs: Sequence[Sequence[Encoded]], context_length: int) -> Batch:
     """A batch with one row for each pack of conversations, which may be empty."""
     shape = len(packs), context_length

@@ -76,7 +76,7 @@ class Passage:
     def is_suitable(self) -> bool:
         """Whether it is short, and has enough speakers."""
         speakers, num_lines = {name for name, *_ in self.speeches}, sum(len(lines) for _, *lines in self.speeches)
-        return num_lines <= MAX_LINES and len(speakers) >= MIN_SPEAKERS
+        return num_lines <= MAX_LINES and len(speakers) >= min(MIN_SPEAKERS, len(self.speeches))
 
     def questions(self, kind: str) -> list[Question]:
         """All questions of this kind with one right answer. A quoted line has a line of its own, as in the passage, so that
@@ -124,8 +124,9 @@ def passages(plays: Sequence[Play]) -> list[Passage]:
 
 @dataclasses.dataclass(frozen=True)
 class MixedPassages:
-    """Passages of random short speeches of different plays. The title is a few words of any line. There are many more of
-    them than of speeches that follow each other, and of plays, so that a model has to learn to read them."""
+    """Passages of one to SPEECHES random short speeches of different plays. The title is a few words of any line. There are
+    many more of them than of speeches that follow each other, and of plays, so that a model has to learn to read them. It
+    learns to find something in a short passage first."""
 
     speeches: Sequence[Speech]  # of up to three lines
 
@@ -136,7 +137,7 @@ class MixedPassages:
 
     def sample(self, random: np.random.Generator) -> Passage:
         while True:
-            numbers = random.integers(len(self.speeches), size=1 + SPEECHES).tolist()
+            numbers = random.integers(len(self.speeches), size=1 + int(random.integers(1, SPEECHES + 1))).tolist()
             (_, line, *_), *speeches = (self.speeches[number] for number in numbers)
             words = line.split()
             start = int(random.integers(len(words)))

@@ -66,8 +66,8 @@ class Chat(TextTask):
             packs = self.splits["train"].packs
             return packing.batch([packs[i] for i in batches.shuffled_rows(len(packs), B, seed, step)], T)
         markers = RoleMarkers(self.tokenizer)
-        rows = [markers.encode(self.chats.sample(seed, row)) for row in range(step * B, (step + 1) * B)]
-        return packing.batch([packing.fit([row], T)[0] for row in rows], T)
+        samples = (self.chats.samples(seed, row) for row in range(step * B, (step + 1) * B))
+        return packing.batch([packing.fill(map(markers.encode, row), T) for row in samples], T)
 
     def evaluate(self, params: Any, limit: int | None = None) -> dict[str, float]:
         return means(self.objective, params, self.evaluation_batches("val", limit))
