@@ -244,7 +244,7 @@ def data_dir(tmp_path, monkeypatch):
 def test_held_out_plays_are_not_trained_on(data_dir):
     for dataset in chats.MADE_FROM_PLAYS:
         read = chats.read_chats(ChatConfig(dataset=dataset, data_dir=data_dir))
-        sampled = list(itertools.islice(read.samples(0, 0), 60)) if read.mixed else []
+        sampled = list(itertools.islice(read.samples(0, 0), 60)) if read.endless else []
         trained = [*(example.conversation for example in read.train[:300]), *read.more_text, *sampled]
         for number in range(14):
             name = f"in {number},"
@@ -261,6 +261,18 @@ def test_the_questions_of_a_row_depend_on_seed_and_row_alone(data_dir):
     assert read.val == again.val
     assert {example.kind for example in read.val} <= set(passages.KINDS)
     assert all(len(example.conversation) == 2 and example.guess in example.conversation[0].content for example in read.val)
+
+
+def test_passages_to_train_on_have_random_titles_and_half_of_them_are_of_speeches_that_follow_each_other():
+    source, random = passages.RandomPassages.of(plays(3)), np.random.default_rng(0)
+    sampled = [source.sample(random) for _ in range(400)]
+    following = [passage.speeches for passage in passages.passages(plays(3))]
+    assert 0.4 < np.mean([passage.speeches in following for passage in sampled]) < 0.6
+    assert {len(passage.speeches) for passage in sampled} == {1, 2, 3, 4}
+    assert all(passage.is_suitable for passage in sampled)
+    lines = {line for play in plays(3) for scene in play["scenes"] for _, *lines in scene for line in lines}
+    assert all(any(passage.title in line for line in lines) for passage in sampled)
+    assert {len(passage.title.split()) for passage in sampled} == {1, 2, 3, 4, 5}
 
 
 def test_dialogues_are_speeches_that_follow_each_other():

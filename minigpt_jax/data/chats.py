@@ -36,15 +36,15 @@ class Chats:
     train: Sequence[Example]
     val: Sequence[Example]
     sha256: str
-    mixed: passages.MixedPassages | None = None  # to train on, rather than on `train`
+    endless: passages.RandomPassages | None = None  # to train on, rather than on `train`
     more_text: Sequence[Conversation] = ()  # for the tokenizer only
 
     def samples(self, seed: int, row: int) -> Iterator[Conversation]:
         """Endless conversations for a row: questions about passages that no other row has."""
-        assert self.mixed is not None
+        assert self.endless is not None
         random = np.random.default_rng((seed, row))
         while True:
-            passage = self.mixed.sample(random)
+            passage = self.endless.sample(random)
             yield passages.conversation(passage, passage.ask(MAX_QUESTIONS, random))
 
 
@@ -88,15 +88,15 @@ def from_plays(config: ChatConfig) -> Chats:
     digest = sha256(f"{config.dataset} {corpora.PLAYS.sha256}".encode())
     if config.dataset == "chat_shakespeare":
         return Chats(examples(dialogues), examples(of_held_out), digest)
-    mixed = passages.MixedPassages.of(train)
-    asked = itertools.islice(questions(mixed), NUM_EXAMPLES)
-    return Chats(list(asked), list(questions(passages.passages(held_out))), digest, mixed, dialogues)
+    endless = passages.RandomPassages.of(train)
+    asked = itertools.islice(questions(endless), NUM_EXAMPLES)
+    return Chats(list(asked), list(questions(passages.passages(held_out))), digest, endless, dialogues)
 
 
-def questions(about: Sequence[passages.Passage] | passages.MixedPassages) -> Iterator[Example]:
+def questions(about: Sequence[passages.Passage] | passages.RandomPassages) -> Iterator[Example]:
     """One question about each passage, always the same."""
     random = np.random.default_rng(0)
-    found = (about.sample(random) for _ in itertools.count()) if isinstance(about, passages.MixedPassages) else about
+    found = (about.sample(random) for _ in itertools.count()) if isinstance(about, passages.RandomPassages) else about
     for passage in found:
         [question] = passage.ask(1, random)
         yield Example(passages.conversation(passage, [question]), question.kind, passage.most_frequent_speaker)

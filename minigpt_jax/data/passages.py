@@ -123,24 +123,29 @@ def passages(plays: Sequence[Play]) -> list[Passage]:
 
 
 @dataclasses.dataclass(frozen=True)
-class MixedPassages:
-    """Passages of one to SPEECHES random short speeches of different plays. The title is a few words of any line. There are
-    many more of them than of speeches that follow each other, and of plays, so that a model has to learn to read them. It
-    learns to find something in a short passage first."""
+class RandomPassages:
+    """Passages to train on. Half of them are speeches that follow each other. There are too few of these, and in the others
+    nothing but reading helps: one to SPEECHES short speeches of any plays, the shortest of which are learned first. For the
+    same reason the title is a few words of any line."""
 
+    passages: Sequence[Passage]
     speeches: Sequence[Speech]  # of up to three lines
 
     @classmethod
-    def of(cls, plays: Sequence[Play]) -> "MixedPassages":
+    def of(cls, plays: Sequence[Play]) -> "RandomPassages":
         speeches = [speech for play in plays for scene in play["scenes"] for speech in scene if len(speech) <= 1 + 3]
-        return cls(speeches)
+        return cls(passages(plays), speeches)
 
     def sample(self, random: np.random.Generator) -> Passage:
-        while True:
-            numbers = random.integers(len(self.speeches), size=1 + int(random.integers(1, SPEECHES + 1))).tolist()
-            (_, line, *_), *speeches = (self.speeches[number] for number in numbers)
-            words = line.split()
-            start = int(random.integers(len(words)))
-            passage = Passage(" ".join(words[start : start + 1 + int(random.integers(MAX_TITLE))]), speeches)
-            if passage.is_suitable:
-                return passage
+        def speeches(number: int) -> list[Speech]:
+            return [self.speeches[i] for i in random.integers(len(self.speeches), size=number).tolist()]
+
+        [[_, line, *_]] = speeches(1)
+        words = line.split()
+        start, size = int(random.integers(len(words))), 1 + int(random.integers(MAX_TITLE))
+        title = " ".join(words[start : start + size])
+        if random.integers(2):
+            return Passage(title, self.passages[int(random.integers(len(self.passages)))].speeches)
+        while not (passage := Passage(title, speeches(1 + int(random.integers(SPEECHES))))).is_suitable:
+            pass
+        return passage

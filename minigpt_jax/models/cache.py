@@ -85,7 +85,8 @@ class LayerCache:
 
     @classmethod
     def empty(cls, kv: Any, batch_size: int, config: ModelConfig) -> "LayerCache":
-        return cls(kv, (jnp.zeros((batch_size, config.embed_dim), config.dtype),) * 2)
+        zeros_BD = jnp.zeros((batch_size, config.embed_dim), config.dtype)
+        return cls(kv, (zeros_BD, zeros_BD))
 
     def rows(self, rows_R: jax.Array) -> "LayerCache":
         """A cache with the selected rows of this one."""

@@ -62,7 +62,7 @@ class Chat(TextTask):
 
     def batch_at(self, step: int) -> batches.Batch:
         B, T, seed = self.config.training.batch_size, self.config.model.context_length, self.config.training.seed
-        if self.chats.mixed is None:
+        if self.chats.endless is None:
             packs = self.splits["train"].packs
             return packing.batch([packs[i] for i in batches.shuffled_rows(len(packs), B, seed, step)], T)
         markers = RoleMarkers(self.tokenizer)
@@ -115,7 +115,7 @@ class Chat(TextTask):
 
     def describe_data(self) -> str:
         split = self.splits["train"]
-        if self.chats.mixed is not None:
+        if self.chats.endless is not None:
             return f"{chat_config(self.config).dataset}, new questions in each step"
         return f"{chat_config(self.config).dataset}, {split.num_answer_tokens / 1e6:.2f} M tokens of answers to train on"
 
