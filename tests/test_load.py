@@ -19,6 +19,7 @@ from minigpt_jax.models.gpt import GPT
 from minigpt_jax.models.initial import init_params
 from minigpt_jax.models.kernels import PLAIN
 from minigpt_jax.runs import checkpoints
+from minigpt_jax.runs.metrics import read_metrics
 from minigpt_jax.tasks import prepare
 from minigpt_jax.training.run import new_state
 
@@ -91,6 +92,15 @@ def test_a_run_starts_with_the_weights_tokenizer_and_architecture(folder, name):
 
 def test_without_init_from_there_are_no_initial_params(folder):
     assert prepare(preset(folder)).initial_params(SHARDING) is None
+
+
+def test_a_run_from_a_model_is_also_evaluated_before_its_first_step(folder, tmp_path, model):
+    train(preset(folder).override(settings_from(str(folder / "gpt2"))), tmp_path)
+    evaluations = [row for row in read_metrics(tmp_path / "metrics.jsonl") if "val_loss" in row]
+    assert [row["step"] for row in evaluations] == [0, 2]
+    expected = task_from(folder).evaluate(model.params, limit=1)
+    assert evaluations[0]["val_loss"] == pytest.approx(expected["loss"])
+    assert [row["step"] for row in read_metrics(folder / "run" / "metrics.jsonl") if "val_loss" in row] == [2]
 
 
 def test_a_shorter_context_takes_the_first_positions(folder, model):

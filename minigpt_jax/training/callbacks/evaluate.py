@@ -10,11 +10,24 @@ log = logging.getLogger(__name__)
 
 
 class Evaluate(Callback):
-    """Evaluates every `eval_every` steps on `eval_batches` batches. Non-finite means are recorded as None."""
+    """Evaluates every `eval_every` steps on `eval_batches` batches, and a model in `init_from` also before the first step.
+    Non-finite means are recorded as None."""
+
+    def begin(self, run: Run) -> None:
+        if run.step == 0 and run.settings.init_from is not None:
+            self.measure(run)
 
     def after_step(self, run: Run) -> None:
         if not run.due(run.settings.eval_every):
             return
+        self.measure(run)
+        loss, best = run.means["loss"], run.info.best_val_loss
+        if loss is not None and (best is None or loss < best):
+            run.note(best_val_loss=loss, evaluations_since_best=0)
+        else:
+            run.note(evaluations_since_best=run.info.evaluations_since_best + 1)
+
+    def measure(self, run: Run) -> None:
         with run.clock.stopped(run.state):
             means = run.task.evaluate(run.state.eval_params, limit=run.settings.eval_batches)
         run.means = {name: mean if math.isfinite(mean) else None for name, mean in means.items()}
@@ -22,8 +35,3 @@ class Evaluate(Callback):
         run.metrics.append(row | {"seconds": round(run.clock.seconds, 3)})
         others = "".join(f"  {name} {mean:.4f}" for name, mean in means.items() if name != "loss")
         log.info("step %d/%d  validation loss %.4f%s", run.step, run.task.num_steps, means["loss"], others)
-        loss, best = run.means["loss"], run.info.best_val_loss
-        if loss is not None and (best is None or loss < best):
-            run.note(best_val_loss=loss, evaluations_since_best=0)
-        else:
-            run.note(evaluations_since_best=run.info.evaluations_since_best + 1)
