@@ -87,7 +87,7 @@ def test_all_combinations_of_settings_have_the_right_shapes_and_dtypes(kernels):
         assert next_cache == cache, choices  # so that a loop can carry it
         G, S, K = config.kv_heads, config.context_length, config.head_size
         slots = (B, S, G, K) if kernels is PLAIN else (B * G, S, K)
-        arrays = [(leaf.shape, leaf.dtype.name) for leaf in jax.tree.leaves(cache)]
+        arrays = [(leaf.shape, leaf.dtype.name) for leaf in jax.tree.leaves([layer.kv for layer in cache])]
         assert arrays == [(slots, config.dtype), (slots, config.dtype), ((), "int32")], choices
 
         names = {path[-1].key for path, _ in jax.tree.leaves_with_path(params)}

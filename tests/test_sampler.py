@@ -154,10 +154,10 @@ def test_chunked_prefill_gives_the_logits_after_each_prompt(lengths, context_len
     prompts_BS = context.padded([row[:length] for row, length in zip(tokens_BS, lengths, strict=True)], context_length)
     state, logits_BV = decode.prefill(some_params(model), prompts_BS, np.array(lengths), model=model)
     if kernels is PLAIN:
-        assert isinstance(state.cache[0], KVCache)
+        assert isinstance(state.cache[0].kv, KVCache)
     else:
-        assert isinstance(state.cache[0], PartitionedCache)
-        assert len(state.cache[0].k_parts) == (4 if kernels.empty_cache is four_parts else 1)
+        assert isinstance(state.cache[0].kv, PartitionedCache)
+        assert len(state.cache[0].kv.k_parts) == (4 if kernels.empty_cache is four_parts else 1)
     uncached = jax.jit(lambda params, tokens_BS: model.apply({"params": params}, tokens_BS)[0])
     expected_BSV = uncached(some_params(model), tokens_BS)
     np.testing.assert_allclose(logits_BV, expected_BSV[np.arange(2), np.array(lengths) - 1], atol=1e-4)
