@@ -20,14 +20,13 @@ class Evaluate(Callback):
     def after_step(self, run: Run) -> None:
         if not run.due(run.settings.eval_every):
             return
-        self.measure(run)
-        loss, best = run.means["loss"], run.info.best_val_loss
+        loss, best = self.measure(run)["loss"], run.info.best_val_loss
         if loss is not None and (best is None or loss < best):
             run.note(best_val_loss=loss, evaluations_since_best=0)
         else:
             run.note(evaluations_since_best=run.info.evaluations_since_best + 1)
 
-    def measure(self, run: Run) -> None:
+    def measure(self, run: Run) -> dict[str, float | None]:
         with run.clock.stopped(run.state):
             means = run.task.evaluate(run.state.eval_params, limit=run.settings.eval_batches)
         run.means = {name: mean if math.isfinite(mean) else None for name, mean in means.items()}
@@ -35,3 +34,4 @@ class Evaluate(Callback):
         run.metrics.append(row | {"seconds": round(run.clock.seconds, 3)})
         others = "".join(f"  {name} {mean:.4f}" for name, mean in means.items() if name != "loss")
         log.info("step %d/%d  validation loss %.4f%s", run.step, run.task.num_steps, means["loss"], others)
+        return run.means
