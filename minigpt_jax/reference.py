@@ -96,7 +96,7 @@ def feed_forward(params, x_BTD, config):  # engine: FeedForward in models/layers
     return dense(params["down"], f(dense(params["gate"], x_BTD)) * h_BTF if config.activation == "swiglu" else f(h_BTF))
 
 
-def block(params, x_BTD, config, dropout):  # engine: Block in models/transformer.py
+def block(params, x_BTD, config, dropout):  # engine: Block in models/transformer.py, token_shift.py
     """Each sub-layer f adds to the residual stream x: x + f(norm(x)) with "pre", norm(x + f(x)) with "post" (original)."""
     for name, sublayer in (("attention", attention), ("feed_forward", feed_forward)):
         y_BTD = norm(params[f"{name}_norm"], x_BTD, config) if config.norm_placement == "pre" else x_BTD

@@ -14,7 +14,8 @@ from minigpt_jax.kernels import SPLIT
 from minigpt_jax.models.initial import kernel_init, residual_init
 from minigpt_jax.models.kernels import PLAIN
 from minigpt_jax.models.layers import Dense, FeedForward, Norm, TokenAndPosition
-from minigpt_jax.models.ops import rotate, shift, sinusoidal_positions
+from minigpt_jax.models.ops import rotate, sinusoidal_positions
+from minigpt_jax.models.token_shift import shift
 
 CONFIG = ModelConfig(num_layers=3, num_heads=2, embed_dim=8, ff_dim=12, context_length=6, vocab_size=10, bias=True)
 with_plain_and_tuned_kernels = pytest.mark.parametrize("kernels", [PLAIN, SPLIT], ids=lambda kernels: kernels.name)

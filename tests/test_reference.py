@@ -180,13 +180,13 @@ def test_each_choice_gives_different_logits(name):
     batch = some_batch(BASE)
     configs = [dataclasses.replace(BASE, **{name: value}) for value in values]
     params = [init_params(jax.random.key(0), GPT(config)) if name == "init" else some_params(config) for config in configs]
+    params = jax.tree.map(lambda leaf: 2 * leaf, params)  # gelu and gelu_exact differ most at larger numbers
     pairs = list(zip(configs, params, strict=True))
     engine = [jax.jit(GPT(config).apply)({"params": params}, batch["inputs_BT"])[0] for config, params in pairs]
     page = [jax.jit(reference.gpt, static_argnums=2)(params, batch["inputs_BT"], config) for config, params in pairs]
     for logits_of_choices in (engine,) if name == "dtype" else (engine, page):
         for one, other in itertools.combinations(logits_of_choices, 2):
-            # Rounding is below 2e-6; gelu and gelu_exact, the closest choices, are 7e-5 apart.
-            assert np.abs(np.asarray(one) - np.asarray(other)).max() > 2e-5
+            assert np.abs(np.asarray(one) - np.asarray(other)).max() > 1e-4
 
 
 @pytest.mark.parametrize("positions", ModelConfig.__dataclass_fields__["positions"].metadata["choices"])

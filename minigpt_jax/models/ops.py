@@ -31,15 +31,6 @@ ACTIVATIONS = {
 }
 
 
-def shift(x_BTD: jax.Array, positions_BT: jax.Array, before_BD: jax.Array | None = None) -> jax.Array:
-    """x with the second half of its features one position later (after "RWKV", Peng et al. 2023), and 0 at position 0.
-    `before_BD` is x in the column before the first one."""
-    half = x_BTD.shape[-1] // 2
-    first_B1h = jnp.zeros_like(x_BTD[:, :1, half:]) if before_BD is None else before_BD[:, None, half:]
-    later_BTh = jnp.concatenate([first_B1h, x_BTD[:, :-1, half:]], axis=1)
-    return jnp.concatenate([x_BTD[..., :half], jnp.where(positions_BT[..., None] == 0, 0, later_BTh)], axis=-1)
-
-
 def sinusoidal_positions(num_positions: int, dim: int) -> jax.Array:
     """PE_TD: PE[t, 2i] = sin(t / 10000^(2i/D)), PE[t, 2i+1] = cos of the same ("Attention Is All You Need", section 3.5)."""
     angles = jnp.arange(num_positions)[:, None] / 10000.0 ** (jnp.arange(0, dim, 2) / dim)[None, :]

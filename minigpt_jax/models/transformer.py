@@ -4,18 +4,17 @@ import jax
 from flax import linen as nn
 
 from minigpt_jax.config import ModelConfig
-from minigpt_jax.models import ops
 from minigpt_jax.models.cache import LayerCache
 from minigpt_jax.models.dropout import Dropout
 from minigpt_jax.models.kernels import PLAIN, Kernels
 from minigpt_jax.models.layers import FeedForward, MultiHeadAttention, Norm
 from minigpt_jax.models.masks import Mask
+from minigpt_jax.models.token_shift import shift
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward, each added to the residual stream.
-    `pre` normalises the input of a sub-layer, x + f(norm(x)), as in GPT-2; `post` normalises the sum, norm(x + f(x)), as in
-    the original paper. `pre` trains at higher learning rates and with less warmup (Xiong et al. 2020)."""
+    """Attention, then feed-forward, each added to the residual stream: `pre` is x + f(norm(x)), as in GPT-2, and trains at
+    higher rates with less warmup (Xiong et al. 2020); `post` is norm(x + f(x)), as in the original paper."""
 
     config: ModelConfig
     kernels: Kernels = PLAIN
@@ -27,18 +26,14 @@ class Block(nn.Module):
         feed_forward = FeedForward(config, kernels, name="feed_forward")
         attention_norm, feed_forward_norm = (Norm(config, kernels, name=f"{f}_norm") for f in ("attention", "feed_forward"))
         kv, before = (None, (None, None)) if cache is None else (cache.kv, cache.latest)
-
-        def mixed(x_BTD, before_BD):
-            return ops.shift(x_BTD, positions_BT, before_BD) if config.token_shift else x_BTD
-
+        mixed = shift if config.token_shift else lambda x_BTD, *_: x_BTD
         a_BTD = attention_norm(x_BTD) if is_pre else x_BTD
-        y_BTD, kv = attention(mixed(a_BTD, before[0]), mask, positions_BT, kv)
+        y_BTD, kv = attention(mixed(a_BTD, positions_BT, before[0]), mask, positions_BT, kv)
         x_BTD = x_BTD + drop(y_BTD, dropout)
         x_BTD = x_BTD if is_pre else attention_norm(x_BTD)
         f_BTD = feed_forward_norm(x_BTD) if is_pre else x_BTD
-        x_BTD = x_BTD + drop(feed_forward(mixed(f_BTD, before[1])), dropout)
-        x_BTD = x_BTD if is_pre else feed_forward_norm(x_BTD)
-        return x_BTD, None if cache is None else LayerCache(kv, (a_BTD[:, -1], f_BTD[:, -1]))
+        x_BTD = x_BTD + drop(feed_forward(mixed(f_BTD, positions_BT, before[1])), dropout)
+        return x_BTD if is_pre else feed_forward_norm(x_BTD), cache and LayerCache(kv, (a_BTD[:, -1], f_BTD[:, -1]))
 
 
 class Transformer(nn.Module):
