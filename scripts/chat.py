@@ -12,6 +12,7 @@ import dataclasses
 import json
 import logging
 import sys
+from pathlib import Path
 
 from absl import flags
 
@@ -24,9 +25,14 @@ from minigpt_jax.errors import DataError, UsageError, did_you_mean
 from minigpt_jax.files import local_path, write_text
 from minigpt_jax.generation.chat import ChatModel
 from minigpt_jax.generation.strategy import DecodingConfig, processors
-from minigpt_jax.interop.load import read_run_config
+from minigpt_jax.interop.load import is_huggingface, read_run_config
+from minigpt_jax.interop.peft import is_adapter
 
-WORKDIR = flags.DEFINE_string("workdir", None, "folder of a run of the task chat (default: the newest under runs/)")
+WORKDIR = flags.DEFINE_string(
+    "workdir",
+    None,
+    "folder of a run of the task chat, or of a Hugging Face model with a chat template (default: the newest under runs/)",
+)
 LENGTH = flags.DEFINE_integer("length", 200, "maximum number of tokens of an answer")
 SEED = flags.DEFINE_integer("seed", 0, "random seed of the first answer; each further one adds 1")
 SYSTEM = flags.DEFINE_string("system", None, "what the system says at the start of the conversation")
@@ -41,16 +47,25 @@ def main() -> None:
     strategy = {name: flag.value for name, flag in STRATEGY.items() if flag.value is not None}
     length, seed = whole_number("length", LENGTH.value, 1), whole_number("seed", SEED.value, 0, below=2**32)
     processors(**strategy)
-    workdir = local_path(WORKDIR.value or cli.newest_run())
-    if (task := read_run_config(workdir).task) != "chat":
-        raise DataError(f"{workdir} is a run of the task {task}, which learns no conversations: choose one of the task chat")
-    chat = Session(ChatModel(mg.load(workdir, kernels=KERNELS.value)), length, seed, strategy, SYSTEM.value)
+    chat = Session(load_chat(local_path(WORKDIR.value or cli.newest_run())), length, seed, strategy, SYSTEM.value)
     log.info("Type a message, or /help. Ctrl-C stops an answer, Ctrl-D ends.")
     while (line := read_message()) is not None:
         try:
             chat.read(line)
         except (UsageError, DataError) as error:
             log.info("%s", error)
+
+
+def load_chat(workdir: Path) -> ChatModel:
+    """The model in a folder. Raises DataError if it has learned no conversations."""
+    if is_huggingface(workdir) or is_adapter(workdir):
+        model = mg.load(workdir, kernels=KERNELS.value)
+        if model.template is None:
+            raise DataError(f"{workdir} has no chat template: choose a model that has one, usually called chat or instruct")
+        return ChatModel(model)
+    if (task := read_run_config(workdir).task) != "chat":
+        raise DataError(f"{workdir} is a run of the task {task}, which learns no conversations: choose one of the task chat")
+    return ChatModel(mg.load(workdir, kernels=KERNELS.value))
 
 
 def read_message() -> str | None:

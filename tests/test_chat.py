@@ -213,7 +213,7 @@ def chat_model(context_length):
 )
 def test_the_oldest_turns_are_dropped_until_the_rest_and_an_answer_fit(room, kept):
     model = chat_model(room + 10)
-    assert len(model.markers.prompt(HISTORY)) == 121
+    assert len(model.format.prompt(HISTORY)) == 121
     assert model.fitting(HISTORY, 10) == kept
     assert HISTORY[1] == USER[0]  # unchanged
 
@@ -229,7 +229,7 @@ def test_answers_follow_the_prompts_tokens_and_end_at_the_end_line():
     [first, second] = chat.answers([[USER[0]], [USER[1]]], 12, greedy=True)
     alone = "".join(chat.stream([USER[0]], 12, greedy=True))
     assert first == alone
-    prompt = chat.markers.prompt([USER[0]])
+    prompt = chat.format.prompt([USER[0]])
     row = chat.row(0, prompt)
     for _ in chat.model.decode([row], 12, 0, processors(greedy=True)):
         pass

@@ -36,7 +36,7 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 ORDER_WITHIN = {
     "data": [
         "text_files", "download", "shakespeare", "corpora", "tokenizers", "token_file", "overlap", "splits", "labelled",
-        "batches", "images", "conversations", "packing", "passages", "chats",
+        "batches", "images", "conversations", "templates", "packing", "passages", "chats",
     ],
     "data/tokenizers": ["base", "library", "lossless", "char", "byte", "word", "bpe"],
     "models": [

@@ -127,20 +127,21 @@ class RoleMarkers:
             yield from (cls.marker(message.role), message.content, cls.END_LINE)
 
     @property
-    def end(self) -> np.ndarray:
-        """The tokens that end a turn."""
-        end = self.tokenizer.end_of_text
-        return self.tokenizer.encode(self.END_LINE) if end is None else np.array([end], np.int32)
+    def stop(self) -> tuple[str, ...]:
+        """Texts that end an answer."""
+        return () if self.end_tokens else (self.END_LINE,)
 
     @property
-    def stop(self) -> tuple[str, ...]:
-        """What ends an answer besides the end-of-text token, which ends any text."""
-        return (self.END_LINE,) if self.tokenizer.end_of_text is None else ()
+    def end_tokens(self) -> tuple[int, ...]:
+        """Tokens that end an answer."""
+        end = self.tokenizer.end_of_text
+        return () if end is None else (end,)
 
     def encode(self, conversation: Sequence[Message]) -> Encoded:
         """Raises DataError for a character that is not in the vocabulary."""
         parts = [text for message in conversation for text in (self.marker(message.role), message.content)]
-        encoded, end = self.tokenizer.encode_batch(parts), self.end
+        encoded = self.tokenizer.encode_batch(parts)
+        end = np.array(self.end_tokens or self.tokenizer.encode(self.END_LINE), np.int32)
         ids, is_answer = [np.zeros(0, np.int32)], [np.zeros(0, bool)]
         for message, marker, content in zip(conversation, encoded[::2], encoded[1::2], strict=True):
             ids += [marker, content, end]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from minigpt_jax.data.conversations import Message, RoleMarkers
+from minigpt_jax.data.templates import ChatFormat
 from minigpt_jax.generation.language_model import STREAM_CHUNK, LanguageModel, Row
 from minigpt_jax.generation.strategy import processors
 from minigpt_jax.generation.text import TextStream
@@ -13,28 +14,29 @@ from minigpt_jax.generation.text import TextStream
 
 @dataclasses.dataclass(frozen=True)
 class ChatModel:
-    """A language model with the markers that it was trained with."""
+    """A language model with the format of conversations that it was trained with."""
 
     model: LanguageModel
 
     @property
-    def markers(self) -> RoleMarkers:
-        return RoleMarkers(self.model.tokenizer)
+    def format(self) -> ChatFormat:
+        return self.model.template or RoleMarkers(self.model.tokenizer)
 
     def row(self, index: int, prompt: np.ndarray) -> Row:
         tokenizer, context_length = self.model.tokenizer, self.model.config.context_length
-        stream = TextStream(tokenizer, self.markers.stop, self.model.all_end_tokens)
+        end_tokens = *self.model.all_end_tokens, *self.format.end_tokens
+        stream = TextStream(tokenizer, self.format.stop, end_tokens)
         return Row(index, "", prompt[-context_length:], stream)
 
     def answers(self, conversations: Iterable[Sequence[Message]], length: int, seed: int = 0, **strategy) -> Iterator[str]:
         """The assistant's next turn in each conversation, of up to `length` tokens, generated in batches."""
-        rows = [self.row(index, self.markers.prompt(each)) for index, each in enumerate(conversations)]
+        rows = [self.row(index, self.format.prompt(each)) for index, each in enumerate(conversations)]
         for completion in self.model.completions(rows, length, seed, processors(**strategy)):
             yield completion.text
 
     def stream(self, conversation: Sequence[Message], length: int, seed: int = 0, **strategy) -> Iterator[str]:
         """Yields the assistant's next turn in portions as it is generated."""
-        row = self.row(0, self.markers.prompt(conversation))
+        row = self.row(0, self.format.prompt(conversation))
         for _ in self.model.decode([row], length, seed, processors(**strategy), chunk=STREAM_CHUNK):
             yield row.text.take()
 
@@ -46,7 +48,7 @@ class ChatModel:
         """
         room = self.model.config.context_length - min(length, self.model.config.context_length // 2)
         kept = list(conversation)
-        while len(self.markers.prompt(kept)) > room:
+        while len(self.format.prompt(kept)) > room:
             turns = [message for message in kept[:-1] if message.role != "system"]
             if not turns:
                 break

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from minigpt_jax.config import ModelConfig, plain, whole_number
+from minigpt_jax.data.templates import ChatTemplate
 from minigpt_jax.data.tokenizers import Tokenizer
 from minigpt_jax.errors import DataError, UsageError, shortened
 from minigpt_jax.generation import beam, sampling
@@ -86,7 +87,8 @@ class LanguageModel:
     """Usually created by `minigpt_jax.load(workdir)`. Built from its parts, it uses plain kernels by default.
 
     `devices` are the devices of a split CPU, over which rows are sharded. `end_tokens` end every text, in addition to the
-    tokenizer's end-of-text token: a Hugging Face folder names them in its config.
+    tokenizer's end-of-text token: a Hugging Face folder names them in its config. `template` is its own format of
+    conversations, if it has one.
     """
 
     config: ModelConfig
@@ -95,6 +97,7 @@ class LanguageModel:
     kernels: Kernels = PLAIN
     devices: tuple[Any, ...] = ()
     end_tokens: tuple[int, ...] = ()
+    template: ChatTemplate | None = None
 
     @property
     def model(self) -> GPT:

@@ -1,4 +1,4 @@
-"""The files of a Hugging Face folder: JSON, and safetensors in one file or in shards. Knows nothing of architectures.
+"""The files of a Hugging Face folder: JSON, a chat template, and safetensors, perhaps in shards. Knows no architectures.
 
 Reading never executes code: safetensors files hold only a header and numbers. Pickles, which can run code, are refused.
 """
@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from minigpt_jax.commands import install_command
-from minigpt_jax.errors import DataError, UsageError
+from minigpt_jax.data.templates import ChatTemplate
+from minigpt_jax.data.tokenizers import Tokenizer
+from minigpt_jax.errors import DataError, UsageError, shortened
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"  # PEFT's, for LoRA
+TOKENIZER_CONFIG, CHAT_TEMPLATE = "tokenizer_config.json", "chat_template.jinja"
 HEAD = "lm_head.weight"  # where it is tied, some indexes list it though no shard has it, or the reverse
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -28,6 +31,29 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise DataError(f"{path} is not a JSON object")
     return values
+
+
+def read_chat_template(folder: Path, tokenizer: Tokenizer) -> ChatTemplate | None:
+    """The chat template in a folder, or None if there is none. Raises DataError if its files cannot be used."""
+    path = folder / TOKENIZER_CONFIG
+    try:
+        values = read_json(path) if path.exists() else {}
+        source = values.get("chat_template")
+        if (folder / CHAT_TEMPLATE).exists():
+            source = (folder / CHAT_TEMPLATE).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the chat template in {folder} cannot be read: {error}") from None
+    if isinstance(source, list):  # several, by name
+        source = next(
+            (one.get("template") for one in source if isinstance(one, dict) and one.get("name") == "default"), None
+        )
+    if source is None:
+        return None
+    if not isinstance(source, str):
+        raise DataError(f"{path}: chat_template={shortened(source)} must be a string")
+    contents = {name: value.get("content") if isinstance(value, dict) else value for name, value in values.items()}
+    names = {name: value for name, value in contents.items() if name.endswith("_token") and isinstance(value, str)}
+    return ChatTemplate(tokenizer, source, names)
 
 
 @contextlib.contextmanager

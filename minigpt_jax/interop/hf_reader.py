@@ -36,7 +36,7 @@ from minigpt_jax.interop.architectures import (
     tensors,
     with_vocab_rows,
 )
-from minigpt_jax.interop.hf_files import PICKLES, open_tensors, pickle_refusal, read_json
+from minigpt_jax.interop.hf_files import PICKLES, open_tensors, pickle_refusal, read_chat_template, read_json
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +115,8 @@ def read(folder: Path) -> LanguageModel:
         if parameters.pop(path).any():
             raise DataError(f"{folder}: config.json says bias=false, but {path} is not zero")
     config, params = without_padding(config, tokenizer.vocab_size, traverse_util.unflatten_dict(parameters, sep="/"))
-    return LanguageModel(config, tokenizer, params, end_tokens=end_tokens)
+    template = read_chat_template(folder, tokenizer)
+    return LanguageModel(config, tokenizer, params, end_tokens=end_tokens, template=template)
 
 
 def read_encoder(folder: Path) -> tuple[ModelConfig, Any]:

@@ -24,7 +24,7 @@ from minigpt_jax.interop.architectures import (
     tensors,
     with_vocab_rows,
 )
-from minigpt_jax.interop.hf_files import WEIGHTS, import_safetensors
+from minigpt_jax.interop.hf_files import TOKENIZER_CONFIG, WEIGHTS, import_safetensors
 
 
 def model_type_of(config: ModelConfig) -> str:
@@ -108,11 +108,11 @@ def json_files(model: LanguageModel, model_type: str) -> dict[str, dict[str, Any
     return {
         "config.json": values,
         "generation_config.json": special,
-        "tokenizer_config.json": {
+        TOKENIZER_CONFIG: {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": config.context_length,
             "clean_up_tokenization_spaces": False,
-        } | names,
+        } | names | ({} if model.template is None else model.template.to_json()),
     }  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from flax import linen as nn
 
 from minigpt_jax.config import Config, ModelConfig, differences
 from minigpt_jax.data import tokenizers
+from minigpt_jax.data.templates import ChatTemplate
 from minigpt_jax.data.tokenizers import Tokenizer
 from minigpt_jax.errors import DataError
 from minigpt_jax.files import local_path
@@ -18,6 +19,7 @@ from minigpt_jax.generation.language_model import LanguageModel
 from minigpt_jax.generation.masked_language_model import MaskedLanguageModel
 from minigpt_jax.interop import hf_reader, peft
 from minigpt_jax.interop.architectures import NOT_STORED, with_vocab_rows
+from minigpt_jax.interop.hf_files import TOKENIZER_CONFIG, read_chat_template
 from minigpt_jax.models import lora
 from minigpt_jax.models.bert import BERT
 from minigpt_jax.models.gpt import GPT
@@ -50,7 +52,9 @@ def load(path: str | Path, sharding: jax.sharding.Sharding) -> LanguageModel:
 def load_step(workdir: Path, config: Config, step: int, sharding: jax.sharding.Sharding) -> LanguageModel:
     """Loads the language model of a verified checkpoint. Raises DataError as `load` does."""
     require_language_model(workdir, config)
-    return LanguageModel(config.model, *tokenizer_and_params(workdir, config, step, GPT(config.model), sharding, load))
+    tokenizer, params = tokenizer_and_params(workdir, config, step, GPT(config.model), sharding, load)
+    template = read_run_template(workdir, checkpoints.read_info(workdir, step).sources, tokenizer)
+    return LanguageModel(config.model, tokenizer, params, template=template)
 
 
 def load_masked(path: str | Path, sharding: jax.sharding.Sharding) -> MaskedLanguageModel:
@@ -92,7 +96,8 @@ def load_best_adapter(workdir: Path, sharding: jax.sharding.Sharding) -> tuple[C
     """The config, base model and adapter of a LoRA run, at its lowest validation loss. Raises DataError as `load` does."""
     config, step = read_run_config(workdir), checkpoints.best_intact(workdir)
     tokenizer, params, adapter = base_and_adapter(workdir, config, step, sharding, load)
-    return config, LanguageModel(config.model, tokenizer, params), adapter
+    template = read_run_template(workdir, checkpoints.read_info(workdir, step).sources, tokenizer)
+    return config, LanguageModel(config.model, tokenizer, params, template=template), adapter
 
 
 def read_base(config: Config, read: Callable[[], Any], expected: str | None) -> tuple[Any, str]:
@@ -124,6 +129,25 @@ def read_tokenizer(workdir: Path, sha256: str) -> Tokenizer:
     if tokenizer.sha256 != sha256:
         raise DataError(f"{path} is not the tokenizer that the run's checkpoints were trained with")
     return tokenizer
+
+
+def read_template(path: str | Path, tokenizer: Tokenizer) -> ChatTemplate | None:
+    """The chat template of the model that `load` would load, if it has one. Raises DataError as it does."""
+    path = local_path(path)
+    path = peft.base_folder(path) if peft.is_adapter(path) else path
+    if is_huggingface(path):
+        return read_chat_template(path, tokenizer)
+    return read_run_template(path, checkpoints.read_info(path, checkpoints.best_intact(path)).sources, tokenizer)
+
+
+def read_run_template(workdir: Path, sources: Mapping[str, str], tokenizer: Tokenizer) -> ChatTemplate | None:
+    """The chat template of a run, if its checkpoints' `sources` have one. Raises DataError if it is another one now."""
+    if "template" not in sources:
+        return None
+    template = read_chat_template(workdir, tokenizer)
+    if template is None or template.sha256 != sources["template"]:
+        raise DataError(f"{workdir / TOKENIZER_CONFIG} is not the chat template that the run was trained with")
+    return template
 
 
 def is_huggingface(path: Path) -> bool:

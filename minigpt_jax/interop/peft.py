@@ -146,9 +146,7 @@ def read(folder: Path) -> LanguageModel:
             for path, part_DF in zip(tensor.parameters, np.split(change_DF, len(tensor.parameters), axis=-1), strict=True):
                 kernel_DF = parameters[path]
                 parameters[path] = kernel_DF + jnp.asarray(part_DF[:, : kernel_DF.shape[-1]])  # without padded ids
-    return LanguageModel(
-        model.config, model.tokenizer, traverse_util.unflatten_dict(parameters, sep="/"), end_tokens=model.end_tokens
-    )
+    return dataclasses.replace(model, params=traverse_util.unflatten_dict(parameters, sep="/"))
 
 
 def names_of(layer: str) -> list[str]:

@@ -14,10 +14,14 @@ from minigpt_jax.config import ChatConfig, Config
 from minigpt_jax.data import batches, packing
 from minigpt_jax.data.chats import Chats, Example, read_chats
 from minigpt_jax.data.conversations import Encoded, Message, RoleMarkers
+from minigpt_jax.data.templates import ChatFormat, ChatTemplate
 from minigpt_jax.data.tokenizers import Tokenizer, make_tokenizer
+from minigpt_jax.data.tokenizers.base import json_text
 from minigpt_jax.errors import DataError, UsageError, require_choice
 from minigpt_jax.generation.chat import ChatModel
 from minigpt_jax.generation.language_model import LanguageModel
+from minigpt_jax.interop.hf_files import TOKENIZER_CONFIG
+from minigpt_jax.interop.load import read_run_template, read_template
 from minigpt_jax.models.kernels import PLAIN, Kernels
 from minigpt_jax.tasks.evaluation import means
 from minigpt_jax.tasks.next_token import NextTokenAndAccuracy
@@ -59,15 +63,23 @@ class Chat(TextTask):
 
     splits: dict[str, Split]  # train, val
     chats: Chats
+    template: ChatTemplate | None  # the base model's
+
+    @property
+    def format(self) -> ChatFormat:
+        return self.template or RoleMarkers(self.tokenizer)
+
+    @property
+    def files(self) -> dict[str, str]:
+        return super().files | ({TOKENIZER_CONFIG: json_text(self.template.to_json())} if self.template else {})
 
     def batch_at(self, step: int) -> batches.Batch:
         B, T, seed = self.config.training.batch_size, self.config.model.context_length, self.config.training.seed
         if self.chats.endless is None:
             packs = self.splits["train"].packs
             return packing.batch([packs[i] for i in batches.shuffled_rows(len(packs), B, seed, step)], T)
-        markers = RoleMarkers(self.tokenizer)
         samples = (self.chats.samples(seed, row) for row in range(step * B, (step + 1) * B))
-        return packing.batch([packing.fill(map(markers.encode, row), T) for row in samples], T)
+        return packing.batch([packing.fill(map(self.format.encode, row), T) for row in samples], T)
 
     def evaluate(self, params: Any, limit: int | None = None) -> dict[str, float]:
         return means(self.objective, params, self.evaluation_batches("val", limit))
@@ -103,7 +115,8 @@ class Chat(TextTask):
         return measured
 
     def model(self, params: Any) -> ChatModel:
-        return ChatModel(LanguageModel(self.config.model, self.tokenizer, params, self.objective.model.kernels))
+        kernels = self.objective.model.kernels
+        return ChatModel(LanguageModel(self.config.model, self.tokenizer, params, kernels, template=self.template))
 
     def preview(self, params: Any) -> str:
         """The answer to the first message of the validation conversations."""
@@ -140,13 +153,22 @@ def prepare(config: Config, previous: PreviousRun | None = None, kernels: Kernel
     chats = read_same(lambda: read_chats(data), config, previous)
     tokenizer = tokenizer_for(previous, lambda: train_tokenizer(data, config.model.vocab_size, chats))
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size))
-    splits = {name: split(name, each, tokenizer, T) for name, each in (("train", chats.train), ("val", chats.val))}
+    template = template_for(config, previous, tokenizer)
+    form = template or RoleMarkers(tokenizer)
+    splits = {name: split(name, each, tokenizer, form, T) for name, each in (("train", chats.train), ("val", chats.val))}
     if previous is None:
         trained = {example.conversation for example in chats.train}
         warn_of_copies(float(np.mean([example.conversation in trained for example in chats.val])), data.dataset)
     num_steps = steps_of(config.training, len(splits["train"].packs))
-    sources = {"text": chats.sha256, "tokenizer": tokenizer.sha256}
-    return Chat(config, tokenizer, splits, sources, num_steps, NextTokenAndAccuracy.of(config, kernels), chats)
+    sources = {"text": chats.sha256, "tokenizer": tokenizer.sha256} | ({"template": template.sha256} if template else {})
+    return Chat(config, tokenizer, splits, sources, num_steps, NextTokenAndAccuracy.of(config, kernels), chats, template)
+
+
+def template_for(config: Config, previous: PreviousRun | None, tokenizer: Tokenizer) -> ChatTemplate | None:
+    """The chat template of the previous run or, for a new run, of the model that it starts from."""
+    if previous is not None:
+        return read_run_template(previous.workdir, previous.sources, tokenizer)
+    return None if config.training.init_from is None else read_template(config.training.init_from, tokenizer)
 
 
 def train_tokenizer(data: ChatConfig, vocab_size: int | None, chats: Chats) -> Tokenizer:
@@ -156,10 +178,9 @@ def train_tokenizer(data: ChatConfig, vocab_size: int | None, chats: Chats) -> T
     return make_tokenizer(data.tokenizer, (text for one in conversations for text in RoleMarkers.pieces(one)), vocab_size)
 
 
-def split(name: str, examples: Sequence[Example], tokenizer: Tokenizer, context_length: int) -> Split:
+def split(name: str, examples: Sequence[Example], tokenizer: Tokenizer, form: ChatFormat, context_length: int) -> Split:
     """The examples in rows. Logs how many were too long. Raises DataError if no answer fits."""
-    markers = RoleMarkers(tokenizer)
-    encoded = [markers.encode(example.conversation) for example in examples]
+    encoded = [form.encode(example.conversation) for example in examples]
     fitting, num_cut, num_dropped = packing.fit(encoded, context_length)
     if not fitting:
         raise DataError(f"no answer of the {name} conversations fits into context_length={context_length}: increase it")
