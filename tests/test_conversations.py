@@ -139,9 +139,9 @@ def test_conversations_that_are_too_long_are_cut_and_counted():
 
 def test_rows_hold_as_many_conversations_as_fit_in_order():
     conversations = [encoded(size, 1) for size in (3, 4, 6, 2, 5, 6)]  # 2, 3, 5, 1, 4 and 5 columns
-    packs = packing.pack(conversations, context_length=5)
+    packs = list(packing.pack(conversations, context_length=5))
     assert [[len(one.ids) for one in pack] for pack in packs] == [[3, 4], [6], [2, 5], [6]]
-    assert packing.pack([], 5) == []
+    assert list(packing.pack([], 5)) == []
 
 
 def test_a_packed_row_has_shifted_targets_restarting_positions_and_the_answers_mask():
@@ -166,7 +166,7 @@ def test_a_row_is_filled_with_the_next_conversations_until_one_does_not_fit():
         yield from (encoded(size, 1) for size in sizes)
         raise AssertionError("read beyond the first that does not fit")
 
-    assert [len(one.ids) for one in packing.fill(endless(), 16)] == [5, 12]
+    assert [len(one.ids) for one in next(packing.pack(endless(), 16))] == [5, 12]
 
 
 @pytest.mark.parametrize("changes", [*POSITIONS, {"token_shift": True}], ids=str)

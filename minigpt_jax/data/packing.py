@@ -11,7 +11,7 @@ mask (models/masks.py), `positions_BT` restart in each conversation, and `mask_B
 assistant's. Padding is segment 0.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -34,29 +34,20 @@ def fit(conversations: Iterable[Encoded], context_length: int) -> tuple[list[Enc
     return [conversation for conversation, _ in kept], num_cut, len(fitting) - len(kept)
 
 
-def pack(conversations: Sequence[Encoded], context_length: int) -> list[Sequence[Encoded]]:
-    """The conversations that share a row, in order: each row takes the next ones until one does not fit."""
-    packs, first, used = [], 0, 0
-    for i, conversation in enumerate(conversations):
-        size = len(conversation.ids) - 1
-        if used + size > context_length:
-            packs.append(conversations[first:i])
-            first, used = i, 0
-        used += size
-    return [*packs, conversations[first:]] if conversations else []
-
-
-def fill(conversations: Iterable[Encoded], context_length: int) -> list[Encoded]:
-    """The first conversations, as many as fit into a row. Those that are too long for any row are left out."""
+def pack(conversations: Iterable[Encoded], context_length: int) -> Iterator[list[Encoded]]:
+    """The conversations that share a row, in order: each row takes the next ones until one does not fit. Those that are too
+    long for any row are left out."""
     row, left = [], context_length
     for conversation in conversations:
         size = len(conversation.ids) - 1
+        if row and size > left:
+            yield row
+            row, left = [], context_length
         if size <= left:
             row.append(conversation)
             left -= size
-        elif row:
-            break
-    return row
+    if row:
+        yield row
 
 
 def batch(packs: Sequence[Sequence[Encoded]], context_length: int) -> Batch:

@@ -49,7 +49,7 @@ class Check:
 class Split:
     """Conversations in rows, and the questions to check word for word if all the first answers are short."""
 
-    packs: list[Sequence[Encoded]]
+    packs: list[list[Encoded]]
     checks: list[Check]
 
     @property
@@ -79,7 +79,7 @@ class Chat(TextTask):
             packs = self.splits["train"].packs
             return packing.batch([packs[i] for i in batches.shuffled_rows(len(packs), B, seed, step)], T)
         samples = (self.chats.samples(seed, row) for row in range(step * B, (step + 1) * B))
-        return packing.batch([packing.fill(map(self.format.encode, row), T) for row in samples], T)
+        return packing.batch([next(packing.pack(map(self.format.encode, row), T)) for row in samples], T)
 
     def evaluate(self, params: Any, limit: int | None = None) -> dict[str, float]:
         return means(self.objective, params, self.evaluation_batches("val", limit))
@@ -189,7 +189,7 @@ def split(name: str, examples: Sequence[Example], tokenizer: Tokenizer, form: Ch
             "%s: of %d conversations, %d are longer than context_length=%d and lose their end, and %d are left out because "
             "their first answer does not fit.", name, len(examples), num_cut, context_length, num_dropped,
         )  # fmt: skip
-    return Split(packing.pack(fitting, context_length), checks(examples, tokenizer))
+    return Split(list(packing.pack(fitting, context_length)), checks(examples, tokenizer))
 
 
 def checks(examples: Sequence[Example], tokenizer: Tokenizer) -> list[Check]:
