@@ -165,7 +165,9 @@ def test_the_base_models_template_is_used_in_training_and_stays_with_the_run(pre
     resumed = prepare(config, PreviousRun(tmp_path / "run", task.sources), sharding=default_sharding())
     assert resumed.template.sha256 == template.sha256
     tuned = load(tmp_path / "run")
-    assert ChatModel(tuned).format.end_tokens == template.end_tokens
+    answer = ChatModel(tuned).row(0, ChatModel(tuned).format.prompt([Message("user", "To be?")]))
+    answer.text.feed(template.special_tokens["<|im_end|>"])
+    assert answer.text.stopped
     again = settings_from(str(tmp_path / "run"))
     if not changes:
         assert prepare(tuned_config(pretrained).override(again)).template.sha256 == template.sha256
