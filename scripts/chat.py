@@ -58,14 +58,13 @@ def main() -> None:
 
 def load_chat(workdir: Path) -> ChatModel:
     """The model in a folder. Raises DataError if it has learned no conversations."""
-    if is_huggingface(workdir) or is_adapter(workdir):
-        model = mg.load(workdir, kernels=KERNELS.value)
-        if model.template is None:
-            raise DataError(f"{workdir} has no chat template: choose a model that has one, usually called chat or instruct")
-        return ChatModel(model)
-    if (task := read_run_config(workdir).task) != "chat":
+    is_run = not (is_huggingface(workdir) or is_adapter(workdir))
+    if is_run and (task := read_run_config(workdir).task) != "chat":
         raise DataError(f"{workdir} is a run of the task {task}, which learns no conversations: choose one of the task chat")
-    return ChatModel(mg.load(workdir, kernels=KERNELS.value))
+    model = mg.load(workdir, kernels=KERNELS.value)
+    if not is_run and model.template is None:
+        raise DataError(f"{workdir} has no chat template: choose a model that has one, usually called chat or instruct")
+    return ChatModel(model)
 
 
 def read_message() -> str | None:

@@ -1,10 +1,12 @@
-"""Shared test helpers: messages that do not depend on their wording, random arrays and parameters, masks, images."""
+"""Shared test helpers: messages that do not depend on their wording, random arrays and parameters, masks, images, chats."""
 
 import functools
 import gzip
 import os
 import re
 import shutil
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -211,3 +213,15 @@ def small_digits(folder, monkeypatch, per_class=5):
     (folder / "digits.csv.gz").write_bytes(data)
     monkeypatch.setattr(images, "DIGITS_SHA256", files.sha256(data))
     return {"data_dir": str(folder)}
+
+
+# ---- chat.py --------------------------------------------------------------------------------------------------------------
+
+CHAT = Path(__file__).resolve().parents[1] / "scripts" / "chat.py"
+
+
+def chat(workdir, messages, *options):
+    """The finished process of `chat.py` with these messages as its input."""
+    environment = os.environ | {"PYTHONPATH": str(CHAT.parents[1]), "PYTHONUTF8": "1"}
+    command = [sys.executable, str(CHAT), "--workdir", str(workdir), *options]
+    return subprocess.run(command, input=messages, capture_output=True, encoding="utf-8", env=environment, timeout=300)

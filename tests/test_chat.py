@@ -4,17 +4,13 @@ import dataclasses
 import importlib.util
 import json
 import logging
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import optax
 import pytest
 from absl import flags
-from helpers import assert_equal, assert_raises, assert_says, logged, random_params
+from helpers import CHAT, assert_equal, assert_raises, assert_says, chat, logged, random_params
 
 from minigpt_jax.api import default_sharding, load, train
 from minigpt_jax.config import ChatConfig, Config, DataConfig, ModelConfig, TrainingConfig
@@ -250,13 +246,11 @@ def test_markers_of_a_tokenizer_with_an_end_of_text_token_need_no_stop_string(tm
 
 # ---- The command ----------------------------------------------------------------------------------------------------------
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "chat.py"
-
 
 @pytest.fixture
 def session():
     """The script's `Session`, with a model that answers a message by what it sees and how it was asked."""
-    spec = importlib.util.spec_from_file_location("chat_script", SCRIPT)
+    spec = importlib.util.spec_from_file_location("chat_script", CHAT)
     script = importlib.util.module_from_spec(spec)
     before = set(flags.FLAGS)
     spec.loader.exec_module(script)
@@ -337,12 +331,6 @@ def test_bad_commands_are_refused_and_change_nothing(session, line, says):
     before = dataclasses.asdict(dataclasses.replace(session, model=None))
     assert_raises(UsageError, session.read, line, says=says)
     assert dataclasses.asdict(dataclasses.replace(session, model=None)) == before
-
-
-def chat(workdir, messages, *options):
-    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[1]), "PYTHONUTF8": "1"}
-    command = [sys.executable, str(SCRIPT), "--workdir", str(workdir), *options]
-    return subprocess.run(command, input=messages, capture_output=True, encoding="utf-8", env=environment, timeout=300)
 
 
 @pytest.mark.slow

@@ -1,15 +1,11 @@
 """Chat templates: the texts and ids of transformers, the assistant's tokens marked, and what people write stays text."""
 
-import functools
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from helpers import assert_raises, assert_says
+from helpers import assert_raises, assert_says, chat
 
 from minigpt_jax.api import default_sharding, load, train
 from minigpt_jax.config import ChatConfig, Config, ModelConfig, TrainingConfig
@@ -47,7 +43,6 @@ LINES = (
     "{{ '<|assistant|>' }}\n{% endif %}\n{% endfor %}"
 )
 SPECIAL = ("<|im_start|>", "<|im_end|>", "<|start|>", "<|end|>", "<|eot|>", "<|begin|>")
-CHAT = Path(__file__).resolve().parents[1] / "scripts" / "chat.py"
 NAMES = {"bos_token": "<|begin|>", "eos_token": "<|endoftext|>"}
 CONVERSATIONS = [
     (Message("user", "To be?"),),
@@ -183,14 +178,12 @@ def test_the_base_models_template_is_used_in_training_and_stays_with_the_run(pre
 @pytest.mark.slow
 @pytest.mark.e2e
 def test_one_chats_with_a_folder_that_has_a_template(pretrained):
-    command = [sys.executable, str(CHAT), "--workdir", str(pretrained), "--greedy", "--length", "3"]
-    run = functools.partial(subprocess.run, command, input="To be?\n", capture_output=True, encoding="utf-8", timeout=300)
-    process = run()
+    process = chat(pretrained, "To be?\n", "--greedy", "--length", "3")
     assert process.returncode == 0, process.stderr
     values = json.loads((pretrained / "tokenizer_config.json").read_text())
     del values["chat_template"]
     (pretrained / "tokenizer_config.json").write_text(json.dumps(values))
-    process = run()
+    process = chat(pretrained, "To be?\n", "--greedy", "--length", "3")
     assert process.returncode == 1
     [line] = process.stderr.splitlines()
     assert_says(line, "error:", str(pretrained), "no chat template", "instruct")

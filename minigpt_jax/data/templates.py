@@ -146,3 +146,8 @@ def starts_with(ids: np.ndarray, start: np.ndarray) -> bool:
 
 
 ChatFormat = RoleMarkers | ChatTemplate  # how a model reads and writes conversations
+
+
+def chat_format(tokenizer: Tokenizer, template: ChatTemplate | None) -> ChatFormat:
+    """A model's own template, or else the roles as plain text."""
+    return RoleMarkers(tokenizer) if template is None else template

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from minigpt_jax.data.conversations import Message, RoleMarkers
-from minigpt_jax.data.templates import ChatFormat
+from minigpt_jax.data.conversations import Message
+from minigpt_jax.data.templates import ChatFormat, chat_format
 from minigpt_jax.generation.language_model import STREAM_CHUNK, LanguageModel, Row
 from minigpt_jax.generation.strategy import processors
 from minigpt_jax.generation.text import TextStream
@@ -20,7 +20,7 @@ class ChatModel:
 
     @property
     def format(self) -> ChatFormat:
-        return self.model.template or RoleMarkers(self.model.tokenizer)
+        return chat_format(self.model.tokenizer, self.model.template)
 
     def row(self, index: int, prompt: np.ndarray) -> Row:
         tokenizer, context_length = self.model.tokenizer, self.model.config.context_length

@@ -14,7 +14,7 @@ from minigpt_jax.config import ChatConfig, Config
 from minigpt_jax.data import batches, packing
 from minigpt_jax.data.chats import Chats, Example, read_chats
 from minigpt_jax.data.conversations import Encoded, Message, RoleMarkers
-from minigpt_jax.data.templates import ChatFormat, ChatTemplate
+from minigpt_jax.data.templates import ChatFormat, ChatTemplate, chat_format
 from minigpt_jax.data.tokenizers import Tokenizer, make_tokenizer
 from minigpt_jax.data.tokenizers.base import json_text
 from minigpt_jax.errors import DataError, UsageError, require_choice
@@ -67,7 +67,7 @@ class Chat(TextTask):
 
     @property
     def format(self) -> ChatFormat:
-        return self.template or RoleMarkers(self.tokenizer)
+        return chat_format(self.tokenizer, self.template)
 
     @property
     def files(self) -> dict[str, str]:
@@ -154,8 +154,8 @@ def prepare(config: Config, previous: PreviousRun | None = None, kernels: Kernel
     tokenizer = tokenizer_for(previous, lambda: train_tokenizer(data, config.model.vocab_size, chats))
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size))
     template = template_for(config, previous, tokenizer)
-    form = template or RoleMarkers(tokenizer)
-    splits = {name: split(name, each, tokenizer, form, T) for name, each in (("train", chats.train), ("val", chats.val))}
+    form = chat_format(tokenizer, template)
+    splits = {name: split(name, each, form, T) for name, each in (("train", chats.train), ("val", chats.val))}
     if previous is None:
         trained = {example.conversation for example in chats.train}
         warn_of_copies(float(np.mean([example.conversation in trained for example in chats.val])), data.dataset)
@@ -178,7 +178,7 @@ def train_tokenizer(data: ChatConfig, vocab_size: int | None, chats: Chats) -> T
     return make_tokenizer(data.tokenizer, (text for one in conversations for text in RoleMarkers.pieces(one)), vocab_size)
 
 
-def split(name: str, examples: Sequence[Example], tokenizer: Tokenizer, form: ChatFormat, context_length: int) -> Split:
+def split(name: str, examples: Sequence[Example], form: ChatFormat, context_length: int) -> Split:
     """The examples in rows. Logs how many were too long. Raises DataError if no answer fits."""
     encoded = [form.encode(example.conversation) for example in examples]
     fitting, num_cut, num_dropped = packing.fit(encoded, context_length)
@@ -189,7 +189,7 @@ def split(name: str, examples: Sequence[Example], tokenizer: Tokenizer, form: Ch
             "%s: of %d conversations, %d are longer than context_length=%d and lose their end, and %d are left out because "
             "their first answer does not fit.", name, len(examples), num_cut, context_length, num_dropped,
         )  # fmt: skip
-    return Split(list(packing.pack(fitting, context_length)), checks(examples, tokenizer))
+    return Split(list(packing.pack(fitting, context_length)), checks(examples, form.tokenizer))
 
 
 def checks(examples: Sequence[Example], tokenizer: Tokenizer) -> list[Check]:
