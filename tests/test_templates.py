@@ -167,7 +167,9 @@ def test_the_base_models_template_is_used_in_training_and_stays_with_the_run(pre
     if not changes:
         assert prepare(tuned_config(pretrained).override(again)).template.sha256 == template.sha256
         hf_writer.write(tuned, tmp_path / "exported")
-        assert load(tmp_path / "exported").template.source == CHATML
+        exported = load(tmp_path / "exported")
+        assert exported.template.source == CHATML
+        assert template.special_tokens["<|im_end|>"] in exported.end_tokens
 
     path = tmp_path / "run" / "tokenizer_config.json"
     path.write_text(path.read_text().replace("Be kind", "Be rude"))

@@ -92,7 +92,8 @@ def json_files(model: LanguageModel, model_type: str) -> dict[str, dict[str, Any
     config, architecture = model.config, ARCHITECTURES[model_type]
     end_of_text = model.tokenizer.end_of_text
     # Without these, transformers would use the ids of the original models and stop at an ordinary token.
-    ends = list(model.all_end_tokens)
+    after_answers = () if model.template is None else model.template.end_tokens
+    ends = list(dict.fromkeys((*model.all_end_tokens, *after_answers)))
     eos = ends if len(ends) > 1 else ends[0] if ends else None
     special = {"bos_token_id": end_of_text, "eos_token_id": eos, "pad_token_id": end_of_text}
     settings = {theirs: getattr(config, ours) for ours, theirs in architecture.settings.items()}
