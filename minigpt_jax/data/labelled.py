@@ -11,7 +11,7 @@ from minigpt_jax.config import LabelledTextConfig
 from minigpt_jax.data import corpora
 from minigpt_jax.data.text_files import json_lines
 from minigpt_jax.data.tokenizers import Tokenizer
-from minigpt_jax.errors import DataError, did_you_mean
+from minigpt_jax.errors import DataError, did_you_mean, shortened
 from minigpt_jax.files import local_path, sha256
 
 GENRES_OF_PLAYS = "shakespeare_genres"
@@ -71,7 +71,8 @@ def read_documents(config: LabelledTextConfig) -> Documents:
         val = read_lines(config.val_dataset)
     documents = Documents(train, val)
     if len(documents.classes) < 2:
-        raise DataError(f"{config.dataset} has {len(documents.classes)} classes to train on: it needs at least two labels")
+        found = f"only the label {shortened(documents.classes[0])}" if documents.classes else "no labels"
+        raise DataError(f"{config.dataset} has {found} to train on: it needs at least two")
     if not val:
         raise DataError(f"{config.dataset} has no text for validation: it needs at least 10 lines, or a --val_dataset")
     if unknown := {document.label for document in val} - set(documents.classes):
