@@ -26,10 +26,21 @@ from minigpt_jax.config import ChatConfig, Config, ModelConfig, TrainingConfig
 
 def get_config() -> Config:
     return Config(
-        # No QK-norm, since attention has to pick out single tokens to copy them.
-        model=ModelConfig(context_length=256, vocab_size=1024, qk_norm=False, token_shift=True, tie_embeddings=True),
+        # No QK-norm, and two heads rather than four, since attention has to pick out single tokens to copy them.
+        model=ModelConfig(
+            num_heads=2, context_length=256, vocab_size=1024, qk_norm=False, token_shift=True, tie_embeddings=True
+        ),
         training=TrainingConfig(
-            batch_size=4, steps=7000, learning_rate=2e-3, eval_every=500, eval_batches=40, sample_every=1000, log_every=100
+            batch_size=4,
+            steps=9000,
+            learning_rate=2e-3,
+            min_learning_rate=1e-5,
+            ema=0.998,
+            eval_every=1000,
+            checkpoint_every=1000,
+            eval_batches=20,
+            sample_every=3000,
+            log_every=100,
         ),
         data=ChatConfig(dataset="qa_shakespeare", tokenizer="bpe"),
     )

@@ -126,7 +126,7 @@ def passages(plays: Sequence[Play]) -> list[Passage]:
 class RandomPassages:
     """Passages to train on. Half of them are speeches that follow each other. There are too few of these, and in the others
     nothing but reading helps: one to SPEECHES short speeches of any plays, the shortest of which are learned first. For the
-    same reason the title is a few words of any line."""
+    same reason the title is a few words of any line, half of them written as real titles are."""
 
     passages: Sequence[Passage]
     speeches: Sequence[Speech]  # of up to three lines
@@ -143,7 +143,9 @@ class RandomPassages:
         [[_, line, *_]] = speeches(1)
         words = line.split()
         start, size = int(random.integers(len(words))), 1 + int(random.integers(MAX_TITLE))
-        title = " ".join(words[start : start + size])
+        title, form = " ".join(words[start : start + size]), int(random.integers(4))
+        title = title.title() if form < 2 else title
+        title = f"{title}, Part {random.integers(1, 10)}" if form == 0 else title  # digits are rare in the plays
         if random.integers(2):
             return Passage(title, self.passages[int(random.integers(len(self.passages)))].speeches)
         while not (passage := Passage(title, speeches(1 + int(random.integers(SPEECHES))))).is_suitable:
