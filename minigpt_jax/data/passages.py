@@ -17,9 +17,8 @@ Speech = list[str]  # the speaker's name, then the lines
 HELD_OUT = slice(5, None, 9)  # The Merry Wives of Windsor, Henry VI Part 3, Troilus and Cressida, Hamlet
 
 TURNS = 4  # speeches in a dialogue
-SPEECHES = 4  # speeches in a passage
-MAX_LINES = 8  # of a passage
-MIN_SPEAKERS = 3  # of a passage, so that naming one of them at random is often wrong
+SPEECHES = 3  # speeches in a passage
+MAX_LINES = 6  # of a passage
 MIN_WORDS = 3  # of a quoted line
 MAX_TITLE = 5  # words of a title in training
 KINDS = ("who", "next", "play")
@@ -74,9 +73,9 @@ class Passage:
 
     @property
     def is_suitable(self) -> bool:
-        """Whether it is short, and has enough speakers."""
+        """Whether it is short, and nobody speaks twice, so that naming one speaker is often wrong."""
         speakers, num_lines = {name for name, *_ in self.speeches}, sum(len(lines) for _, *lines in self.speeches)
-        return num_lines <= MAX_LINES and len(speakers) >= min(MIN_SPEAKERS, len(self.speeches))
+        return num_lines <= MAX_LINES and len(speakers) == len(self.speeches)
 
     def questions(self, kind: str) -> list[Question]:
         """All questions of this kind with one right answer. A quoted line has a line of its own, as in the passage, so that
