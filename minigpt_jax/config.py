@@ -358,9 +358,10 @@ class FineTuningConfig(Section):
         return self.lora_alpha / self.lora_rank
 
 
-# Settings that may differ when a run is resumed, and still affect results. The first two move the end of the schedule. The
-# others name the text, which may have moved; a resumed run checks that it is the same.
-AFFECT_RESULTS = {"steps", "epochs", "dataset", "val_dataset", "encoding"}
+# Settings that may differ when a run is resumed, and still affect results. Those of the first set name the text, which may
+# have moved; a resumed run checks that it is the same. The other two move the end of the schedule.
+NAME_THE_TEXT = {"dataset", "val_dataset", "encoding"}
+AFFECT_RESULTS = {"steps", "epochs"} | NAME_THE_TEXT
 
 # The settings of each task's data, by the task's name. `tasks/` uses the same names.
 TASKS: dict[str, type[Section]] = {
@@ -417,6 +418,17 @@ class Config:
         """All settings of this config, by name."""
         return settings_of({name: type(getattr(self, name)) for name in SECTIONS})
 
+    @property
+    def neutral_settings(self) -> set[str]:
+        """Settings that change the result of a run no more than chance does: the seed, how often it logs or saves."""
+        may_change = {name for name, entry in self.settings.items() if entry.field.metadata["may_change"]}
+        return may_change - AFFECT_RESULTS | {"seed"}
+
+    @property
+    def settings_from_data(self) -> set[str]:
+        """Settings that the data determines if they are None."""
+        return {name for name, entry in self.settings.items() if entry.field.metadata["from_data"]}
+
     def override(self, changes: Mapping[str, Any] = types.MappingProxyType({}), /, **more: Any) -> "Config":
         """A copy with some settings changed, given by name: `config.override({"num_layers": 6})` or `num_layers=6`.
 
@@ -437,18 +449,18 @@ class Config:
         new = dataclasses.replace(
             self, **{name: dataclasses.replace(getattr(self, name), **values) for name, values in sections.items()}
         )
-        resumable = {name for name, entry in known.items() if entry.field.metadata["may_change"]}
-        if set(differences(self, new)) - (resumable - AFFECT_RESULTS | {"seed"}):
+        if set(differences(self, new)) - self.neutral_settings:
             new = dataclasses.replace(new, reference_result=None)
         return new
 
     def with_data_settings_of(self, other: "Config") -> "Config":
         """This config, with the settings that the data determines taken from `other`, a config for the same data."""
         new = self
-        for name, entry in self.settings.items():
-            if entry.field.metadata["from_data"] and get_setting(self, name) is None and name in other.settings:
-                section = dataclasses.replace(getattr(new, entry.section), **{name: get_setting(other, name)})
-                new = dataclasses.replace(new, **{entry.section: section})
+        for name in self.settings_from_data & other.settings.keys():
+            if get_setting(self, name) is None:
+                section = self.settings[name].section
+                values = dataclasses.replace(getattr(new, section), **{name: get_setting(other, name)})
+                new = dataclasses.replace(new, **{section: values})
         return new
 
     def to_json(self) -> str:
