@@ -108,6 +108,9 @@ class Sorting:
     def describe_data(self):
         return f"rows of {self.config.data.digits} digits"
 
+    def data_facts(self):
+        return {}
+
     def describe_result(self, means):
         return f"{means['loss']:.4f} nats per digit, accuracy {means['accuracy']:.1%}"
 

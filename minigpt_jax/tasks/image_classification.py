@@ -150,6 +150,9 @@ class ImageClassification:
     def describe_data(self) -> str:
         return f"{data_of(self.config).dataset}, {len(self.splits['train'])} training images, {len(self.classes)} classes"
 
+    def data_facts(self) -> dict[str, float]:
+        return {}
+
     def describe_result(self, measures: Mapping[str, float]) -> str:
         return f"{measures['loss']:.4f} nats per image, accuracy {measures['accuracy']:.2%} of {measures['images']} images"
 

@@ -66,6 +66,11 @@ class Task(Protocol):
 
     def describe_data(self) -> str: ...
 
+    def data_facts(self) -> dict[str, float]:
+        """Shares from 0 to 1 that may explain an unusual validation loss, where the task knows them: "unknown" tokens of the
+        validation text, and how much of it is "also_in_training"."""
+        ...
+
     def measures(self, params: Any, split: str = "val", stride: int | None = None) -> dict[str, float]:
         """What `evaluate` returns and more, on all data of a split. `stride` is the distance between the starts of adjacent
         windows. Raises UsageError for a split or stride that the task does not support."""

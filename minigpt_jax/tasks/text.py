@@ -47,6 +47,9 @@ class TextTask:
     def files(self) -> dict[str, str]:
         return {"tokenizer.json": self.tokenizer.to_json()}
 
+    def data_facts(self) -> dict[str, float]:
+        return {}
+
     def initial_params(self, sharding: jax.sharding.Sharding) -> Any:
         return load.initial_params(self.config, self.tokenizer, sharding)
 

@@ -50,6 +50,10 @@ class WindowTask(TextTask):
         millions = len(self.splits["train"].ids) / 1e6
         return f"{data_of(self.config).dataset}, {millions:.2f} M training tokens{self.unknown_tokens('train')}"
 
+    def data_facts(self) -> dict[str, float]:
+        train, val = self.splits["train"], self.splits["val"]
+        return {"unknown": val.unknown_share, "also_in_training": overlap(train.ids, val.ids)}
+
     def unknown_tokens(self, split: str) -> str:
         """The share of unknown words in a split, for the log. Empty if the tokenizer has no unknown token."""
         return "" if self.tokenizer.unknown is None else f" ({self.splits[split].unknown_share:.1%} of tokens unknown)"

@@ -13,6 +13,7 @@ from minigpt_jax.files import flush, write_text
 from minigpt_jax.runs import checkpoints
 from minigpt_jax.runs.checkpoints import CheckpointInfo
 from minigpt_jax.runs.metrics import MetricsFile
+from minigpt_jax.runs.references import Reference
 from minigpt_jax.tasks.task import Task
 from minigpt_jax.training.clock import Clock
 from minigpt_jax.training.compilations import Compilations
@@ -56,6 +57,7 @@ class Run:
     saved_step: int  # step of the newest checkpoint; 0 if there is none
     means: dict[str, float | None] | None = None  # from the evaluation after this step, if there was one
     unread: list[dict[str, jax.Array]] = dataclasses.field(default_factory=list)  # metrics of steps not waited for yet
+    reference: Reference | None = None  # what seeds of the same settings and data reached
     compiled_step: Any = None
     has_ended_early: bool = False  # complete before its last step
     is_stopped: bool = False  # before its last step, to be resumed later

@@ -33,5 +33,7 @@ class Evaluate(Callback):
         row = {"step": run.step} | {f"val_{name}": mean for name, mean in run.means.items()}
         run.metrics.append(row | {"seconds": round(run.clock.seconds, 3)})
         others = "".join(f"  {name} {mean:.4f}" for name, mean in means.items() if name != "loss")
-        log.info("step %d/%d  validation loss %.4f%s", run.step, run.task.num_steps, means["loss"], others)
+        band = run.reference and run.reference.band(run.step)
+        verdict = f"  as expected ({band})" if band and means["loss"] in band else ""
+        log.info("step %d/%d  validation loss %.4f%s%s", run.step, run.task.num_steps, means["loss"], others, verdict)
         return run.means
