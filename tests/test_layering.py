@@ -24,6 +24,7 @@ FLOORS = [
     {"training"},
     {"kernels"},  # imported only by the entry points, which pass them down
     {"api"},  # the entry points for Python callers
+    {"experiments"},
     {"cli"},
     {"compare"},
     {"benchmarks"},
@@ -47,7 +48,7 @@ ORDER_WITHIN = {
         "seen", "logits", "strategy", "decode", "context", "devices", "sampling", "beam", "text", "language_model", "chat",
         "masked_language_model",
     ],
-    "runs": ["folder", "manifest", "arrays", "checkpoints", "metrics", "plots"],
+    "runs": ["folder", "manifest", "arrays", "checkpoints", "metrics", "references", "plots"],
     "interop": ["architectures", "hf_files", "hf_reader", "hf_writer", "peft", "load"],
     "tasks": [
         "task", "plots", "next_token", "classification", "augmentation", "masked_token", "evaluation", "fine_tuning", "text",
@@ -55,7 +56,8 @@ ORDER_WITHIN = {
         "image_classifier",
     ],
     "training": [
-        "schedule", "optimizer", "state", "step", "clock", "compilations", "profile", "resume", "run", "callbacks", "loop",
+        "schedule", "optimizer", "state", "step", "clock", "compilations", "profile", "resume", "run", "causes", "callbacks",
+        "loop",
     ],
 }  # fmt: skip
 # `training` trains a task. It knows neither tokens nor models.

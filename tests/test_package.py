@@ -61,6 +61,7 @@ def run(tmp_path_factory):
 PROGRAM = """
 from pathlib import Path
 import minigpt_jax as mg
+from minigpt_jax.runs.references import REFERENCES_DIR, Reference
 assert Path(mg.__file__).is_relative_to(SITE), mg.__file__
 Path("text.txt").write_text("To be, or not to be, that is the question.\\n" * 50)
 config = mg.load_preset("debug").override({"dataset": "text.txt", "steps": 4, "sample_every": 0})
@@ -68,6 +69,7 @@ mg.train(config, "runs/mine")
 print(mg.load("runs/mine").generate("To be", 5))
 for name in NAMES:
     mg.load_preset(name)
+assert Reference.read(REFERENCES_DIR / "debug.json").preset == "debug"
 print(mg.evaluate("runs/mine")["loss"])
 """
 

@@ -33,7 +33,7 @@ from helpers import assert_says
 from minigpt_jax import cli
 from minigpt_jax.config import Config, preset_names
 from minigpt_jax.data import batches, corpora, tokenizers
-from minigpt_jax.runs import checkpoints
+from minigpt_jax.runs import checkpoints, plots, references
 from minigpt_jax.system import devices
 
 pytestmark = pytest.mark.e2e
@@ -529,6 +529,29 @@ def test_a_plot_of_two_runs_is_a_png(trained, call):
     assert struct.unpack(">II", png[16:24]) == (11 * 150, 7 * 150)
 
 
+@pytest.mark.slow
+def test_a_reference_is_made_by_one_command_and_its_band_is_plotted(tmp_path, call, monkeypatch):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    monkeypatch.setattr(references, "REFERENCES_DIR", tmp_path / "references")
+    process = succeeded(call(tmp_path, "reference --config debug --dataset text.txt --data_dir data"))
+    path = tmp_path / "references" / "debug.json"
+    assert_says(process.stderr.splitlines()[-1], str(path))
+    assert process.stdout == ""
+    reference = references.Reference.read(path)
+    assert reference.seeds == (0, 1, 2, 3, 4)
+    assert [each.step for each in reference.evaluations] == [10, 20]
+    assert reference.command == "python scripts/reference.py --config debug --dataset text.txt --seeds 5"
+    assert sorted(path.name for path in (tmp_path / "runs" / "references" / "debug").iterdir()) == list("01234")
+
+    draw, drawn = plots.draw, []
+    monkeypatch.setattr(plots, "draw", lambda *args, **keywords: drawn.append(keywords) or draw(*args, **keywords))
+    runs = "--workdir runs/references/debug/0 --workdir runs/references/debug/1"
+    succeeded(call(tmp_path, f"plot {runs} --out band.png"))
+    assert drawn == [{"references": [reference]}]  # once for both
+    assert (tmp_path / "band.png").read_bytes().startswith(b"\x89PNG")
+
+
 # ---- Evaluating -----------------------------------------------------------------------------------------------------------
 
 
@@ -821,6 +844,8 @@ MISTAKES = [
     (f"{NEW} --ema 1", USAGE, ["ema=1.0", "1.0"]),
     ("checkpoints --workdir nowhere", DATA, ["nowhere", "config.json", "scripts/train.py"]),
     ("check_run --kills 0", USAGE, ["kills=0", "1"]),
+    ("reference --config debug --seeds 4", USAGE, ["seeds=4", "5"]),
+    ("reference --config debgu", USAGE, ["'debgu'", "'debug'"]),
     ("plot --workdir nowhere", DATA, ["nowhere", "metrics.jsonl", "No such file or directory"]),
     ("plot --workdir runs/debug --out picture.jpg", USAGE, ["picture.jpg", ".png"]),
     (f"{NEW} --init_from nowhere", DATA, ["nowhere", "config.json", "scripts/train.py"]),

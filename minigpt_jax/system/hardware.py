@@ -1,14 +1,27 @@
-"""Measured limits of this machine: floating-point rate and memory bandwidth.
+"""This machine: its processor, and its measured limits, which are floating-point rate and memory bandwidth.
 
 JAX is imported only inside functions, so that processes without JAX can be measured without its memory.
 """
 
+import contextlib
 import math
+import os
+import platform
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+
+def processor() -> str:
+    """The name of this machine's processor, as far as the system knows it, and the number of its cores."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        name = models[0].partition(":")[2].strip() if models else name
+    return f"{name}, {os.cpu_count()} cores"
 
 
 def best_seconds(run: Callable[[], object], times: int = 10) -> float:
