@@ -1,5 +1,7 @@
 """Plots the metrics of one or more runs in one PNG: losses, learning rate, gradient norm and throughput.
 
+Behind the losses is the band in which a preset's reference expects them, for runs that can be compared with it.
+
 python scripts/plot.py --workdir runs/shakespeare_char
 python scripts/plot.py --workdir runs/a --workdir runs/b --out compared.png
 
@@ -13,6 +15,7 @@ from absl import flags
 from minigpt_jax import cli
 from minigpt_jax.errors import DataError
 from minigpt_jax.files import local_path
+from minigpt_jax.runs import references
 from minigpt_jax.runs.metrics import read_metrics
 from minigpt_jax.runs.plots import check_png, draw, save
 
@@ -24,7 +27,8 @@ def main(more_workdirs: list[str]) -> None:
     workdirs = [local_path(folder) for folder in [*WORKDIR.value, *more_workdirs]] or [cli.newest_run()]
     path = check_png("out", OUT.value) if OUT.value else workdirs[0] / "metrics.png"
     runs = {str(workdir): read_rows(workdir) for workdir in workdirs}
-    save(draw(runs), path)
+    found = {reference.preset: reference for workdir in workdirs if (reference := references.of_run(workdir))}
+    save(draw(runs, references=[*found.values()]), path)
 
 
 def read_rows(workdir: Path) -> list[dict]:

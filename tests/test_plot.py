@@ -4,7 +4,9 @@ import io
 
 import pytest
 
+from minigpt_jax.config import Config
 from minigpt_jax.runs import plots
+from minigpt_jax.runs.references import Evaluation, Reference
 
 pytest.importorskip("matplotlib")
 
@@ -35,6 +37,20 @@ def test_every_panel_has_the_values_of_every_run_in_its_colour():
         expected = [[[row["step"], row[key]] for row in rows_of(run) if key in row] for run in (1, 2)]
         assert lines == [(expected[0], "C0"), (expected[1], "C1")]
         assert axes.get_title(loc="left") == plots.PANELS[name]
+
+
+def test_the_band_of_a_reference_is_behind_the_losses_only():
+    evaluations = tuple(Evaluation(step, (5.0, 5.1, 5.2, 5.3, 5.4)) for step in (2, 6))
+    seeds = dict(seeds=(0, 1, 2, 3, 4), final={}, evaluations=evaluations)  # noqa: C408
+    reference = Reference("_toy$", "", "", "", made_with={}, sources={}, data_facts={}, config=Config(), **seeds)
+    loss, *others = plots.draw({"one": rows_of(1)}, references=[reference]).axes
+    [band] = loss.collections
+    corners = {tuple(corner) for corner in band.get_paths()[0].vertices}
+    lowest, highest = reference.band(2).lowest, reference.band(2).highest
+    assert corners == {(2.0, lowest), (2.0, highest), (6.0, lowest), (6.0, highest)}
+    assert not any(axes.collections for axes in others)
+    names = [text.get_text() for text in loss.get_legend().get_texts()]
+    assert names == ["one, training", "one, validation", "expected of _toy$, from 5 seeds"]
 
 
 @pytest.mark.filterwarnings("error")

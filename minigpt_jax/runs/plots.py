@@ -8,6 +8,7 @@ from typing import Any
 from minigpt_jax.commands import install_command
 from minigpt_jax.errors import DataError, UsageError
 from minigpt_jax.files import local_path
+from minigpt_jax.runs.references import Reference, expected
 
 log = logging.getLogger(__name__)
 
@@ -19,10 +20,14 @@ PANELS = {  # titles by metric name or suffix: what is counted per second depend
 }
 
 
-def draw(runs: Mapping[str, Sequence[Mapping[str, Any]]], panels: Sequence[str] = tuple(PANELS), size: Any = (11, 7)) -> Any:
+def draw(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], panels: Sequence[str] = tuple(PANELS), size: Any = (11, 7),
+    references: Sequence[Reference] = (),
+) -> Any:  # fmt: skip
     """A figure of the metrics of runs, given as rows by name, with one panel per metric. Colours are the same in all panels.
 
-    Raises UsageError if matplotlib is not installed.
+    The panel of losses has the bands in which `references` expect the validation loss. Raises UsageError if matplotlib is
+    not installed.
     """
     Figure, font_manager = import_matplotlib()
     figure = Figure(figsize=size, layout="constrained")
@@ -36,6 +41,9 @@ def draw(runs: Mapping[str, Sequence[Mapping[str, Any]]], panels: Sequence[str] 
                 axes.plot(*series(rows, "val_loss"), color=colour, marker=".", linewidth=1.8, label=f"{run}, validation")
             else:
                 axes.plot(*series(rows, name), color=colour, linewidth=1.2)
+        if name == "loss":
+            for reference in references:
+                draw_band(axes, reference)
         axes.set_title(PANELS[name], loc="left", fontsize=11)
         axes.set_xlabel("step")
         axes.grid(alpha=0.25)
@@ -43,12 +51,21 @@ def draw(runs: Mapping[str, Sequence[Mapping[str, Any]]], panels: Sequence[str] 
         if name != "loss":
             axes.set_ylim(bottom=0)
         else:
-            lines = axes.get_lines()  # of which matplotlib would leave out names that start with `_`
-            legend = axes.legend(lines, ["-"] * len(lines), frameon=False, prop={"size": 9})
-            names, style = readable([str(line.get_label()) for line in lines], font_manager)
+            drawn = [*axes.get_lines(), *axes.collections]  # matplotlib would leave out names that start with `_`
+            legend = axes.legend(drawn, ["-"] * len(drawn), frameon=False, prop={"size": 9})
+            names, style = readable([str(each.get_label()) for each in drawn], font_manager)
             for text, name in zip(legend.get_texts(), names, strict=True):
                 text.set(text=name, **style)
     return figure
+
+
+def draw_band(axes: Any, reference: Reference) -> None:
+    """Fills the band between the lowest and the highest expected validation loss, from the first to the last evaluation."""
+    bands = [expected(each.val_loss) for each in reference.evaluations]
+    axes.fill_between(
+        [each.step for each in reference.evaluations], [band.lowest for band in bands], [band.highest for band in bands],
+        color="0.5", alpha=0.35, linewidth=0, label=f"expected of {reference.preset}, from {len(reference.seeds)} seeds",
+    )  # fmt: skip
 
 
 def import_matplotlib() -> tuple[Any, Any]:

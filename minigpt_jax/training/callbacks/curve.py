@@ -25,7 +25,8 @@ class Curve(Callback):
         png = io.BytesIO()
         with run.clock.stopped(run.state):
             try:
-                draw({run.workdir.name: read_metrics(run.metrics.path)}, ["loss"], (7, 3.5)).savefig(png, dpi=100)
+                runs = {run.workdir.name: read_metrics(run.metrics.path)}
+                draw(runs, ["loss"], (7, 3.5), [run.reference] if run.reference else []).savefig(png, dpi=100)
             except (UsageError, OSError) as error:  # not installed, or a folder for fonts that cannot be written
                 self.picture = None
                 log.info("No loss curve: %s", error)
