@@ -12,7 +12,8 @@ import dataclasses
 import json
 import logging
 import re
-from collections.abc import Iterable
+import statistics
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from minigpt_jax.commands import IS_CHECKOUT, PACKAGE_DIR
 from minigpt_jax.config import SECTIONS, TASKS, Config, ImageConfig, Section, get_setting, load_preset, setting_type
 from minigpt_jax.errors import DataError, UsageError, did_you_mean
 from minigpt_jax.generation.strategy import BeamConfig, DecodingConfig
+from minigpt_jax.runs.references import REFERENCES_DIR, Reference
 
 ROOT = PACKAGE_DIR.parent
 END = "<!-- end -->"
@@ -140,6 +142,25 @@ def described(config: Config) -> list[str]:
     return [", ".join(parts), f"{get_setting(config, 'dataset')}, {tokens}", steps]
 
 
+def references_table() -> str:
+    """Every preset with a reference: the losses of its seeds after the last step, and what is expected of another seed."""
+    rows = []
+    for reference in (Reference.read(path) for path in sorted(REFERENCES_DIR.glob("*.json"))):
+        last, losses = reference.evaluations[-1], reference.final["loss"]
+        made = f"{reference.date}, {reference.machine}, jax {reference.made_with['jax']}"
+        dataset = get_setting(reference.config, "dataset")
+        rows.append(
+            [f"`{reference.preset}`", dataset, len(reference.seeds), last.step, mean_and_range(last.val_loss),
+             reference.band(last.step), mean_and_range(losses), made]
+        )  # fmt: skip
+    columns = ["preset", "data", "seeds", "last step", "its validation loss", "expected", "loss over the whole split", "made"]
+    return markdown(columns, rows)
+
+
+def mean_and_range(values: Sequence[float]) -> str:
+    return f"{statistics.fmean(values):.3f} ({min(values):.3f}–{max(values):.3f})"
+
+
 def settings_table(section: type[Section]) -> str:
     """Every setting of a section with its default, what is allowed and what it does, in the order of the fields."""
     fields = dataclasses.fields(section)
@@ -170,6 +191,7 @@ def allowed(field: dataclasses.Field) -> str:
 GENERATED = {
     "presets": presets_table,
     "presets.short": short_presets_table,
+    "references": references_table,
     **{
         f"settings.{name}": lambda section=section: settings_table(section)
         for name, section in (SECTIONS | TASKS).items()
