@@ -65,8 +65,8 @@ def config(folder):
 @pytest.fixture
 def made(folder, config, monkeypatch):
     """(The reference, the folder of its runs), which the first test trains, with an interruption after two runs."""
-    runs = folder / "runs"
-    if not runs.exists():
+    runs, path = folder / "runs", folder / "toy.json"
+    if not path.exists():
         trained = []
 
         def interrupted(config, *arguments):
@@ -80,7 +80,8 @@ def made(folder, config, monkeypatch):
             with pytest.raises(StoppedError):
                 make_reference("toy", config, runs, SEEDS, MADE_WITH_COMMAND)
         assert trained == [0, 1]
-    return make_reference("toy", config, runs, SEEDS, MADE_WITH_COMMAND), runs
+        path.write_text(make_reference("toy", config, runs, SEEDS, MADE_WITH_COMMAND).to_json())
+    return Reference.read(path), runs
 
 
 @pytest.fixture

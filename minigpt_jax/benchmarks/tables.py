@@ -153,7 +153,16 @@ def references_table() -> str:
             [f"`{reference.preset}`", dataset, len(reference.seeds), last.step, mean_and_range(last.val_loss),
              reference.band(last.step), mean_and_range(losses), made]
         )  # fmt: skip
-    columns = ["preset", "data", "seeds", "last step", "its validation loss", "expected", "loss over the whole split", "made"]
+    columns = [
+        "preset",
+        "data",
+        "seeds",
+        "last step",
+        "its validation loss",
+        "expected",
+        "loss over the whole split",
+        "made",
+    ]
     return markdown(columns, rows)
 
 
