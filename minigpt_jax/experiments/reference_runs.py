@@ -101,8 +101,12 @@ def evaluations(folders: Sequence[Path]) -> tuple[Evaluation, ...]:
         row = runs[0][step]
         return float(f"{row['learning_rate']:.6g}") if "learning_rate" in row else None
 
-    names = "val_loss", "train_loss", "grad_norm"
-    return tuple(Evaluation(step, *(values(step, name) for name in names), learning_rate(step)) for step in runs[0])
+    return tuple(
+        Evaluation(
+            step, values(step, "val_loss"), values(step, "train_loss"), values(step, "grad_norm"), learning_rate(step)
+        )
+        for step in runs[0]
+    )
 
 
 def evaluated_rows(folder: Path) -> dict[int, dict[str, Any]]:

@@ -7,7 +7,7 @@ from typing import Any
 from minigpt_jax.runs.references import Evaluation, Reference, expected
 
 MAX_LR_ERROR = 0.01  # relative: rates are computed from the settings, so they should be equal
-GRAD_NORM_FACTOR = 3  # beyond the range of the seeds: the norm of a single step varies much
+GRAD_NORM_FACTOR = 2  # beyond the range of the seeds: the norm of a single step varies much
 MAX_SHARE_ERROR = 0.01
 
 
@@ -32,15 +32,11 @@ class Evidence:
 
 def likely_causes(reference: Reference, evidence: Evidence) -> list[str]:
     """What differs from the runs of the reference, the most conclusive first."""
-    evaluation = reference.at(evidence.step)
-    assert evaluation is not None  # since its loss is outside the band
-    return [
-        *data_causes(reference, evidence),
-        *learning_rate_causes(reference, evidence),
-        *gradient_causes(evaluation, evidence),
-        *training_loss_causes(evaluation, evidence, reference.config.training.log_every),
-        *environment_causes(reference, evidence),
-    ]
+    usual = reference.at(evidence.step)
+    assert usual is not None  # since its loss is outside the band
+    causes = [*data_causes(reference, evidence), *learning_rate_causes(reference, evidence)]
+    where = [] if causes else training_loss_causes(usual, evidence, reference.config.training.log_every)
+    return [*causes, *gradient_causes(usual, evidence), *where, *environment_causes(reference, evidence)]
 
 
 def data_causes(reference: Reference, evidence: Evidence) -> Iterator[str]:
@@ -76,22 +72,24 @@ def gradient_causes(usual: Evaluation, evidence: Evidence) -> Iterator[str]:
 
 
 def training_loss_causes(usual: Evaluation, evidence: Evidence, log_every: int) -> Iterator[str]:
-    """Where to look: the gap between both losses shows whether the training loss is just as unusual. The training loss is a
-    mean over `log_every` steps, so these must be as many."""
+    """Where to look if nothing conclusive is known: the gap to the training loss shows whether that is just as unusual.
+
+    The training loss is a mean over `log_every` steps, so these must be as many as in the reference.
+    """
     train_loss = evidence.training.get("train_loss")
     if train_loss is None or not usual.train_loss or evidence.log_every != log_every:
         return
     band = expected([val - train for val, train in zip(usual.val_loss, usual.train_loss, strict=True)])
     gap = evidence.val_loss - train_loss
     if gap > band.highest:
-        where = "overfitting, a model that sees its targets in training, or an evaluation that differs from training"
+        where = ": overfitting, a model that sees its targets in training, or an evaluation that differs from training"
     elif gap < band.lowest:
-        where = "validation text that is easier or known from training, or an evaluation that differs from training"
+        where = ": validation text that is easier or known from training, or an evaluation that differs from training"
     elif evidence.is_low:
-        where = "as usual, so both are low: the model may see its targets, through its mask or a wrong shift"
+        where = ", so both are low: the model may see its targets, through its mask or a wrong shift"
     else:
-        where = "as usual, so both are high: look at the model and the optimizer, not at the validation text"
-    yield f"validation minus training loss is {gap:.3f}, usually {band}: {where}"
+        where = ", so both are high: look at the model and the optimizer, not at the validation text"
+    yield f"validation minus training loss is {gap:.3f} (usually {band}){where}"
 
 
 def environment_causes(reference: Reference, evidence: Evidence) -> Iterator[str]:

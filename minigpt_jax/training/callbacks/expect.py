@@ -23,8 +23,8 @@ class Expect(Callback):
             run.reference = self.reference
 
     def after_step(self, run: Run) -> None:
-        loss = run.means and run.means["loss"]
-        band = self.reference and self.reference.band(run.step)
+        loss = None if run.means is None else run.means["loss"]
+        band = None if self.reference is None else self.reference.band(run.step)
         if self.reference is None or loss is None or band is None or loss in band:
             return
         with run.clock.stopped(run.state):
