@@ -56,7 +56,14 @@ def config(folder):
     return Config(
         model=ModelConfig(num_layers=1, num_heads=2, embed_dim=8, ff_dim=8, context_length=8),
         training=TrainingConfig(
-            batch_size=4, steps=6, warmup_steps=2, eval_every=3, log_every=3, checkpoint_every=6, sample_every=2
+            batch_size=4,
+            steps=6,
+            warmup_steps=2,
+            eval_every=3,
+            log_every=3,
+            checkpoint_every=6,
+            sample_every=2,
+            patience=1,
         ),
         data=DataConfig(dataset=str(folder / "text.txt"), data_dir=str(folder)),
     )
@@ -115,6 +122,7 @@ def test_a_reference_records_how_it_was_made(made, config):
     reference, _ = made
     assert reference.is_comparable(config.override(vocab_size=6), reference.sources)
     assert (reference.preset, reference.command) == ("toy", MADE_WITH_COMMAND)
+    assert (reference.config.training.sample_every, reference.config.training.patience) == (0, 0)
     assert reference.config.data.data_dir is None
     assert set(reference.sources) == {"text", "tokenizer"}
     assert set(reference.data_facts) == {"unknown", "also_in_training"}
@@ -184,7 +192,7 @@ def test_too_few_seeds_are_refused(config, tmp_path):
 def evaluations_and_warnings(config, workdir, caplog):
     caplog.clear()
     with caplog.at_level(logging.INFO):
-        train(config.override(sample_every=0), workdir)
+        train(config.override(sample_every=0, patience=0), workdir)
     return [line for line in logged(caplog) if "  validation loss " in line], logged(caplog, "WARNING")
 
 
@@ -255,12 +263,14 @@ def test_a_loss_that_is_not_finite_is_not_compared(made, config, tmp_path, own_r
     assert (len(lines), warnings) == (2, [])
 
 
-def test_the_reference_of_a_run_is_found_from_its_folder(made, config, own_references):
+def test_the_reference_of_a_run_is_found_from_its_folder(made, config, own_references, tmp_path):
     reference, runs = made
     assert references.of_run(runs / "0") is None
     path = own_references / "toy.json"
     path.write_text(reference.to_json())
     assert references.of_run(runs / "0") == Reference.read(path)
     assert references.of_run(runs) is None
+    (tmp_path / "config.json").write_text(config.to_json())  # a run without a checkpoint
+    assert references.of_run(tmp_path) is None
     path.write_text(dataclasses.replace(reference, sources=reference.sources | {"text": "0" * 64}).to_json())
     assert references.of_run(runs / "0") is None
