@@ -28,6 +28,7 @@ FLOORS = [
     {"cli"},
     {"compare"},
     {"benchmarks"},
+    {"experiments"},
     {"__init__"},  # the public names
     {"scripts", "configs"},
 ]
@@ -59,6 +60,7 @@ ORDER_WITHIN = {
         "schedule", "optimizer", "state", "step", "clock", "compilations", "profile", "resume", "run", "causes", "callbacks",
         "loop",
     ],
+    "experiments": ["grid", "stacked", "sweep_report", "sweep"],
 }  # fmt: skip
 # `training` trains a task. It knows neither tokens nor models.
 CLOSED_TO_TRAINING = (
@@ -113,6 +115,7 @@ MAY_JIT = {
     "generation/beam.py",
     "generation/masked_language_model.py",
     "compare/traps.py",
+    "experiments/stacked.py",
     "benchmarks/generate.py",
     "benchmarks/gpu/correctness.py",
     "benchmarks/gpu/limits.py",

@@ -552,6 +552,22 @@ def test_a_reference_is_made_by_one_command_and_its_band_is_plotted(tmp_path, ca
     assert (tmp_path / "band.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_sweep_prints_a_table_writes_a_plot_and_is_not_repeated(trained, call):
+    command = "sweep --config debug --dataset text.txt --steps 2 --vary learning_rate=1e-3,1e-2 --vary seed=0,1"
+    process, workdir = succeeded(call(trained.folder, command)), trained.folder / "runs" / "sweeps" / "debug"
+    header, *rows = process.stdout.splitlines()
+    assert_says(header, "loss", "±")
+    assert sorted(row.split()[0] for row in rows) == ["learning_rate=0.001", "learning_rate=0.01"]
+    results = [json.loads(line) for line in (workdir / "results.jsonl").read_text().splitlines()]
+    assert [list(result["settings"].values()) for result in results] == [[1e-3, 0], [1e-3, 1], [1e-2, 0], [1e-2, 1]]
+    assert_says(process.stderr, "runs/sweeps/debug", "4", *(f"{result['loss']:.4f}" for result in results))
+    if importlib.util.find_spec("matplotlib"):
+        assert (workdir / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    written = (workdir / "results.jsonl").stat().st_mtime_ns
+    assert succeeded(call(trained.folder, command)).stdout == process.stdout
+    assert (workdir / "results.jsonl").stat().st_mtime_ns == written
+
+
 # ---- Evaluating -----------------------------------------------------------------------------------------------------------
 
 
@@ -740,6 +756,7 @@ def test_a_folder_of_images_trains_is_evaluated_and_classified_with_plots(tmp_pa
 
 NEW = "train --config debug --dataset text.txt --workdir new"
 PROMPTED = "generate --workdir runs/debug --prompt To"
+SWEEP = "sweep --config debug --dataset text.txt --workdir new --vary"
 USAGE, DATA = 2, 1
 
 TOKENIZERS = tuple(tokenizers.KINDS)
@@ -846,6 +863,19 @@ MISTAKES = [
     ("check_run --kills 0", USAGE, ["kills=0", "1"]),
     ("reference --config debug --seeds 4", USAGE, ["seeds=4", "5"]),
     ("reference --config debgu", USAGE, ["'debgu'", "'debug'"]),
+    (f"{SWEEP} lerning_rate=1", USAGE, ["'lerning_rate'", "'learning_rate'", "learning_rate", "seed", "dropout", "norm"]),
+    (f"{SWEEP} dataset=a,b", USAGE, ["'dataset'", "learning_rate", "seed"]),
+    (f"{SWEEP} seed=", USAGE, ["vary='seed='", "int"]),
+    (f"{SWEEP} seed=0,,1", USAGE, ["vary='seed=0,,1'", "int"]),
+    (f"{SWEEP} seed", USAGE, ["vary='seed'", "learning_rate=1e-3,2e-3"]),
+    (f"{SWEEP} num_heads=2,3", USAGE, ["embed_dim=32", "num_heads=3"]),
+    (f"{SWEEP} seed=0,1 --seed 2", USAGE, ["seed", "--vary"]),
+    (f"{SWEEP} seed=0,1 --stack 0", USAGE, ["stack=0", "1"]),
+    (f"{SWEEP} seed=0,1 --patience 3", USAGE, ["patience=3"]),
+    (f"{SWEEP} seed=0,1 --embed_dim 65536 --ff_dim 262144", USAGE, ["0 fit", "batch_size"]),
+    (f"{SWEEP} seed=0,1 --dataset missing.txt", DATA, ["missing.txt"]),
+    (f"{SWEEP} seed=0,1 --workdir runs/debug", DATA, ["runs/debug", "--workdir"]),
+    ("sweep --config debug --dataset text.txt --workdir new", USAGE, ["learning_rate=1e-3,2e-3"]),
     ("plot --workdir nowhere", DATA, ["nowhere", "metrics.jsonl", "No such file or directory"]),
     ("plot --workdir runs/debug --out picture.jpg", USAGE, ["picture.jpg", ".png"]),
     (f"{NEW} --init_from nowhere", DATA, ["nowhere", "config.json", "scripts/train.py"]),
@@ -974,6 +1004,7 @@ def test_a_masked_model_trains_evaluates_and_fills_in(trained, call):
     [
         ("train", "--num_layers --steps --epochs --dataset --workdir --overwrite --kernels"),
         ("generate", "--workdir --prompt --length --temperature --top_k --top_p --greedy --num_samples --seed --kernels"),
+        ("sweep", "--config --vary --workdir --stack --overwrite --steps --kernels"),
         ("evaluate", "--workdir --split --dataset --val_dataset --data_dir --plot"),
         ("classify", "--workdir --image --invert --plot --kernels"),
     ],

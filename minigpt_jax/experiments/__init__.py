@@ -1,1 +1,1 @@
-"""Experiments that train several models: reference runs."""
+"""Experiments: many runs, compared."""

@@ -37,3 +37,14 @@ def shown() -> Iterator[None]:
         PROJECT_LOG.removeHandler(handler)
         PROJECT_LOG.setLevel(logging.NOTSET)
         PROJECT_LOG.propagate = True
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Hides the project's log lines in here, but for errors: for work that has been logged before."""
+    level = PROJECT_LOG.level
+    PROJECT_LOG.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        PROJECT_LOG.setLevel(level)

@@ -1,4 +1,4 @@
-"""Peak memory of this process and of its device."""
+"""Memory: the peak of this process and of its device, and what is available."""
 
 import contextlib
 import sys
@@ -24,3 +24,16 @@ def device_peak_megabytes(device: Any) -> float | None:
     """The peak memory of an accelerator, in MB. None for a CPU, which has no memory of its own."""
     peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
     return None if peak is None else peak / 1e6
+
+
+def available_bytes(device: Any) -> float | None:
+    """The memory that is still available on an accelerator, or to this process on a CPU. None where it is not known."""
+    if stats := device.memory_stats():
+        return stats["bytes_limit"] - stats["bytes_in_use"] if "bytes_limit" in stats else None
+    free = []
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
+    with contextlib.suppress(OSError, ValueError):  # a container's own limit; "max" without one
+        free.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(free, default=None)
