@@ -10,7 +10,7 @@ import pytest
 from helpers import assert_raises, assert_says, logged
 from test_every_task import CASES, MODEL, TRAINING
 
-from minigpt_jax.api import train
+from minigpt_jax.api import choose_kernels, train
 from minigpt_jax.config import Config, ImageConfig, load_preset
 from minigpt_jax.errors import DataError, UsageError
 from minigpt_jax.experiments import stacked, sweep_report
@@ -43,6 +43,10 @@ def config(tmp_path_factory):
 def without_times(results):
     times = ("seconds", "steps_per_second", "stacked")
     return [{name: value for name, value in result.items() if name not in times} for result in results]
+
+
+def saved(workdir):
+    return [json.loads(line) for line in (workdir / "results.jsonl").read_text().splitlines()]
 
 
 def losses(results):
@@ -192,7 +196,7 @@ def test_a_diverged_run_ends_and_is_shown_last(config, tmp_path, size):
     assert [row.split()[0] for row in rows] == ["learning_rate=0.01", "learning_rate=1e+20"]
     assert_says(rows[0], "±", "2")
     assert_says(rows[1], "diverged", "2 diverged")
-    assert [json.loads(line)["diverged"] for line in (tmp_path / "results.jsonl").open()].count(True) == 2
+    assert [row["diverged"] for row in saved(tmp_path)].count(True) == 2
 
 
 @pytest.mark.parametrize("loss, is_diverged", [(3.0, False), (4.3, False), (4.5, True), (math.nan, True), (math.inf, True)])
@@ -255,7 +259,7 @@ def test_a_killed_sweep_resumes_without_repeating_finished_runs(config, alone, t
         results = sweep(config, VARY, tmp_path, stack=1)
     assert parts == [[0], [1]]
     assert without_times(results) == without_times(alone)
-    assert [json.loads(line) for line in path.read_text().splitlines()] == results
+    assert saved(tmp_path) == results
 
 
 def test_more_values_train_only_the_missing_runs_and_order_does_not_matter(config, tmp_path, monkeypatch):
@@ -283,7 +287,7 @@ def test_another_sweep_is_refused_with_the_differing_fields(config, tmp_path):
         assert_raises(DataError, sweep, other, vary, tmp_path, says=[str(tmp_path), *words])
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
     sweep(config, {"seed": [2]}, tmp_path, stack=1, overwrite=True)
-    assert [json.loads(line)["settings"] for line in (tmp_path / "results.jsonl").open()] == [{"seed": 2}]
+    assert [row["settings"] for row in saved(tmp_path)] == [{"seed": 2}]
 
 
 def test_changed_data_and_unreadable_settings_are_refused(config, tmp_path):
@@ -335,13 +339,13 @@ def test_steps_are_timed_without_their_compilation(config):
 
 
 def test_more_runs_side_by_side_than_fit_are_refused_with_the_number_that_fit(config, tmp_path, monkeypatch):
-    needed = stacked.bytes_per_run(prepare(config))
+    task = prepare(config, kernels=choose_kernels(config.model))
+    needed = stacked.bytes_per_run(task)
     monkeypatch.setattr(memory, "available_bytes", lambda device: 2.5 * needed / stacked.MEMORY_SHARE)
     assert_raises(UsageError, sweep, config, VARY, tmp_path / "new", stack=3, says=["stack=3", "2 fit", "stack=2"])
     monkeypatch.setattr(memory, "available_bytes", lambda device: 0.9 * needed / stacked.MEMORY_SHARE)
     assert_raises(UsageError, sweep, config, VARY, tmp_path / "new", says=["0 fit", "batch_size"])
     assert not (tmp_path / "new").exists()
-    task = prepare(config)
     monkeypatch.setattr(memory, "available_bytes", lambda device: 3.5 * needed / stacked.MEMORY_SHARE)
     assert [stacked.num_fitting(task, DEVICE, count, None) for count in (2, 3, 15)] == [2, 3, 3]
     assert stacked.num_fitting(task, DEVICE, 2, 100) == 2  # there are only two
