@@ -4,6 +4,7 @@ runs/sweeps/NAME/sweep.json     the config, the varied settings, and checksums o
                  results.jsonl  one line for each finished run
 """
 
+import dataclasses
 import json
 import logging
 import time
@@ -49,54 +50,50 @@ def sweep(
     cannot be varied or do not fit together, and for more runs side by side than fit into memory; DataError for unusable
     data, and if the folder has a sweep with other settings.
     """
-    points, workdir = expand(config, vary), local_path(workdir)
+    points = expand(config, vary)
     if stack is not None:
-        whole_number("stack", stack, at_least=1)
+        stack = whole_number("stack", stack, at_least=1)
     if config.training.patience:
         raise UsageError(f"patience={config.training.patience}: the runs of a sweep do not stop early; omit it")
+    values = {name: [*dict.fromkeys(point.settings[name] for point in points)] for name in points[0].settings}
+    folder = Folder(local_path(workdir), config, values, overwrite)
     retain_heap()
     with streams.optional(), logs.shown():
-        results = {} if overwrite else finished_results(workdir, config, vary)
+        results = folder.read()
         if pending := [point for point in points if point.key not in results]:
-            train_points(pending, config, vary, workdir, results, stack, kernels)
+            train(pending, folder, stack, kernels)
+            results = folder.read_results()
     return [results[point.key] | {"settings": point.settings} for point in points]
 
 
-def train_points(
-    points: Sequence[Point], config: Config, vary: Mapping[str, Sequence[Any]], workdir: Path, results: dict[str, Any],
-    stack: int | None, kernels: str,
-) -> None:  # fmt: skip
-    """Trains these runs, and adds their results to the dictionary and to the folder. Checks everything before it writes."""
-    device, tasks = first_device(), prepare_all(points, kernels)
-    check_sources(workdir, tasks[0].sources if results else None)
+def train(points: Sequence[Point], folder: "Folder", stack: int | None, kernels: str) -> None:
+    """Trains these runs, and adds their results to the folder. Checks everything before it writes anything."""
+    device = first_device()
+    tasks = prepare_all(points, kernels, jax.sharding.SingleDeviceSharding(device))
+    folder.check_sources(tasks[0].sources)
     fitting = {group: stacked.num_fitting(tasks[group[0]], device, len(group), stack) for group in stacked.groups(tasks)}
-    described = {"config": json.loads(config.to_json()), "vary": {name: list(values) for name, values in vary.items()}}
-    described["sources"] = dict(tasks[0].sources)
-    with locked(workdir):
-        write_text(workdir / SETTINGS, json.dumps(described, indent=2) + "\n")
-        write_text(workdir / RESULTS, "".join(json.dumps(result) + "\n" for result in results.values()))
-        log.info("Sweep in %s: %d runs, of which %d are finished; programs for the others: %d; device: %s.", workdir,
-                 len(results) + len(points), len(results), len(fitting), device.device_kind)  # fmt: skip
+    with locked(folder.workdir):
+        num_before = folder.open(tasks[0].sources)
+        log.info("Sweep in %s: %d runs, %d of them finished; groups of the same shape: %d; device: %s.",
+                 folder.workdir, num_before + len(points), num_before, len(fitting), device.device_kind)  # fmt: skip
         start, num_finished = time.perf_counter(), 0
         for group, most in fitting.items():
             size = min(stack, most) if stack else stacked.choose_size([tasks[index] for index in group], device, most)
             trim_heap()
             for first in range(0, len(group), size):
                 part = group[first : first + size]
-                padded = [tasks[index] for index in (part + group[:1] * size)[:size]]  # the same program for all parts
-                trained = stacked.train(padded, device)[: len(part)]
+                filled = (part + group[:1] * size)[:size]  # the same program for all parts
+                results = stacked.train([tasks[index] for index in filled], device)
+                for index, result in zip(part, results, strict=False):
+                    folder.append({"settings": points[index].settings} | result)
+                    log.info("%s: %s", points[index].name, described_loss(result))
                 num_finished += len(part)
                 seconds_left = (time.perf_counter() - start) / num_finished * (len(points) - num_finished)
-                for index, result in zip(part, trained, strict=True):
-                    results[points[index].key] = result = {"settings": points[index].settings} | result
-                    append(workdir / RESULTS, result)
-                    log.info("%s: %s", points[index].name, described_loss(result))
                 log.info("%d/%d runs  %s left", num_finished, len(points), tqdm.format_interval(seconds_left))
 
 
-def prepare_all(points: Sequence[Point], kernels: str) -> list[Task]:
+def prepare_all(points: Sequence[Point], kernels: str, sharding: jax.sharding.Sharding) -> list[Task]:
     """The task of each run. They share their data, so what is worth a log line is logged once."""
-    sharding = jax.sharding.SingleDeviceSharding(first_device())
 
     def task_of(point: Point) -> Task:
         return prepare(point.config, kernels=choose_kernels(point.config.model, kernels), sharding=sharding)
@@ -112,59 +109,79 @@ def described_loss(result: Mapping[str, Any]) -> str:
     return f"loss {loss}{', diverged' if result['diverged'] else ''}"
 
 
-# ---- Its folder -----------------------------------------------------------------------------------------------------------
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """The folder of a sweep of `config` that varies these settings. With `overwrite`, what is in it before `open` does not
+    count."""
 
+    workdir: Path
+    config: Config
+    vary: Mapping[str, list[Any]]
+    overwrite: bool
 
-def append(path: Path, row: Mapping[str, Any]) -> None:
-    """Adds a line of JSON to a file, and waits until it is on the disk."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, allow_nan=False) + "\n")
-    flush(path)
+    def read(self) -> dict[str, Any]:
+        """The results in the folder, by `Point.key`. Raises DataError, naming the differences, if they are those of another
+        sweep, and if the folder is that of a run."""
+        saved = None if self.overwrite else self.read_settings()
+        if saved is None:
+            if (self.workdir / "config.json").exists():
+                raise DataError(f"{self.workdir} holds a run: choose another --workdir")
+            return {}
+        before = Config.from_json(json.dumps(saved["config"]))
+        changed = [
+            f"{name}={old} (now {new})"
+            for name, (old, new) in differences(before, self.config).items()
+            if name not in WITHOUT_EFFECT | set(self.vary)
+        ]
+        for name in dict.fromkeys([*saved["vary"], *self.vary]):
+            old, new = saved["vary"].get(name), self.vary.get(name)
+            if old is None or new is None or not set(old) <= set(new):
+                changed.append(f"vary {name}: {old} (now {new})")
+        if changed:
+            raise DataError(
+                f"{self.workdir} holds a sweep with {', '.join(changed)}: choose another --workdir, or replace it with "
+                "--overwrite"
+            )
+        return self.read_results()
 
+    def read_settings(self) -> dict[str, Any] | None:
+        """The contents of `sweep.json`. None if there is no such file. Raises DataError if it cannot be read."""
+        path = self.workdir / SETTINGS
+        try:
+            saved = json.loads(path.read_text(encoding="utf-8"))
+            Config.from_json(json.dumps(saved["config"]))
+            return {name: saved[name] for name in ("config", "vary", "sources")}
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise DataError(f"{path} cannot be read: {error!r}; restart with --overwrite") from error
 
-def finished_results(workdir: Path, config: Config, vary: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-    """The results of the sweep in this folder, if there is one, by `Point.key`. Raises DataError, naming the differences,
-    if that is another sweep or a run."""
-    saved = read_settings(workdir)
-    if saved is None:
-        if (workdir / "config.json").exists():
-            raise DataError(f"{workdir} holds a run: choose another --workdir")
-        return {}
-    changed = [
-        f"{name}={before} (now {now})"
-        for name, (before, now) in differences(Config.from_json(json.dumps(saved["config"])), config).items()
-        if name not in WITHOUT_EFFECT | set(vary)
-    ]
-    for name in dict.fromkeys([*saved["vary"], *vary]):
-        before, now = (None if name not in lists else list(lists[name]) for lists in (saved["vary"], vary))
-        if before is None or now is None or not set(before) <= set(now):
-            changed.append(f"vary {name}: {before} (now {now})")
-    if changed:
-        raise DataError(
-            f"{workdir} holds a sweep with {', '.join(changed)}: choose another --workdir, or replace it with --overwrite"
-        )
-    path = workdir / RESULTS
-    rows = read_metrics(path) if path.exists() else []
-    return {key_of(row["settings"]): row for row in rows if "settings" in row}
+    def read_results(self) -> dict[str, Any]:
+        path = self.workdir / RESULTS
+        rows = read_metrics(path) if path.exists() else []
+        return {key_of(row["settings"]): row for row in rows if "settings" in row}
 
+    def check_sources(self, sources: Mapping[str, str]) -> None:
+        """Raises DataError if these are not the checksums of the data that the finished runs were trained on."""
+        saved = self.read_settings()
+        if saved is not None and self.read() and saved["sources"] != sources:
+            raise DataError(
+                f"the data of {self.workdir} has changed since its finished runs: restore it, choose another --workdir, or "
+                "restart with --overwrite"
+            )
 
-def read_settings(workdir: Path) -> dict[str, Any] | None:
-    """The contents of `sweep.json`. None if there is no such file. Raises DataError if it cannot be read."""
-    try:
-        saved = json.loads((workdir / SETTINGS).read_text(encoding="utf-8"))
-        Config.from_json(json.dumps(saved["config"]))
-        return {name: saved[name] for name in ("config", "vary", "sources")}
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{workdir / SETTINGS} cannot be read: {error!r}; restart with --overwrite") from error
+    def open(self, sources: Mapping[str, str]) -> int:
+        """Writes the settings, and the results without a line that a killed process left incomplete. Returns the number of
+        finished runs. The folder must be locked."""
+        results = self.read()
+        saved = {"config": json.loads(self.config.to_json()), "vary": self.vary, "sources": dict(sources)}
+        write_text(self.workdir / RESULTS, "".join(json.dumps(result) + "\n" for result in results.values()))
+        write_text(self.workdir / SETTINGS, json.dumps(saved, indent=2) + "\n")
+        return len(results)
 
-
-def check_sources(workdir: Path, sources: Mapping[str, str] | None) -> None:
-    """Raises DataError if the finished runs were trained on other data than these checksums are of."""
-    saved = read_settings(workdir) if sources is not None else None
-    if saved is not None and saved["sources"] != sources:
-        raise DataError(
-            f"the data of {workdir} has changed since its finished runs: restore it, choose another --workdir, or restart "
-            "with --overwrite"
-        )
+    def append(self, result: Mapping[str, Any]) -> None:
+        """Adds a line to the results, and waits until it is on the disk."""
+        path = self.workdir / RESULTS
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(result, allow_nan=False) + "\n")
+        flush(path)
