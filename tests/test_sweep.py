@@ -163,6 +163,14 @@ def test_runs_of_another_shape_follow_and_those_of_more_steps_share_the_step(con
     assert [result["step"] for result in results] == [2] * 3 + [3] * 3
 
 
+def test_only_runs_of_the_same_structure_and_length_are_stacked(config):
+    vary = {"steps": [2, 3], "dropout": [0.0, 0.1, 0.2], "seed": [0, 1]}
+    tasks = [prepare(point.config) for point in expand(config, vary)]
+    assert stacked.groups(tasks) == [(0, 1), (2, 3, 4, 5), (6, 7), (8, 9, 10, 11)]
+    for change in ({"ff_dim": 16}, {"batch_size": 8}, {"grad_accumulation": 2}, {"ema": 0.9}, {"schedule": "linear"}):
+        assert stacked.groups([tasks[2], prepare(tasks[2].config.override(change))]) == [(0,), (1,)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_every_task_is_swept(name, tmp_path, monkeypatch):

@@ -23,6 +23,7 @@ from minigpt_jax.training.step import train_step
 log = logging.getLogger(__name__)
 
 MEMORY_SHARE = 0.7  # of the available memory; XLA plans 0.85 to 1.3 times the bytes that `bytes_per_run` estimates
+REMAT_FACTOR = 2.5  # recomputing a block takes memory that the shapes of what is stored do not show
 SHOWN = 8  # losses in a log line
 DIVERGED = 1.1  # times the loss before the first step
 
@@ -173,7 +174,7 @@ def train(tasks: Sequence[Task], device: Any) -> list[dict[str, Any]]:
 # ---- How many side by side ------------------------------------------------------------------------------------------------
 
 
-def bytes_per_run(task: Task) -> int:
+def bytes_per_run(task: Task) -> float:
     """An estimate of the memory that training takes, from shapes alone: the state, the batch, the gradients, and what the
     forward pass of a micro-batch stores for them."""
 
@@ -185,7 +186,7 @@ def bytes_per_run(task: Task) -> int:
     state = jax.eval_shape(lambda: new_state(task))
     stored = jax.eval_shape(forward, state.params, part, jax.random.key(0))
     arrays = [leaf for leaf in jax.tree.leaves((state, state.params, stored, batch)) if hasattr(leaf, "dtype")]
-    return sum(leaf.size * jax.dtypes.itemsize_bits(leaf.dtype) // 8 for leaf in arrays)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in arrays) * (REMAT_FACTOR if task.config.model.remat else 1)
 
 
 def num_fitting(task: Task, device: Any, num_runs: int, stacked: int | None) -> int:
