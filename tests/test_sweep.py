@@ -189,6 +189,21 @@ def test_other_kernels_and_types_are_stacked(config, tmp_path, changes):
     np.testing.assert_allclose(losses(results[4]), losses(results[1]), rtol=tolerance)
 
 
+@pytest.mark.slow
+def test_a_part_of_a_model_and_an_adapter_are_swept(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(summary.hardware, "matmul_rate", lambda *_: 1e15)
+    train(config, tmp_path / "base")
+    base = config.override(init_from=str(tmp_path / "base"), steps=4)
+    for name, changes, vary in [
+        ("frozen", {"freeze": "embedding"}, VARY),
+        ("adapter", {"lora_rank": 2}, {"lora_alpha": [2, 8], "learning_rate": [1e-3, 1e-2]}),
+    ]:
+        stack, alone = (sweep(base.override(changes), vary, tmp_path / f"{name}_{size}", stack=size) for size in (4, 1))
+        np.testing.assert_allclose(losses(stack), losses(alone), rtol=1e-4)
+        assert len({result["loss"] for result in alone}) == 4
+        assert len({result["evaluations"][0]["val_loss"] for result in alone}) == 1  # all start from the same weights
+
+
 # ---- Diverged runs --------------------------------------------------------------------------------------------------------
 
 
@@ -388,7 +403,7 @@ def made_up(rate, seed, loss, width=8):
     """The result of a run that ends with this loss; None if it diverged."""
     rows = [{"step": step, "val_loss": value} for step, value in ((0, 4.0), (5, 3.0), (10, loss))]
     settings = {"learning_rate": rate, "ff_dim": width, "seed": seed}
-    return {"settings": settings, "loss": loss, "diverged": loss is None, "evaluations": rows}
+    return {"settings": settings, "step": 10, "loss": loss, "diverged": loss is None, "evaluations": rows}
 
 
 MADE_UP = [
@@ -409,14 +424,25 @@ def test_the_table_is_sorted_by_mean_and_has_diverged_rows_last():
     assert_says(sweep_report.table(only_seeds).splitlines()[1], "2.1000", "0.1414", "2")
 
 
+def test_a_loss_that_was_not_finite_once_is_a_gap_in_the_plot():
+    pytest.importorskip("matplotlib")
+    runs = [made_up(0.1, 0, 2.0), made_up(0.1, 1, 2.2)]
+    runs[1]["evaluations"][1]["val_loss"] = None
+    [line] = sweep_report.draw(runs, {"seed": [0, 1]}).axes[0].get_lines()
+    np.testing.assert_allclose(line.get_ydata(), [4, np.nan, 2.1])
+
+
 def test_the_plot_has_bands_and_shows_diverged_runs():
     pytest.importorskip("matplotlib")
     curves, final = sweep_report.draw(MADE_UP, {"learning_rate": [0.1, 0.2, 0.4, 0.8], "ff_dim": [8], "seed": [0, 1]}).axes
     lines = {line.get_label(): line for line in curves.get_lines() if not line.get_label().startswith("_")}
     assert lines["learning_rate=0.8 ff_dim=8"].get_xydata().tolist() == [[0, 4], [5, 3], [10, 1.6]]
     [diverged] = [line for label, line in lines.items() if "0.4" in label]
-    assert (diverged.get_linestyle(), diverged.get_xydata().tolist()) == ("--", [[0, 4], [5, 3]])
+    assert diverged.get_linestyle() == "--"
+    np.testing.assert_array_equal(diverged.get_xydata(), [[0, 4], [5, 3], [10, np.nan]])
     assert_says(diverged.get_label(), "2", "2", "diverged")
+    marks = [line.get_xydata().tolist() for line in curves.get_lines() if line.get_marker() == "x"]
+    assert marks == [[[10, 1]], [[10, 1], [10, 1]]]  # at the upper edge
     assert len(curves.collections) == 3  # a band for each combination that has a mean
     lower, upper = curves.collections[0].get_paths()[0].get_extents().get_points()[:, 1]
     assert (lower, upper) == pytest.approx((1.6 - 0.1414, 4.0), abs=1e-3)

@@ -117,7 +117,7 @@ class Progress:
         for step, (loss, is_finite) in enumerate(zip(losses, are_finite, strict=True), first):
             self.bad_steps = 0 if is_finite else self.bad_steps + 1
             self.num_skipped += not is_finite
-            kept += [float(loss)] if is_finite else []
+            kept += [loss] if is_finite else []
             if self.bad_steps >= self.task.config.training.max_bad_steps:
                 self.ended_at = step
                 break
@@ -162,7 +162,7 @@ def train(tasks: Sequence[Task], device: Any) -> list[dict[str, Any]]:
         losses, are_finite = (np.reshape([row[name] for row in metrics], (-1, len(tasks))) for name in ("loss", "is_finite"))
         for index, run in enumerate(progress):
             if not run.ended_at:
-                kept = run.count(first, losses[:, index], are_finite[:, index])
+                kept = run.count(first, losses[:, index].tolist(), are_finite[:, index].tolist())
                 run.evaluate(runs.eval_params(index), run.ended_at or last, kept)
         shown = [f"{run.evaluations[-1]['val_loss'] or math.nan:.4f}" for run in progress[:SHOWN]]
         log.info("step %d/%d  validation loss %s", runs.step, num_steps,

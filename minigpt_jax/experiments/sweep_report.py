@@ -1,5 +1,6 @@
 """The results of a sweep, as a table and as a plot (extra plot)."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -79,9 +80,9 @@ def mean_and_spread(values: Any) -> tuple[Any, Any]:
 
 
 def curve(run: Mapping[str, Any]) -> tuple[list[int], list[float]]:
-    """Steps and validation losses of a run, without those that are not finite."""
-    rows = [row for row in run["evaluations"] if row["val_loss"] is not None]
-    return [row["step"] for row in rows], [row["val_loss"] for row in rows]
+    """Steps and validation losses of a run. The line has a gap where they were not finite."""
+    losses = [row["val_loss"] for row in run["evaluations"]]
+    return [row["step"] for row in run["evaluations"]], [float("nan") if loss is None else loss for loss in losses]
 
 
 def colour_of(index: int, count: int) -> Any:
@@ -91,14 +92,21 @@ def colour_of(index: int, count: int) -> Any:
     return f"C{index}" if count <= 10 else colormaps["viridis"](0.95 * index / count)
 
 
-def draw_band(axes: Any, x: Sequence[float], mean: Any, spread: Any, colour: Any, label: str) -> None:
+def draw_band(axes: Any, x: Any, mean: Any, spread: Any, colour: Any, label: str) -> None:
     """A line, and a band of one standard deviation around it."""
     axes.plot(x, mean, color=colour, marker=".", linewidth=1.5, label=label)
     axes.fill_between(x, mean - spread, mean + spread, color=colour, alpha=0.2, linewidth=0)
 
 
+def draw_crosses(axes: Any, x: Sequence[float], colour: Any, label: str | None = None) -> None:
+    """Crosses at the upper edge, for runs that diverged."""
+    edge = {"transform": axes.get_xaxis_transform(), "clip_on": False, "linestyle": ""}
+    axes.plot(x, [1.0] * len(x), color=colour, marker="x", label=label, **edge)
+
+
 def draw_curves(axes: Any, rows: Mapping[str, Results]) -> None:
-    """The loss before the first step and that of runs that diverge may be above the visible range."""
+    """The losses before the first step and those of runs that diverge may be above the visible range. A cross at the upper
+    edge marks the last step of the latter."""
     highest = []
     for index, (name, runs) in enumerate(rows.items()):
         colour, converged = colour_of(index, len(rows)), [run for run in runs if not run["diverged"]]
@@ -106,10 +114,12 @@ def draw_curves(axes: Any, rows: Mapping[str, Results]) -> None:
         if converged:
             losses = [curve(run)[1] for run in converged]
             draw_band(axes, curve(converged[0])[0], *mean_and_spread(losses), colour, name)
-            highest += [loss for each in losses for loss in each[1:]]
+            highest += [loss for each in losses for loss in each[1:] if math.isfinite(loss)]
         for number, run in enumerate(diverged):
             label = f"{name}: {len(diverged)} of {len(runs)} diverged" if number == 0 else None
             axes.plot(*curve(run), color=colour, linestyle="--", linewidth=1, label=label)
+        if diverged:
+            draw_crosses(axes, [run["step"] for run in diverged], colour)
     if highest:
         axes.set_ylim(top=1.02 * max(highest))
     axes.set_title("Validation loss, nats", loc="left", fontsize=11)
@@ -117,8 +127,7 @@ def draw_curves(axes: Any, rows: Mapping[str, Results]) -> None:
 
 
 def draw_final_losses(axes: Any, setting: str, results: Results) -> None:
-    """The final loss against a setting, with a line and a band for each combination of the others. Crosses at the upper edge
-    mark the values of diverged runs."""
+    """The final loss against a setting, with a line and a band for each combination of the others."""
     lines: dict[str, dict[float, list[Mapping[str, Any]]]] = {}
     for result in results:
         others = {name: value for name, value in result["settings"].items() if name not in (setting, "seed")}
@@ -132,8 +141,7 @@ def draw_final_losses(axes: Any, setting: str, results: Results) -> None:
             values, mean, spread = (np.array(column) for column in zip(*points, strict=True))
             draw_band(axes, values, mean, spread, colour, name)
         if crosses := [value for value, runs in runs_by_value.items() if len(losses[value]) < len(runs)]:
-            edge = {"transform": axes.get_xaxis_transform(), "clip_on": False, "linestyle": ""}
-            axes.plot(crosses, [1.0] * len(crosses), color=colour, marker="x", label=f"{name}: diverged", **edge)
+            draw_crosses(axes, crosses, colour, f"{name}: diverged")
     values = [result["settings"][setting] for result in results]
     if min(values) > 0 and max(values) >= 8 * min(values):
         axes.set_xscale("log")
