@@ -34,6 +34,7 @@ _HOMES = {
     "load": "api",
     "load_image_classifier": "api",
     "load_preset": "config",
+    "measure_memorisation": "experiments.memorisation",
     "train": "api",
 }
 __all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -1,10 +1,11 @@
 """Prints a run's measures on a full split of its data as JSON. For a text: the loss per token, and in bits, which compare
-across tokenizers. For images: loss and accuracy.
+across tokenizers. For images: loss and accuracy. With --memorisation: also what a GPT repeats of its training text.
 
 python scripts/evaluate.py --workdir runs/shakespeare_char --split val
 python scripts/evaluate.py --stride 16                  more context for each token, but slower
 python scripts/evaluate.py --dataset texts/mine.txt     the run's text has moved there
 python scripts/evaluate.py --workdir runs/vit_digits --plot confusion.png
+python scripts/evaluate.py --memorisation               also copied spans, n-grams, and passages learned by heart
 """
 
 import json
@@ -29,14 +30,18 @@ MOVED = {
     "data_dir": flags.DEFINE_string("data_dir", None, "folder for tokenized text (default: as in training)"),
 }
 PLOT = flags.DEFINE_string("plot", None, "PNG file for the confusion matrix of a classifier (extra plot)")
+MEMORISATION = flags.DEFINE_bool(
+    "memorisation", False, "also measure what the model repeats of its training text (extra memorisation)"
+)
 cli.define_precision_flag()
 
 
 def main() -> None:
     workdir = WORKDIR.value or cli.newest_run()
     moved = {name: flag.value for name, flag in MOVED.items()}
+    memorisation = {"memorisation": mg.measure_memorisation(workdir, **moved)} if MEMORISATION.value else {}
     measures = mg.evaluate(workdir, SPLIT.value, STRIDE.value, plot=PLOT.value, **moved)
-    result = {"workdir": str(workdir), "split": SPLIT.value} | measures
+    result = {"workdir": str(workdir), "split": SPLIT.value} | measures | memorisation
     # JSON has no NaN or infinity.
     is_json = {name: not isinstance(value, float) or math.isfinite(value) for name, value in result.items()}
     print(json.dumps({name: value if is_json[name] else None for name, value in result.items()}, indent=2))

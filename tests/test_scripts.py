@@ -623,6 +623,27 @@ def test_words_and_bpe_train_evaluate_and_generate_from_files_of_every_kind(trai
     assert json.loads((trained.folder / "pairs" / "tokenizer.json").read_text(encoding="utf-8"))["model"]["type"] == "BPE"
 
 
+@pytest.mark.slow
+def test_memorisation_is_measured_beside_the_loss_and_the_text_may_have_moved(trained, call):
+    pytest.importorskip("pydivsufsort")
+    plain = json.loads(succeeded(call(trained.folder, "evaluate --workdir runs/debug")).stdout)
+    path = shutil.copytree(trained.workdir, trained.folder / "elsewhere") / "config.json"
+    path.write_text(path.read_text(encoding="utf-8").replace("text.txt", "missing.txt"), encoding="utf-8")
+    process = succeeded(call(trained.folder, "evaluate --workdir elsewhere --memorisation --dataset text.txt"))
+    result = json.loads(process.stdout)
+    memorisation = result.pop("memorisation")
+    assert result == plain | {"workdir": "elsewhere"}
+    assert memorisation["samples"]["characters"] == 16 * 1000  # a token is a character
+    train, val = TEXT[: int(0.9 * len(TEXT))], TEXT[int(0.9 * len(TEXT)) :]
+    copies = {name: copy["text"] for name, copy in memorisation["longest_copy"].items()}
+    assert all(copy in train for copy in copies.values())
+    assert copies["val"] in val
+    assert len(copies["val"]) == memorisation["longest_copy"]["val"]["characters"] > len(copies["samples"])
+    found = memorisation["ngrams_found"]
+    assert all(1 > shares["val"] > shares["samples"] >= 0 for shares in (found["8"], found["16"]))
+    assert list(memorisation["extractable"]["by_prompt_tokens"]) == ["10"]  # the context has 16 tokens
+
+
 # ---- Tokens and twins -----------------------------------------------------------------------------------------------------
 
 
@@ -747,6 +768,10 @@ def test_a_folder_of_images_trains_is_evaluated_and_classified_with_plots(tmp_pa
     for path in (tmp_path / "confusion.png", tmp_path / "attention.png"):
         assert path.read_bytes().startswith(b"\x89PNG")
     (tmp_path / "photos" / "light" / "4.png").write_bytes(b"no image")
+    refused = call(tmp_path, "evaluate --workdir run --memorisation --plot refused.png")
+    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (USAGE, "", 1)
+    assert_says(refused.stderr, "run", "image_classification", "language_modelling")
+    assert not (tmp_path / "refused.png").exists()
     broken = call(tmp_path, "evaluate --workdir run")
     assert (broken.returncode, broken.stderr.count("\n")) == (DATA, 1)
     assert_says(broken.stderr, "4.png")
@@ -981,6 +1006,7 @@ def test_a_masked_model_trains_evaluates_and_fills_in(trained, call):
     for command, status, words in [
         ("fill_mask --workdir runs/bert --prompt 'To be'", USAGE, ["[MASK]"]),
         ("evaluate --workdir runs/bert --stride 4", USAGE, ["stride=4"]),
+        ("evaluate --workdir runs/bert --memorisation", USAGE, ["masked_language_modelling", "language_modelling"]),
         ("generate --workdir runs/bert", DATA, ["runs/bert", "masked_language_modelling", "language_modelling"]),
         ("train --config debug --dataset text.txt --init_from runs/bert --workdir runs/new", DATA, ["runs/bert"]),
         (
@@ -1005,7 +1031,7 @@ def test_a_masked_model_trains_evaluates_and_fills_in(trained, call):
         ("train", "--num_layers --steps --epochs --dataset --workdir --overwrite --kernels"),
         ("generate", "--workdir --prompt --length --temperature --top_k --top_p --greedy --num_samples --seed --kernels"),
         ("sweep", "--config --vary --workdir --stack --overwrite --steps --kernels"),
-        ("evaluate", "--workdir --split --dataset --val_dataset --data_dir --plot"),
+        ("evaluate", "--workdir --split --dataset --val_dataset --data_dir --plot --memorisation"),
         ("classify", "--workdir --image --invert --plot --kernels"),
     ],
 )

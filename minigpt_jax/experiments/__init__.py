@@ -1,1 +1,1 @@
-"""Experiments: many runs, compared."""
+"""Experiments: questions that take several runs, or more than one measure, to answer."""
