@@ -28,7 +28,6 @@ FLOORS = [
     {"cli"},
     {"compare"},
     {"benchmarks"},
-    {"experiments"},
     {"__init__"},  # the public names
     {"scripts", "configs"},
 ]
@@ -60,7 +59,7 @@ ORDER_WITHIN = {
         "schedule", "optimizer", "state", "step", "clock", "compilations", "profile", "resume", "run", "causes", "callbacks",
         "loop",
     ],
-    "experiments": ["grid", "stacked", "sweep_report", "sweep"],
+    "experiments": ["memorisation", "reference_runs", "grid", "stacked", "sweep_report", "sweep"],
 }  # fmt: skip
 # `training` trains a task. It knows neither tokens nor models.
 CLOSED_TO_TRAINING = (
