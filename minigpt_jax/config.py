@@ -137,6 +137,7 @@ class ModelConfig(Section):
         choices=("gelu", "gelu_exact", "relu", "relu2", "swiglu"),
     )
     qk_norm: bool = setting(True, "RMS-normalise queries and keys before the dot product")
+    qk_scale: bool = setting(False, "learned scales of the normalised queries and keys, one per feature of a head")
     token_shift: bool = setting(False, "half of the features that a sub-layer reads are those of the previous position")
     init: str = setting(
         "fan_in",
@@ -153,6 +154,8 @@ class ModelConfig(Section):
         super().__post_init__()
         if self.embed_dim % self.num_heads:
             raise UsageError(f"embed_dim={self.embed_dim} must be divisible by num_heads={self.num_heads}")
+        if self.qk_scale and not self.qk_norm:
+            raise UsageError("qk_scale=True is the scale of normalised queries and keys: set qk_norm too")
         if self.num_heads % self.kv_heads:
             raise UsageError(f"num_heads={self.num_heads} must be divisible by num_kv_heads={self.kv_heads}")
         if self.positions == "rotary" and self.head_size % 2:

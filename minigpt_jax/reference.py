@@ -37,8 +37,7 @@ def embed(params, tokens_BT, config):  # engine: TokenAndPosition in models/laye
 
 
 def dense(params, x_BTD):  # engine: Dense in models/layers.py
-    y_BTF = x_BTD @ params["kernel"]
-    return y_BTF + params["bias"][None, None] if "bias" in params else y_BTF
+    return x_BTD @ params["kernel"] + (params["bias"][None, None] if "bias" in params else 0)
 
 
 def unit_rms(x, epsilon):  # engine: unit_rms in models/ops.py
@@ -57,9 +56,8 @@ def rotate(x_BTHK):  # engine: rotate in models/ops.py
     """Rotary positions (Su et al. 2021): rotate feature pair (i, i + K/2) at position t by the angle t / 10000^(2i/K)."""
     T, half = x_BTHK.shape[1], x_BTHK.shape[3] // 2
     angles = jnp.arange(T)[None, :, None, None] / 10000 ** (jnp.arange(half) / half)[None, None, None, :]
-    first, second = x_BTHK[..., :half], x_BTHK[..., half:]
-    rotated = first * jnp.cos(angles) - second * jnp.sin(angles), second * jnp.cos(angles) + first * jnp.sin(angles)
-    return jnp.concatenate(rotated, axis=-1)
+    z_BTHh = (x_BTHK[..., :half] + 1j * x_BTHK[..., half:]) * jnp.exp(1j * angles)  # pairs as complex numbers
+    return jnp.concatenate([z_BTHh.real, z_BTHh.imag], axis=-1)
 
 
 def attention(params, x_BTD, config):  # engine: MultiHeadAttention in models/layers.py, models/{attention,masks}.py
@@ -70,6 +68,9 @@ def attention(params, x_BTD, config):  # engine: MultiHeadAttention in models/la
     v_BSGK = dense(params["value"], x_BTD).reshape(B, T, G, K)
     if config.qk_norm:
         q_BTHK, k_BSGK = unit_rms(q_BTHK, 1e-6), unit_rms(k_BSGK, 1e-6)
+    if config.qk_scale:
+        q_BTHK = q_BTHK * params["query_norm"]["scale"][None, None, None]
+        k_BSGK = k_BSGK * params["key_norm"]["scale"][None, None, None]
     if config.positions == "rotary":
         q_BTHK, k_BSGK = rotate(q_BTHK), rotate(k_BSGK)
     k_BSHK, v_BSHK = jnp.repeat(k_BSGK, H // G, axis=2), jnp.repeat(v_BSGK, H // G, axis=2)  # shared if G < H
@@ -110,10 +111,9 @@ def block(params, x_BTD, config, dropout):  # engine: Block in models/transforme
 
 def gpt(params, tokens_BT, config: ModelConfig, key=None):  # engine: models/{gpt,transformer}.py
     """logits_BTV: position t predicts the token at t + 1 from the tokens up to t. Passing a random key turns dropout on."""
-    keys = None if key is None else iter(jax.random.split(key, 2 * config.num_layers + 1))  # one for each call of dropout
+    keep, keys = 1 - config.dropout, None if key is None else iter(jax.random.split(key, 2 * config.num_layers + 1))
 
-    def dropout(x_BTD):
-        keep = 1 - config.dropout
+    def dropout(x_BTD):  # each call takes the next key
         return x_BTD if keys is None else x_BTD * jax.random.bernoulli(next(keys), keep, x_BTD.shape) / keep
 
     x_BTD = dropout(embed(params["embedding"], tokens_BT, config))

@@ -51,6 +51,7 @@ CHOICES = {
 def combinations(choices, strength):
     """A few combinations in which all values of any `strength` settings occur together at least once."""
     candidates = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
+    candidates = [each for each in candidates if each["qk_norm"] or not each["qk_scale"]]
     random = np.random.default_rng(0)
 
     def interactions(combination):
@@ -267,6 +268,7 @@ CACHED = [
     {"positions": "learned", "num_kv_heads": 1, "norm_placement": "post", "activation": "swiglu"},
     {"positions": "sinusoidal", "norm": "layernorm", "norm_placement": "post", "num_kv_heads": 2, "activation": "gelu"},
     {"positions": "rotary", "token_shift": True},
+    {"positions": "rotary", "qk_scale": True, "num_kv_heads": 2},
     {"positions": "learned", "norm_placement": "post", "token_shift": True},
 ]
 

@@ -41,8 +41,8 @@ ORDER_WITHIN = {
     ],
     "data/tokenizers": ["base", "library", "lossless", "char", "byte", "word", "bpe"],
     "models": [
-        "ops", "masks", "attention", "cache", "kernels", "initial", "patterns", "dropout", "lora", "layers", "token_shift",
-        "transformer", "gpt", "bert", "vit", "flops",
+        "ops", "masks", "attention", "cache", "kernels", "initial", "patterns", "dropout", "lora", "qk_norm", "layers",
+        "token_shift", "transformer", "gpt", "bert", "vit", "flops",
     ],
     "generation": [
         "seen", "logits", "strategy", "decode", "context", "devices", "sampling", "beam", "text", "language_model", "chat",

@@ -96,9 +96,9 @@ def test_nan_exceeds_the_limit():
     assert not agreement.Difference("loss", float("nan"), float("nan"), 1.0, is_relative=False).is_within_limit
 
 
-def test_initial_weights_of_the_twin_have_the_same_standard_deviation():
+def test_initial_weights_of_the_twin_have_the_same_mean_and_standard_deviation():
     for init, tied, positions in itertools.product(("gpt2", "fan_in"), (False, True), ("sinusoidal", "learned")):
-        choices = {"init": init, "tie_embeddings": tied, "positions": positions}
+        choices = {"init": init, "tie_embeddings": tied, "positions": positions, "qk_scale": True}
         config = config_with(**choices, embed_dim=128, ff_dim=256, num_layers=2, bias=True, norm="layernorm").model
         ours = agreement.by_torch_name(init_params(jax.random.key(0), GPT(config)))
         torch.manual_seed(0)
@@ -106,6 +106,7 @@ def test_initial_weights_of_the_twin_have_the_same_standard_deviation():
         assert {name: array.shape for name, array in ours.items()} == {name: array.shape for name, array in theirs.items()}
         for name in ours:
             assert ours[name].std() == pytest.approx(theirs[name].std(), rel=0.1), name
+            assert ours[name].mean() == pytest.approx(theirs[name].mean(), abs=float(0.1 * ours[name].std() + 1e-6)), name
 
 
 def test_twins_sample_the_same_tokens_from_the_same_uniform_numbers():

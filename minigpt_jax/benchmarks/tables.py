@@ -132,7 +132,9 @@ def described(config: Config) -> list[str]:
     model, training, data = config.model, config.training, config.data
     parts = [f"{model.num_layers} × {model.embed_dim}, {model.num_heads} heads, context {model.context_length}"]
     parts += [model.positions, model.norm, model.activation]
-    parts += [name for name in ("qk_norm", "token_shift", "tie_embeddings", "bias", "dropout") if getattr(model, name)]
+    parts += [
+        name for name in ("qk_norm", "qk_scale", "token_shift", "tie_embeddings", "bias", "dropout") if getattr(model, name)
+    ]
     parts += [f"init {model.init}"] if model.init != "fan_in" else []
     if isinstance(data, ImageConfig):
         patches = f"{data.image_size} × {data.image_size}, patches {data.patch_size} × {data.patch_size}"

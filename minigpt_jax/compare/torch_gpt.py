@@ -136,6 +136,19 @@ class TokenAndPosition(nn.Module):
 # ---- Attention -----------------------------------------------------------------------------------------------------------
 
 
+class QKNorm(nn.Module):
+    """RMS-normalises each head's queries or keys, which bounds the scores and keeps high learning rates stable (Henry et al.
+    2020). With `qk_scale` each feature has a learned scale, shared by the heads, as in Qwen3."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((config.head_size,), 2**0.5)) if config.qk_scale else None
+
+    def forward(self, x_BHTK: Tensor) -> Tensor:
+        y_BHTK = unit_rms(x_BHTK, 1e-6)
+        return y_BHTK if self.weight is None else y_BHTK * self.weight
+
+
 class MultiHeadAttention(nn.Module):
     """Attention in H subspaces of size K = D / H, concatenated and projected ("Attention Is All You Need", section 3.2.2).
 
@@ -151,6 +164,8 @@ class MultiHeadAttention(nn.Module):
         self.key = Dense(D, G * K, config)
         self.value = Dense(D, G * K, config)
         self.output = Dense(H * K, D, config, residual_scale(config))
+        if config.qk_norm:
+            self.query_norm, self.key_norm = QKNorm(config), QKNorm(config)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         config = self.config
@@ -160,8 +175,8 @@ class MultiHeadAttention(nn.Module):
         q_BHTK = self.query(x_BTD).view(B, T, H, K).transpose(1, 2)  # heads first, as PyTorch's attention expects
         k_BGTK = self.key(x_BTD).view(B, T, G, K).transpose(1, 2)
         v_BGTK = self.value(x_BTD).view(B, T, G, K).transpose(1, 2)
-        if config.qk_norm:  # bounds the scores by √K, which keeps high learning rates stable (Henry et al. 2020)
-            q_BHTK, k_BGTK = unit_rms(q_BHTK, 1e-6), unit_rms(k_BGTK, 1e-6)
+        if config.qk_norm:
+            q_BHTK, k_BGTK = self.query_norm(q_BHTK), self.key_norm(k_BGTK)
         if config.positions == "rotary":
             q_BHTK, k_BGTK = rotate(q_BHTK), rotate(k_BGTK)
 

@@ -10,6 +10,7 @@ from minigpt_jax.models.attention import ages, attention_weights
 from minigpt_jax.models.initial import embedding_init, kernel_init, residual_init
 from minigpt_jax.models.kernels import PLAIN, Kernels
 from minigpt_jax.models.masks import Mask
+from minigpt_jax.models.qk_norm import QKNorm
 
 
 def Dense(features: int, config: ModelConfig, kernels: Kernels, name: str, init=None, bias=True) -> nn.Dense:  # noqa: N802
@@ -55,8 +56,8 @@ class MultiHeadAttention(nn.Module):
         q_BTHK = Dense(H * K, config, kernels, "query")(x_BTD).reshape(B, T, H, K)
         k_BTGK = Dense(G * K, config, kernels, "key")(x_BTD).reshape(B, T, G, K)
         v_BTGK = Dense(G * K, config, kernels, "value")(x_BTD).reshape(B, T, G, K)
-        if config.qk_norm:  # bounds the scores by √K, which keeps high learning rates stable (Henry et al. 2020)
-            q_BTHK, k_BTGK = kernels.unit_rms(q_BTHK, 1e-6), kernels.unit_rms(k_BTGK, 1e-6)
+        if config.qk_norm:
+            q_BTHK, k_BTGK = (QKNorm(config, kernels, name=f"{f}_norm")(x) for f, x in (("query", q_BTHK), ("key", k_BTGK)))
         if config.positions == "rotary":
             q_BTHK, k_BTGK = ops.rotate(q_BTHK, positions_BT), ops.rotate(k_BTGK, positions_BT)
 
@@ -71,8 +72,7 @@ class MultiHeadAttention(nn.Module):
         else:
             raise ValueError(f"attention with a cache needs a causal mask without padding or segments, not {mask}")
         self.sow("intermediates", "heads_BTHK", o_BTHK)
-        y_BTD = Dense(D, config, kernels, "output", init=residual_init(config))(o_BTHK.reshape(B, T, H * K))
-        return y_BTD, cache
+        return Dense(D, config, kernels, "output", init=residual_init(config))(o_BTHK.reshape(B, T, H * K)), cache
 
 
 class FeedForward(nn.Module):
