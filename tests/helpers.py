@@ -142,6 +142,7 @@ def masks(num_rows, num_keys, num_heads):
     slopes = tuple(0.02 * 4.0**head for head in range(num_heads))
     ends_B = np.resize([max(1, num_keys // 2), num_keys, min(3, num_keys)], num_rows)
     holes_B = np.resize([num_keys // 2, num_keys - 1, max(1, num_keys // 3)], num_rows)
+    fifths_S = 1 + 5 * jnp.arange(num_keys) // num_keys
     ends_BS, holes_BS = (jnp.arange(num_keys)[None, :] - jnp.asarray(each_B)[:, None] for each_B in (ends_B, holes_B))
     return {
         "none": Mask(),
@@ -154,6 +155,7 @@ def masks(num_rows, num_keys, num_heads):
         "padding": Mask(padding_BS=ends_BS < 0),
         "causal padding": Mask(causal=True, padding_BS=holes_BS != 0),
         "segments": Mask(causal=True, segments_BS=(ends_BS >= 0).astype(int) + (holes_BS >= 0)),
+        "segments and padding": Mask(causal=True, segments_BS=jnp.tile(fifths_S % 5, (num_rows, 1))),
     }
 
 

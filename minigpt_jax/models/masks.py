@@ -19,7 +19,7 @@ class Mask:
 
     `causal` hides future keys. `window` hides keys of age `window` or more. `slopes`, one per query head, subtract
     slope · |age| from the scores (ALiBi, Press et al. 2022). `padding_BS` is False at padding, True at tokens. `segments_BS`
-    numbers the texts that share a row, each of which sees only itself. Every query must be allowed at least one key.
+    numbers the adjacent texts of a row, each of which sees only itself. Every query must be allowed at least one key.
     """
 
     causal: bool = struct.field(pytree_node=False, default=False)
