@@ -90,7 +90,7 @@ ARCHITECTURES = {
     "gpt2": Architecture(
         class_name="GPT2LMHeadModel",
         choices={"positions": "learned", "norm": "layernorm", "activation": "gelu", "norm_placement": "pre",
-                 "qk_norm": False, "qk_scale": False, "token_shift": False, "num_kv_heads": None},
+                 "qk_norm": False, "token_shift": False, "num_kv_heads": None},
         settings={"num_layers": "n_layer", "num_heads": "n_head", "embed_dim": "n_embd", "ff_dim": "n_inner",
                   "context_length": "n_positions", "vocab_size": "vocab_size", "tie_embeddings": "tie_word_embeddings",
                   "bias": "bias"},  # our own key: other GPT-2 models always have biases
@@ -114,7 +114,7 @@ ARCHITECTURES = {
     "llama": Architecture(
         class_name="LlamaForCausalLM",
         choices={"positions": "rotary", "norm": "rmsnorm", "activation": "swiglu", "norm_placement": "pre",
-                 "qk_norm": False, "qk_scale": False, "token_shift": False},
+                 "qk_norm": False, "token_shift": False},
         settings={"num_layers": "num_hidden_layers", "num_heads": "num_attention_heads", "embed_dim": "hidden_size",
                   "num_kv_heads": "num_key_value_heads", "ff_dim": "intermediate_size", "vocab_size": "vocab_size",
                   "context_length": "max_position_embeddings", "tie_embeddings": "tie_word_embeddings",
@@ -146,8 +146,7 @@ ENCODERS = {
     "bert": Architecture(
         class_name="BertModel",
         choices={"positions": "learned", "norm": "layernorm", "activation": "gelu_exact", "norm_placement": "post",
-                 "qk_norm": False, "qk_scale": False, "token_shift": False, "num_kv_heads": None, "bias": True,
-                 "tie_embeddings": True},
+                 "qk_norm": False, "token_shift": False, "num_kv_heads": None, "bias": True, "tie_embeddings": True},
         settings={"num_layers": "num_hidden_layers", "num_heads": "num_attention_heads", "embed_dim": "hidden_size",
                   "ff_dim": "intermediate_size", "context_length": "max_position_embeddings", "vocab_size": "vocab_size",
                   "norm_epsilon": "layer_norm_eps"},
