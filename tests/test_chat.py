@@ -25,7 +25,7 @@ from minigpt_jax.kernels import BLOCKED
 from minigpt_jax.models.gpt import GPT
 from minigpt_jax.tasks import prepare
 from minigpt_jax.tasks.evaluation import eval_step, means
-from minigpt_jax.tasks.next_token import NextTokenAndAccuracy
+from minigpt_jax.tasks.next_token import NextToken
 from minigpt_jax.tasks.task import PreviousRun
 
 COLOURS = {"grass": "green", "sky": "blue", "snow": "white", "coal": "black", "blood": "red"}
@@ -241,7 +241,8 @@ def test_markers_of_a_tokenizer_with_an_end_of_text_token_need_no_stop_string(tm
     chat = task.model(None)
     assert chat.row(0, np.arange(3)).text.stop_tokens == {task.tokenizer.end_of_text}
     assert RoleMarkers(task.tokenizer).stop == ()
-    assert isinstance(task.objective, NextTokenAndAccuracy)
+    assert isinstance(task.objective, NextToken)
+    assert task.objective.with_accuracy
 
 
 # ---- The command ----------------------------------------------------------------------------------------------------------

@@ -53,3 +53,9 @@ def test_the_objective_ignores_masked_targets(key):
 def test_large_logits_do_not_overflow():
     total, _ = loss(np.full((2, 1, V), 1e4, np.float32), np.zeros((2, 1), int), np.ones((2, 1), bool))
     np.testing.assert_allclose(total, 2 * np.log(V), rtol=1e-3)
+
+
+def test_objectives_with_and_without_accuracy_are_different_trees():
+    """Otherwise jit could call the program of one with the other."""
+    with_it, without = (NextToken.of(Config(BASE), with_accuracy=value) for value in (True, False))
+    assert jax.tree.structure(with_it) != jax.tree.structure(without)

@@ -24,7 +24,7 @@ from minigpt_jax.interop.hf_files import TOKENIZER_CONFIG
 from minigpt_jax.interop.load import read_run_template, read_template
 from minigpt_jax.models.kernels import PLAIN, Kernels
 from minigpt_jax.tasks.evaluation import means
-from minigpt_jax.tasks.next_token import NextTokenAndAccuracy
+from minigpt_jax.tasks.next_token import NextToken
 from minigpt_jax.tasks.task import PreviousRun
 from minigpt_jax.tasks.text import TextTask, read_same, steps_of, tokenizer_for, warn_of_copies
 
@@ -161,7 +161,8 @@ def prepare(config: Config, previous: PreviousRun | None = None, kernels: Kernel
         warn_of_copies(float(np.mean([example.conversation in trained for example in chats.val])), data.dataset)
     num_steps = steps_of(config.training, len(splits["train"].packs))
     sources = {"text": chats.sha256, "tokenizer": tokenizer.sha256} | ({"template": template.sha256} if template else {})
-    return Chat(config, tokenizer, splits, sources, num_steps, NextTokenAndAccuracy.of(config, kernels), chats, template)
+    objective = NextToken.of(config, kernels, with_accuracy=True)
+    return Chat(config, tokenizer, splits, sources, num_steps, objective, chats, template)
 
 
 def template_for(config: Config, previous: PreviousRun | None, tokenizer: Tokenizer) -> ChatTemplate | None:

@@ -14,7 +14,7 @@ from minigpt_jax.errors import UsageError, require_choice
 from minigpt_jax.generation.language_model import LanguageModel
 from minigpt_jax.models.kernels import PLAIN, Kernels
 from minigpt_jax.tasks.evaluation import means
-from minigpt_jax.tasks.next_token import NextToken, NextTokenAndAccuracy
+from minigpt_jax.tasks.next_token import NextToken
 from minigpt_jax.tasks.task import PreviousRun
 from minigpt_jax.tasks.windows import WindowTask
 
@@ -30,7 +30,7 @@ class LanguageModelling(WindowTask):
         require_choice("split", split, self.splits)
         if stride is not None and not 1 <= stride <= T:
             raise UsageError(f"stride={stride} must be at least 1 and at most context_length={T}")
-        objective = NextTokenAndAccuracy(self.objective.model, self.objective.dropout)
+        objective = NextToken(self.objective.model, self.objective.dropout, with_accuracy=True)
         measured = means(objective, params, self.evaluation_batches(split, stride=stride))
         return {"stride": stride or T} | measured | loss_in_other_units(self, split, measured["loss"])
 
