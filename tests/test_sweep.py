@@ -379,11 +379,12 @@ def test_more_runs_side_by_side_than_fit_are_refused_with_the_number_that_fit(co
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"remat": True}, {"grad_accumulation": 4}, {"batch_size": 32}, {"ema": 0.9}])
 def test_the_estimated_memory_is_about_what_xla_plans(config, changes):
-    task = prepare(config.override({"context_length": 64, "embed_dim": 64, "ff_dim": 256, "batch_size": 8} | changes))
+    config = config.override({"context_length": 64, "embed_dim": 64, "ff_dim": 256, "batch_size": 8} | changes)
+    task = prepare(config, kernels=choose_kernels(config.model))
     state, key = jax.eval_shape(lambda: new_state(task)), jax.random.key(0)
     plan = train_step.lower(state, task.batch_at(0), key, **train_step_kwargs(task)).compile().memory_analysis()
     planned = plan.argument_size_in_bytes + plan.temp_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
-    assert planned * stacked.MEMORY_SHARE < stacked.bytes_per_run(task) < 1.4 * planned
+    assert planned * stacked.MEMORY_SHARE < stacked.bytes_per_run(task) < 1.2 * planned
 
 
 def test_available_memory_is_known_on_linux_and_on_accelerators():

@@ -22,7 +22,7 @@ from minigpt_jax.training.step import train_step
 
 log = logging.getLogger(__name__)
 
-MEMORY_SHARE = 0.7  # of the available memory; XLA plans 0.85 to 1.3 times the bytes that `bytes_per_run` estimates
+MEMORY_SHARE = 0.7  # of the available memory; XLA plans 0.85 to 1.15 times the bytes that `bytes_per_run` estimates
 REMAT_FACTOR = 2.5  # recomputing a block takes memory that the shapes of what is stored do not show
 SHOWN = 8  # losses in a log line
 DIVERGED = 1.1  # times the loss before the first step
