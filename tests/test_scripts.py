@@ -33,6 +33,7 @@ from helpers import assert_says
 from minigpt_jax import cli
 from minigpt_jax.config import Config, preset_names
 from minigpt_jax.data import batches, corpora, tokenizers
+from minigpt_jax.experiments.changes import CHANGES
 from minigpt_jax.runs import checkpoints, plots, references
 from minigpt_jax.system import devices
 
@@ -568,6 +569,22 @@ def test_a_sweep_prints_a_table_writes_a_plot_and_is_not_repeated(trained, call)
     assert (workdir / "results.jsonl").stat().st_mtime_ns == written
 
 
+def test_an_ablation_prints_a_table_writes_a_plot_and_is_not_repeated(trained, call):
+    command = "ablate --base debug --dataset text.txt --steps 2 --only beta2"
+    process, workdir = succeeded(call(trained.folder, command)), trained.folder / "runs" / "ablations" / "debug"
+    base, header, *rows, _ = process.stdout.splitlines()
+    assert_says(base, "base", "3", "2 steps")
+    assert_says(header, "parameters", "equal tokens", "equal time")
+    assert sorted(row.split()[0] for row in rows) == ["beta2=0.95", "beta2=0.999"]
+    results = [json.loads(line) for line in (workdir / "results.jsonl").read_text().splitlines()]
+    assert [result["settings"]["seed"] for result in results] == [0, 1, 2] * 3
+    if importlib.util.find_spec("matplotlib"):
+        assert (workdir / "ablation.png").read_bytes().startswith(b"\x89PNG")
+    written = (workdir / "results.jsonl").stat().st_mtime_ns
+    assert succeeded(call(trained.folder, command)).stdout == process.stdout
+    assert (workdir / "results.jsonl").stat().st_mtime_ns == written
+
+
 # ---- Evaluating -----------------------------------------------------------------------------------------------------------
 
 
@@ -782,6 +799,7 @@ def test_a_folder_of_images_trains_is_evaluated_and_classified_with_plots(tmp_pa
 NEW = "train --config debug --dataset text.txt --workdir new"
 PROMPTED = "generate --workdir runs/debug --prompt To"
 SWEEP = "sweep --config debug --dataset text.txt --workdir new --vary"
+ABLATE = "ablate --base debug --dataset text.txt --workdir new"
 USAGE, DATA = 2, 1
 
 TOKENIZERS = tuple(tokenizers.KINDS)
@@ -901,6 +919,13 @@ MISTAKES = [
     (f"{SWEEP} seed=0,1 --dataset missing.txt", DATA, ["missing.txt"]),
     (f"{SWEEP} seed=0,1 --workdir runs/debug", DATA, ["runs/debug", "--workdir"]),
     ("sweep --config debug --dataset text.txt --workdir new", USAGE, ["learning_rate=1e-3,2e-3"]),
+    (f"{ABLATE} --only postions", USAGE, ["only='postions'", "'positions'", *CHANGES]),
+    (f"{ABLATE} --seeds 2", USAGE, ["seeds=2", "3"]),
+    (f"{ABLATE} --dataset missing.txt", DATA, ["missing.txt"]),
+    (f"{ABLATE} --workdir runs/debug", DATA, ["runs/debug", "run", "--workdir"]),
+    (f"{ABLATE} --base chat_shakespeare", USAGE, ["task='chat'", "language_modelling"]),
+    (f"{ABLATE} --base debgu", USAGE, ["'debgu'", "'debug'"]),
+    (f"{ABLATE} --seed 3", USAGE, ["--seed", "'seeds'"]),
     ("plot --workdir nowhere", DATA, ["nowhere", "metrics.jsonl", "No such file or directory"]),
     ("plot --workdir runs/debug --out picture.jpg", USAGE, ["picture.jpg", ".png"]),
     (f"{NEW} --init_from nowhere", DATA, ["nowhere", "config.json", "scripts/train.py"]),
@@ -1031,6 +1056,7 @@ def test_a_masked_model_trains_evaluates_and_fills_in(trained, call):
         ("train", "--num_layers --steps --epochs --dataset --workdir --overwrite --kernels"),
         ("generate", "--workdir --prompt --length --temperature --top_k --top_p --greedy --num_samples --seed --kernels"),
         ("sweep", "--config --vary --workdir --stack --overwrite --steps --kernels"),
+        ("ablate", "--base --only --seeds --workdir --overwrite --steps --dataset --kernels"),
         ("evaluate", "--workdir --split --dataset --val_dataset --data_dir --plot --memorisation"),
         ("classify", "--workdir --image --invert --plot --kernels"),
     ],

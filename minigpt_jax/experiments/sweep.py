@@ -30,7 +30,9 @@ from minigpt_jax.tasks.task import Task
 
 log = logging.getLogger(__name__)
 
-SETTINGS, RESULTS = "sweep.json", "results.jsonl"
+RESULTS = "results.jsonl"
+# What a folder can hold, by a file that no other folder has.
+CONTENTS = {"config.json": "a run", "sweep.json": "a sweep", "ablation.json": "an ablation"}
 # Settings of the base config that a resumed sweep may change.
 WITHOUT_EFFECT = {"checkpoint_every", "sample_every", "log_every", "keep_checkpoints", "data_dir"}
 
@@ -61,21 +63,23 @@ def sweep(
     with streams.optional(), logs.shown():
         results = folder.read()
         if pending := [point for point in points if point.key not in results]:
-            train(pending, folder, stack, kernels)
+            tasks = prepare_all(pending, kernels, jax.sharding.SingleDeviceSharding(first_device()))
+            train(pending, tasks, folder, stack)
             results = folder.read_results()
     return [results[point.key] | {"settings": point.settings} for point in points]
 
 
-def train(points: Sequence[Point], folder: "Folder", stack: int | None, kernels: str) -> None:
-    """Trains these runs, and adds their results to the folder. Checks everything before it writes anything."""
+def train(points: Sequence[Point], tasks: Sequence[Task], folder: "Folder", stack: int | None) -> None:
+    """Trains these runs, each with its task, and adds their results to the folder. Checks everything before it writes
+    anything."""
     device = first_device()
-    tasks = prepare_all(points, kernels, jax.sharding.SingleDeviceSharding(device))
     folder.check_sources(tasks[0].sources)
     fitting = {group: stacked.num_fitting(tasks[group[0]], device, len(group), stack) for group in stacked.groups(tasks)}
     with locked(folder.workdir):
         num_before = folder.open(tasks[0].sources)
-        log.info("Sweep in %s: %d runs, %d of them finished; groups of the same shape: %d; device: %s.",
-                 folder.workdir, num_before + len(points), num_before, len(fitting), device.device_kind)  # fmt: skip
+        log.info("%s in %s: %d runs, %d of them finished; groups of the same shape: %d; device: %s.",
+                 folder.kind.capitalize(), folder.workdir, num_before + len(points), num_before, len(fitting),
+                 device.device_kind)  # fmt: skip
         start, num_finished = time.perf_counter(), 0
         for group, most in fitting.items():
             size = min(stack, most) if stack else stacked.choose_size([tasks[index] for index in group], device, most)
@@ -111,21 +115,27 @@ def described_loss(result: Mapping[str, Any]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """The folder of a sweep of `config` that varies these settings. With `overwrite`, what is in it before `open` does not
-    count."""
+    """The folder of a sweep of `config` that varies these settings, or of another `kind` of experiment. With `overwrite`,
+    what is in it before `open` does not count."""
 
     workdir: Path
     config: Config
     vary: Mapping[str, list[Any]]
     overwrite: bool
+    kind: str = "sweep"
+
+    @property
+    def settings_path(self) -> Path:
+        return self.workdir / f"{self.kind}.json"
 
     def read(self) -> dict[str, Any]:
         """The results in the folder, by `Point.key`. Raises DataError, naming the differences, if they are those of another
-        sweep, and if the folder is that of a run."""
+        sweep, and if the folder holds something else."""
+        for name, content in CONTENTS.items():
+            if name != self.settings_path.name and (self.workdir / name).exists():
+                raise DataError(f"{self.workdir} holds {content}: choose another --workdir")
         saved = None if self.overwrite else self.read_settings()
         if saved is None:
-            if (self.workdir / "config.json").exists():
-                raise DataError(f"{self.workdir} holds a run: choose another --workdir")
             return {}
         before = Config.from_json(json.dumps(saved["config"]))
         changed = [
@@ -139,14 +149,14 @@ class Folder:
                 changed.append(f"vary {name}: {old} (now {new})")
         if changed:
             raise DataError(
-                f"{self.workdir} holds a sweep with {', '.join(changed)}: choose another --workdir, or replace it with "
-                "--overwrite"
+                f"{self.workdir} holds {CONTENTS[self.settings_path.name]} with {', '.join(changed)}: choose another "
+                "--workdir, or replace it with --overwrite"
             )
         return self.read_results()
 
     def read_settings(self) -> dict[str, Any] | None:
         """The contents of `sweep.json`. None if there is no such file. Raises DataError if it cannot be read."""
-        path = self.workdir / SETTINGS
+        path = self.settings_path
         try:
             saved = json.loads(path.read_text(encoding="utf-8"))
             Config.from_json(json.dumps(saved["config"]))
@@ -176,7 +186,7 @@ class Folder:
         results = self.read()
         saved = {"config": json.loads(self.config.to_json()), "vary": self.vary, "sources": dict(sources)}
         write_text(self.workdir / RESULTS, "".join(json.dumps(result) + "\n" for result in results.values()))
-        write_text(self.workdir / SETTINGS, json.dumps(saved, indent=2) + "\n")
+        write_text(self.settings_path, json.dumps(saved, indent=2) + "\n")
         return len(results)
 
     def append(self, result: Mapping[str, Any]) -> None:

@@ -1,6 +1,19 @@
-"""The number of floating-point operations."""
+"""The number of weights and of floating-point operations."""
 
 from minigpt_jax.config import ModelConfig
+
+
+def block_weights(config: ModelConfig) -> int:
+    """Weights of the matrices of a block."""
+    D, F, kv = config.embed_dim, config.ff_dim, config.kv_heads * config.head_size
+    return 2 * D * D + 2 * D * kv + (3 if config.activation == "swiglu" else 2) * D * F
+
+
+def num_weights(config: ModelConfig) -> int:
+    """Weights of all matrices: those of the blocks and of the embeddings. All other parameters are vectors."""
+    rows = config.num_embeddings * (1 if config.tie_embeddings else 2)
+    rows += config.context_length if config.positions == "learned" else 0
+    return config.num_layers * block_weights(config) + rows * config.embed_dim
 
 
 def trunk_flops_per_token(config: ModelConfig, num_keys: float) -> float:
@@ -9,9 +22,7 @@ def trunk_flops_per_token(config: ModelConfig, num_keys: float) -> float:
     Six for each weight: two forward and four backward (Kaplan et al. 2020, section 2.1). Likewise six for each product in
     the scores and weighted sums of attention over `num_keys` keys.
     """
-    D, F, kv = config.embed_dim, config.ff_dim, config.kv_heads * config.head_size
-    block = 2 * D * D + 2 * D * kv + (3 if config.activation == "swiglu" else 2) * D * F
-    return 6.0 * config.num_layers * (block + 2 * D * num_keys)
+    return 6.0 * config.num_layers * (block_weights(config) + 2 * config.embed_dim * num_keys)
 
 
 def flops_per_token(config: ModelConfig, causal: bool = True) -> float:

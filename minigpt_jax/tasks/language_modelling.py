@@ -34,6 +34,12 @@ class LanguageModelling(WindowTask):
         measured = means(objective, params, self.evaluation_batches(split, stride=stride))
         return {"stride": stride or T} | measured | loss_in_other_units(self, split, measured["loss"])
 
+    def with_settings(self, settings: Mapping[str, Any], kernels: Kernels) -> "LanguageModelling":
+        """The same data with other settings of the model and of training, `steps` included. Faster than reading it again."""
+        config = self.config.override({"steps": self.num_steps, **settings})
+        objective, num_steps = NextToken.of(config, kernels), config.training.steps
+        return dataclasses.replace(self, config=config, num_steps=num_steps, objective=objective)
+
     def preview(self, params: Any) -> str:
         """A sample that continues the first character of the validation text."""
         tokenizer, ids = self.tokenizer, self.splits["val"].ids
