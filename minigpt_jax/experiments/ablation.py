@@ -115,18 +115,19 @@ def task_of(point: Point, task: LanguageModelling, kernels: str) -> LanguageMode
 
 def measured(all_settings: Sequence[Settings], task: LanguageModelling, folder: Folder, kernels: str) -> list[Variant]:
     """The variants with these settings, the base first. Those that the folder does not have yet are measured and added."""
-    device = first_device()
-    tasks = [task_of(Point(settings, task.config.override(settings)), task, kernels) for settings in all_settings]
-    for each in tasks:
-        stacked.num_fitting(each, device, 1, None)  # raises if it is too large
-    known = read_variants(folder)
-    if any(key_of(settings) not in known for settings in all_settings):
+    known, device = read_variants(folder), first_device()
+    if missing := [settings for settings in all_settings if key_of(settings) not in known]:
+        tasks = [task_of(Point(settings, task.config.override(settings)), task, kernels) for settings in missing]
+        for each in tasks:
+            stacked.num_fitting(each, device, 1, None)  # raises if it is too large
         with locked(folder.workdir):
             known = read_variants(folder)
+            if folder.overwrite:
+                (folder.workdir / VARIANTS).unlink(missing_ok=True)
             folder.open(task.sources)
             base = stacked.Stack([task], device)
-            for settings, other in zip(all_settings, tasks, strict=True):
-                if key_of(settings) not in known:
+            for settings, other in zip(missing, tasks, strict=True):
+                if key_of(settings) not in known:  # another process may have measured it until now
                     known[key_of(settings)] = measure(settings, other, base, device)
                     saved = [dataclasses.asdict(variant) for variant in known.values()]
                     write_text(folder.workdir / VARIANTS, json.dumps(saved, indent=2) + "\n")
