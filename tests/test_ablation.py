@@ -66,6 +66,10 @@ def test_the_base_is_not_a_change_but_what_replaces_it_is():
     ]  # fmt: skip
 
 
+def test_as_many_key_value_heads_as_before_are_not_a_change():
+    assert changes(BASES["shakespeare_char"], ["kv_heads"]) == [{"num_kv_heads": 2}, {"num_kv_heads": 1}]
+
+
 def shapes(config):
     return jax.eval_shape(lambda key: init_params(key, GPT(config.model)), jax.random.key(0))
 
@@ -78,6 +82,9 @@ def test_depth_and_activation_are_compared_at_equal_parameters(name):
     depths = [settings["num_layers"] / base.model.num_layers for settings in found if "num_layers" in settings]
     assert depths == ([1 / 3, 2] if name == "odd" else [0.5, 2])
     for settings in found:
+        model = base.override(settings).model
+        if "num_layers" in settings:
+            assert model.ff_dim / model.embed_dim == pytest.approx(base.model.ff_dim / base.model.embed_dim, rel=0.2)
         assert num_values(shapes(base.override(settings))) == pytest.approx(total, rel=0.05)
         if base.override(settings).model.activation != "swiglu" != base.model.activation and "num_layers" not in settings:
             assert "ff_dim" not in settings
@@ -280,6 +287,7 @@ def test_the_folder_of_another_ablation_of_a_sweep_and_of_a_run_is_refused(confi
     ],
 )
 def test_bad_arguments_are_one_line_errors(config, tmp_path, changed, options, words):
+    options = {"only": ["beta2"]} | options
     assert_raises(UsageError, ablate, config.override(changed), tmp_path / "new", **options, says=words)
     assert not (tmp_path / "new").exists()
 

@@ -40,14 +40,10 @@ def heads(base: Config) -> list[Settings]:
 
 def depths(base: Config) -> list[Settings]:
     """Half and twice the layers, with a width at which the model has as many weights, where there is one."""
-    model, found = base.model, []
-    for num_layers in (max(1, model.num_layers // 2), 2 * model.num_layers):
-        width, multiple = model.embed_dim * (model.num_layers / num_layers) ** 0.5, 2 * model.num_heads
-        embed_dim = multiple * max(1, round(width / multiple))  # heads of the same, even size, as rotary positions need
-        settings = at_equal_size(base, num_layers=num_layers, embed_dim=embed_dim)
-        if abs(num_weights(dataclasses.replace(model, **settings)) / num_weights(model) - 1) < MAX_DEVIATION:
-            found.append(settings)
-    return found
+    model, wanted = base.model, num_weights(base.model)
+    found = [at_depth(base, number) for number in (model.num_layers // 2, 2 * model.num_layers) if number]
+    sizes = [num_weights(dataclasses.replace(model, **settings)) for settings in found]
+    return [settings for settings, size in zip(found, sizes, strict=True) if abs(size / wanted - 1) < MAX_DEVIATION]
 
 
 def learning_rates(base: Config) -> list[Settings]:
@@ -91,6 +87,19 @@ def at_equal_size(base: Config, **settings: Any) -> Settings:
         return settings
     ff_dim = 1 + (wanted - weights(1)) / unit
     return settings | {"ff_dim": max(MULTIPLE, MULTIPLE * round(ff_dim / MULTIPLE))}
+
+
+def at_depth(base: Config, num_layers: int) -> Settings:
+    """That number of layers, at the width at which the model comes closest to the size of the base."""
+    model, multiple = base.model, 2 * base.model.num_heads  # heads of the same, even size, as rotary positions need
+
+    def deviation(embed_dim: int) -> int:
+        ff_dim = max(1, round(embed_dim * model.ff_dim / model.embed_dim))
+        changed = dataclasses.replace(model, num_layers=num_layers, embed_dim=embed_dim, ff_dim=ff_dim)
+        return abs(num_weights(changed) - num_weights(model))
+
+    embed_dim = min(range(multiple, 2 * model.embed_dim + multiple, multiple), key=deviation)
+    return at_equal_size(base, num_layers=num_layers, embed_dim=embed_dim)
 
 
 def changes(base: Config, only: Sequence[str] = ()) -> list[Settings]:
