@@ -70,6 +70,11 @@ def test_as_many_key_value_heads_as_before_are_not_a_change():
     assert changes(BASES["shakespeare_char"], ["kv_heads"]) == [{"num_kv_heads": 2}, {"num_kv_heads": 1}]
 
 
+def test_a_depth_without_a_width_of_equal_parameters_is_left_out():
+    base = Config().override(vocab_size=5, num_layers=2, num_heads=4, embed_dim=8, ff_dim=8)
+    assert changes(base, ["depth"]) == [{"num_layers": 1, "ff_dim": 32}]
+
+
 def shapes(config):
     return jax.eval_shape(lambda key: init_params(key, GPT(config.model)), jax.random.key(0))
 
@@ -208,11 +213,11 @@ def test_each_run_is_the_run_of_a_sweep_and_a_slower_change_has_fewer_steps_at_e
 @pytest.mark.e2e
 def test_a_change_within_the_error_of_the_measurement_has_one_run_for_both(config, timed, tmp_path):
     measured = timed(0.99, 1.2, 1.3)
-    _, *outcomes = ablate(config.override(steps=2), tmp_path / "new", only=["qk_norm", "beta2"])
+    _, *outcomes = ablate(config.override(steps=4), tmp_path / "new", only=["qk_norm", "beta2"])
     assert len(measured) == 1  # another beta2 is the same program
     assert [each.variant.relative_step_time for each in outcomes] == [(0.99, 1.2, 1.3), (1, 1, 1), (1, 1, 1)]
     for outcome in outcomes:
-        assert outcome.variant.steps == 2
+        assert outcome.variant.steps == 4
         assert outcome.equal_time == outcome.equal_tokens
     assert len(saved(tmp_path / "new")) == 4 * 3
 
@@ -243,8 +248,20 @@ def test_a_killed_ablation_resumes_with_the_same_steps_and_more_seeds_and_topics
     assert [row["settings"] for row in json.loads((workdir / "changes.json").read_text())] == [{}, {"qk_norm": False}]
     assert len(saved(workdir)) == 9
 
+    def measure(*_):
+        raise KilledError
+
+    monkeypatch.setattr(ablation, "measure", measure)
+    with pytest.raises(KilledError):
+        ablate(config.override(steps=4), workdir, only=["qk_norm"], overwrite=True)
+    assert not (workdir / "changes.json").exists()  # steps of another base
+
 
 # ---- Mistakes -------------------------------------------------------------------------------------------------------------
+
+
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.e2e
@@ -254,7 +271,7 @@ def test_the_folder_of_another_ablation_of_a_sweep_and_of_a_run_is_refused(confi
     sweep(config, {"seed": [0]}, tmp_path / "sweep", stack=1)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*.json*")}
+    before = files(tmp_path)
     for base, name, words in [
         (
             config.override(steps=3, num_heads=1),
@@ -268,7 +285,7 @@ def test_the_folder_of_another_ablation_of_a_sweep_and_of_a_run_is_refused(confi
             options = {"only": ["beta2"], "overwrite": overwrite, "says": [str(tmp_path / name), *words]}
             assert_raises(DataError, ablate, base, tmp_path / name, **options)
     assert_raises(DataError, sweep, config, {"seed": [0]}, tmp_path / "ablation", says=["an ablation", "--workdir"])
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*.json*")} == before
+    assert files(tmp_path) == before
     (tmp_path / "text.txt").write_text(TEXT[::-1])
     words = [str(tmp_path / "ablation"), "data", "--overwrite"]
     assert_raises(DataError, ablate, config, tmp_path / "ablation", only=["beta2"], says=words)

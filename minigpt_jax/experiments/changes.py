@@ -114,12 +114,12 @@ def changes(base: Config, only: Sequence[str] = ()) -> list[Settings]:
     for topic in only or CHANGES:
         for settings in CHANGES[topic](base):
             try:
-                changed = base.override(settings)
+                config = base.override(settings)
             except UsageError as error:
                 log.info("Left out %s: %s", named(settings), error)
                 continue
-            if differences(base, changed):
-                found[key_of(settings)] = settings
+            if changed := {name: value for name, (_, value) in differences(base, config).items()}:
+                found[key_of(changed)] = changed
     if not found:
         raise UsageError(f"only={','.join(only)}: the base allows no such change; choose other topics: {', '.join(CHANGES)}")
     return list(found.values())
