@@ -14,7 +14,7 @@ Results = Sequence[Mapping[str, Any]]
 
 # 97.5 % quantiles of Student's t with n - 1 degrees of freedom, by the number of pairs n; beyond 10 pairs that of 10.
 T_QUANTILES = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-OUTLIER = 6.0  # times three quarters of the means at most: further out is not drawn to scale
+OUTLIER = 6.0  # times the third quartile of all differences: what is further out is an arrow
 BUDGETS = {"equal_tokens": "equal tokens", "equal_time": "equal time"}  # fields of Outcome
 COLOURS = {"equal_tokens": "C0", "equal_time": "C1"}
 
