@@ -18,11 +18,14 @@ from minigpt_jax.experiments import ablation, ablation_report, stacked
 from minigpt_jax.experiments.ablation import Outcome, Variant, ablate
 from minigpt_jax.experiments.ablation_report import T_QUANTILES, compared, difference
 from minigpt_jax.experiments.changes import CHANGES, changes
-from minigpt_jax.experiments.grid import named
+from minigpt_jax.experiments.grid import Point, named
 from minigpt_jax.experiments.sweep import sweep
+from minigpt_jax.kernels import BLOCKED, TUNED
 from minigpt_jax.models.flops import num_weights
 from minigpt_jax.models.gpt import GPT
 from minigpt_jax.models.initial import init_params
+from minigpt_jax.models.kernels import PLAIN
+from minigpt_jax.tasks import prepare
 from minigpt_jax.tasks.fine_tuning import num_values
 
 BASES = {
@@ -208,6 +211,17 @@ def test_each_run_is_the_run_of_a_sweep_and_a_slower_change_has_fewer_steps_at_e
             ours, theirs = without_times([result, by_run[qk_norm, seed, steps]])
             assert ours | {"settings": {}} == theirs | {"settings": {}}
     assert len(saved(tmp_path / "ablation")) == 9
+
+
+def test_each_change_has_the_kernels_that_fit_its_model(config, monkeypatch):
+    """On a GPU another number of heads can need another kernel than the base has."""
+    fitting = {1: TUNED, 2: PLAIN, 4: BLOCKED}
+    monkeypatch.setattr(ablation, "choose_kernels", lambda model, kernels: fitting[model.num_heads])
+    task = prepare(config.override(num_heads=2), kernels=fitting[2])
+    for settings in changes(task.config, ["heads"]):
+        point = Point(settings, task.config.override(settings))
+        model = ablation.task_of(point, task, "tuned").objective.model
+        assert (model.config, model.kernels) == (point.config.model, fitting[settings["num_heads"]])
 
 
 @pytest.mark.e2e

@@ -58,6 +58,7 @@ CHANGES: dict[str, Callable[[Config], list[Settings]]] = {
     "placement": each("norm_placement", "pre", "post"),
     "activation": activations,
     "qk_norm": each("qk_norm", True, False),
+    "qk_scale": each("qk_scale", False, True),
     "kv_heads": kv_heads,
     "tying": each("tie_embeddings", False, True),
     "bias": each("bias", False, True),
