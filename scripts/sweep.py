@@ -42,10 +42,8 @@ def main() -> None:
     if WORKDIR.value == "":
         raise UsageError("workdir is empty: give a folder, or omit --workdir")
     workdir = local_path(WORKDIR.value or cli.RUNS_DIR / "sweeps" / Path(CONFIG.value).stem)
-    config, given = load_preset(CONFIG.value), cli.given_settings()
-    if init_from := given.get("init_from", config.training.init_from):
-        config = config.override(init_from=init_from).override(load.settings_from(init_from))
-    config = config.override(given)
+    given = cli.given_settings()
+    config = load.override(load_preset(CONFIG.value), given)
     vary = parse(VARY.value, config)
     if both := given.keys() & vary:
         raise UsageError(f"{', '.join(sorted(both))}: give a value, or values to --vary, but not both")

@@ -54,12 +54,30 @@ def sweepable(config: Config) -> list[str]:
     return names
 
 
-def require_sweepable(config: Config, name: str) -> type:
-    """The type of a setting's values. Raises UsageError, naming what can be varied, if a sweep cannot vary the setting."""
-    if name not in (allowed := sweepable(config)):
+def require_allowed(flag: str, config: Config, name: str, allowed: Sequence[str]) -> type:
+    """The type of a setting's values. Raises UsageError, naming the allowed settings, if this is not one of them."""
+    if name not in allowed:
         what = "cannot be varied" if name in config.settings else f"is not a setting{did_you_mean(name, allowed)}"
-        raise UsageError(f"vary: {shortened(name)} {what}; a sweep can vary: {', '.join(allowed)}")
+        raise UsageError(f"{flag}: {shortened(name)} {what}; allowed: {', '.join(allowed)}")
     return setting_type(config.settings[name].field)
+
+
+def name_and_values(flag: str, text: str, form: str) -> tuple[str, str]:
+    """The two parts of a text such as `learning_rate=1e-3,2e-3`. Raises UsageError for a text of another form."""
+    name, equals, values = (part.strip() for part in text.partition("="))
+    if not equals:
+        raise UsageError(f"{flag}={shortened(text)} must be a setting and its values, {form}")
+    return name, values
+
+
+def read_values(flag: str, text: str, kind: type, words: Sequence[str], form: str) -> list[Any]:
+    """The words of a text as values of this type. Raises UsageError if one is of another type."""
+    read = BOOLEANS.__getitem__ if kind is bool else kind
+    try:
+        return [read(word.strip()) for word in words]
+    except (ValueError, KeyError) as error:
+        what = "true or false" if kind is bool else f"of type {kind.__name__}"
+        raise UsageError(f"{flag}={shortened(text)}: each value must be {what}, {form}") from error
 
 
 def parse(texts: Sequence[str], config: Config) -> dict[str, list[Any]]:
@@ -70,18 +88,11 @@ def parse(texts: Sequence[str], config: Config) -> dict[str, list[Any]]:
     """
     vary = {}
     for text in texts:
-        name, equals, values = (part.strip() for part in text.partition("="))
-        if not equals:
-            raise UsageError(f"vary={shortened(text)} must be a setting and its values, {FORM}")
-        kind = require_sweepable(config, name)
+        name, values = name_and_values("vary", text, FORM)
+        kind = require_allowed("vary", config, name, sweepable(config))
         if name in vary:
             raise UsageError(f"vary: {name} is given twice: give all of its values in one list")
-        read = BOOLEANS.__getitem__ if kind is bool else kind
-        try:
-            vary[name] = [read(word.strip()) for word in values.split(",")]
-        except (ValueError, KeyError) as error:
-            what = "true or false" if kind is bool else f"of type {kind.__name__}"
-            raise UsageError(f"vary={shortened(text)}: each value must be {what}, separated by commas, {FORM}") from error
+        vary[name] = read_values("vary", text, kind, values.split(","), FORM)
     return vary
 
 
@@ -95,7 +106,7 @@ def expand(config: Config, vary: Mapping[str, Sequence[Any]]) -> list[Point]:
         raise UsageError(f"a sweep needs settings to vary: give their values, {FORM}")
     lists = {}
     for name, values in vary.items():
-        kind = require_sweepable(config, name)
+        kind = require_allowed("vary", config, name, sweepable(config))
         if isinstance(values, str) or not (values := list(values)):
             raise UsageError(f"vary: {name}={shortened(values)} must be a list of values")
         # 1 and 1.0 would be arrays of different types, and thus different programs.

@@ -6,7 +6,7 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
@@ -143,11 +143,15 @@ def finite(value: Any) -> Any:
     return None if value is None or not math.isfinite(value) else value
 
 
-def train(tasks: Sequence[Task], device: Any) -> list[dict[str, Any]]:
+def train(
+    tasks: Sequence[Task], device: Any, *, after_step: Callable[[], None] = lambda: None,
+    after_evaluation: Callable[[Sequence[Progress]], None] = lambda runs: None,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Trains runs of the same program side by side, without writing files. Returns a result for each.
 
     `loss` and `measures` are those of the last step, on all validation data; `evaluations` are on the usual part of it.
-    `seconds` are those of the training steps, without compilation and evaluation, in equal shares for all runs.
+    `seconds` are those of the training steps, without compilation and evaluation, in equal shares for all runs. The two
+    functions may raise an exception to end the training.
     """
     runs, settings, num_steps, seconds = Stack(tasks, device), tasks[0].config.training, tasks[0].num_steps, 0.0
     progress = [Progress(task) for task in tasks]
@@ -157,7 +161,11 @@ def train(tasks: Sequence[Task], device: Any) -> list[dict[str, Any]]:
         first, start = runs.step + 1, time.perf_counter()
         last = min(runs.step + settings.eval_every - runs.step % settings.eval_every, num_steps)
         with Compilations() as compilations:
-            metrics = jax.device_get([runs.advance() for _ in range(first, last + 1)])
+            metrics = []
+            for _ in range(first, last + 1):
+                metrics.append(runs.advance())
+                after_step()
+            metrics = jax.device_get(metrics)
         seconds += time.perf_counter() - start - compilations.seconds
         losses, are_finite = (np.reshape([row[name] for row in metrics], (-1, len(tasks))) for name in ("loss", "is_finite"))
         for index, run in enumerate(progress):
@@ -167,6 +175,7 @@ def train(tasks: Sequence[Task], device: Any) -> list[dict[str, Any]]:
         shown = [f"{run.evaluations[-1]['val_loss'] or math.nan:.4f}" for run in progress[:SHOWN]]
         log.info("step %d/%d  validation loss %s", runs.step, num_steps,
                  ", ".join(shown) + (", …" if len(progress) > SHOWN else ""))  # fmt: skip
+        after_evaluation(progress)
     speed = {"seconds": seconds / len(tasks), "steps_per_second": len(tasks) * runs.step / seconds, "stacked": len(tasks)}
     return [run.result(runs.eval_params(index), num_steps) | speed for index, run in enumerate(progress)]
 

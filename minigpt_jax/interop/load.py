@@ -202,6 +202,13 @@ def settings_from(path: str) -> dict[str, Any]:
     return needed | {"context_length": model["context_length"], "tokenizer": tokenizer, "init_from": str(folder)}
 
 
+def override(config: Config, given: Mapping[str, Any]) -> Config:
+    """The config with these settings and, if it starts from a model, with those that the model needs."""
+    if init_from := given.get("init_from", config.training.init_from):
+        config = config.override(init_from=init_from).override(settings_from(init_from))
+    return config.override(given)
+
+
 def initial_params(
     config: Config, tokenizer: Tokenizer, sharding: jax.sharding.Sharding, load_model: Callable[..., Any] = load
 ) -> Any:
