@@ -61,7 +61,7 @@ ORDER_WITHIN = {
     ],
     "experiments": [
         "memorisation", "reference_runs", "grid", "stacked", "sweep_report", "sweep", "changes", "ablation",
-        "ablation_report",
+        "ablation_report", "ranges", "tuning_report", "studies", "tuning",
     ],
 }  # fmt: skip
 # `training` trains a task. It knows neither tokens nor models.

@@ -585,6 +585,23 @@ def test_an_ablation_prints_a_table_writes_a_plot_and_is_not_repeated(trained, c
     assert (workdir / "results.jsonl").stat().st_mtime_ns == written
 
 
+def test_tuning_prints_the_best_and_writes_a_preset_that_trains_to_the_same_loss(trained, call):
+    pytest.importorskip("optuna")
+    command = "tune --config debug --dataset text.txt --steps 4 --range learning_rate=1e-3,1e-2 --trials 3"
+    header, best, *others = succeeded(call(trained.folder, command)).stdout.splitlines()
+    assert header.split() == ["loss", "trial", "settings"]
+    loss, _, rate = best.split()
+    preset = (trained.folder / "runs" / "tune" / "debug" / "best.py").read_text(encoding="utf-8")
+    again = "python scripts/tune.py --config=debug --range=learning_rate=1e-3,1e-2 --steps=4 --dataset=text.txt --trials=3"
+    assert_says(preset, loss, again)
+    process = succeeded(start(trained.folder, "train --config runs/tune/debug/best.py --workdir runs/tuned"))
+    [trained_loss] = re.findall(r"whole split: ([\d.]+)", process.stderr)
+    assert float(trained_loss) == pytest.approx(float(loss), abs=2e-4)
+    config = Config.from_json((trained.folder / "runs" / "tuned" / "config.json").read_text(encoding="utf-8"))
+    assert rate == f"learning_rate={config.training.learning_rate}"
+    assert len(others) < 2
+
+
 # ---- Evaluating -----------------------------------------------------------------------------------------------------------
 
 
@@ -800,6 +817,7 @@ NEW = "train --config debug --dataset text.txt --workdir new"
 PROMPTED = "generate --workdir runs/debug --prompt To"
 SWEEP = "sweep --config debug --dataset text.txt --workdir new --vary"
 ABLATE = "ablate --base debug --dataset text.txt --workdir new"
+TUNE = "tune --config debug --dataset text.txt --workdir new --range"
 USAGE, DATA = 2, 1
 
 TOKENIZERS = tuple(tokenizers.KINDS)
@@ -926,6 +944,20 @@ MISTAKES = [
     (f"{ABLATE} --base chat_shakespeare", USAGE, ["task='chat'", "language_modelling"]),
     (f"{ABLATE} --base debgu", USAGE, ["'debgu'", "'debug'"]),
     (f"{ABLATE} --seed 3", USAGE, ["--seed", "'seeds'"]),
+    (f"{TUNE} lerning_rate=1e-4..1e-2", USAGE, ["'lerning_rate'", "'learning_rate'", "learning_rate", "dropout", "norm"]),
+    (f"{TUNE} tokenizer=char,byte", USAGE, ["'tokenizer'", "learning_rate", "dropout"]),
+    (f"{TUNE} seed=0..9", USAGE, ["'seed'", "learning_rate", "dropout"]),
+    (f"{TUNE} learning_rate=1e-4..", USAGE, ["range='learning_rate=1e-4..'", "float"]),
+    (f"{TUNE} learning_rate=1e-2..1e-4", USAGE, ["range=0.01..0.0001"]),
+    (f"{TUNE} learning_rate", USAGE, ["range='learning_rate'", "learning_rate=1e-4..1e-2", "num_layers=2,3,4"]),
+    (f"{TUNE} num_heads=2,3", USAGE, ["embed_dim=32", "num_heads=3"]),
+    (f"{TUNE} num_layers=1,2 --num_layers 2", USAGE, ["num_layers", "--range"]),
+    (f"{TUNE} num_layers=1,2 --trials 0", USAGE, ["trials=0", "1"]),
+    (f"{TUNE} num_layers=1,2 --minutes 0", USAGE, ["minutes=0.0", "0"]),
+    (f"{TUNE} num_layers=1,2 --patience 3", USAGE, ["patience=3"]),
+    (f"{TUNE} num_layers=1,2 --workdir runs/debug", DATA, ["runs/debug", "--workdir"]),
+    (f"{TUNE} num_layers=1,2 --workdir ''", USAGE, ["workdir"]),
+    ("tune --config debug --dataset text.txt --workdir new", USAGE, ["learning_rate=1e-4..1e-2", "num_layers=2,3,4"]),
     ("plot --workdir nowhere", DATA, ["nowhere", "metrics.jsonl", "No such file or directory"]),
     ("plot --workdir runs/debug --out picture.jpg", USAGE, ["picture.jpg", ".png"]),
     (f"{NEW} --init_from nowhere", DATA, ["nowhere", "config.json", "scripts/train.py"]),
@@ -1057,6 +1089,7 @@ def test_a_masked_model_trains_evaluates_and_fills_in(trained, call):
         ("generate", "--workdir --prompt --length --temperature --top_k --top_p --greedy --num_samples --seed --kernels"),
         ("sweep", "--config --vary --workdir --stack --overwrite --steps --kernels"),
         ("ablate", "--base --only --seeds --workdir --overwrite --steps --dataset --kernels"),
+        ("tune", "--config --range --trials --minutes --workdir --storage --steps --kernels"),
         ("evaluate", "--workdir --split --dataset --val_dataset --data_dir --plot --memorisation"),
         ("classify", "--workdir --image --invert --plot --kernels"),
     ],

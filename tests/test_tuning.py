@@ -450,7 +450,17 @@ def test_the_trial_of_a_killed_process_is_replaced(stored, config, trained, tmp_
     assert states(stored(tmp_path)) == ["COMPLETE"] * 3 + ["FAIL", "COMPLETE"]
 
 
-def test_of_two_processes_that_start_the_last_trial_at_the_same_time_one_gives_way(
+def test_a_process_that_was_killed_before_it_chose_settings_is_not_waited_for(stored, config, trained, tmp_path):
+    search(config, tmp_path, trials=3)
+    stored(tmp_path).ask()
+    with sqlite3.connect(tmp_path / "study.db") as database:
+        database.execute("UPDATE trials SET datetime_start = datetime('now', '-2 days') WHERE number = 3")
+    database.close()
+    assert len(search(config, tmp_path)) == 4
+    assert states(stored(tmp_path)) == ["COMPLETE"] * 3 + ["RUNNING", "COMPLETE"]
+
+
+def test_of_two_processes_that_start_the_last_trial_at_the_same_time_only_one_runs_it(
     optuna, stored, config, trained, tmp_path, monkeypatch
 ):
     search(config, tmp_path, trials=3)

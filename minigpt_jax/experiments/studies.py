@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import datetime
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -101,13 +102,20 @@ class Study:
     def num_running(self) -> int:
         """How many trials are running. Gives up those whose process no longer gives signs of life."""
         self.optuna.storages.fail_stale_trials(self.study)
-        return sum(trial.state == self.optuna.trial.TrialState.RUNNING for trial in self.trials())
+        return sum(map(self.is_running, self.trials()))
+
+    def is_running(self, trial: Any) -> bool:
+        """Whether a process is running this trial. Optuna does not give up trials whose process was killed before its first
+        sign of life: those have no settings yet."""
+        is_new = datetime.datetime.now() - trial.datetime_start < datetime.timedelta(seconds=GRACE)
+        return trial.state == self.optuna.trial.TrialState.RUNNING and (bool(trial.params) or is_new)
 
     def is_surplus(self, number: int) -> bool:
-        """Whether enough trials have started before the one with this number, and not been interrupted. That happens if
-        two processes start one at the same time."""
-        interrupted = self.optuna.trial.TrialState.FAIL
-        return sum(trial.state != interrupted for trial in self.trials()[:number]) >= self.num_trials
+        """Whether enough trials before the one with this number are finished or running. That happens if two processes start
+        one at the same time."""
+        earlier = self.trials()[:number]
+        num_finished = sum(trial.number < number for trial in self.finished())
+        return num_finished + sum(map(self.is_running, earlier)) >= self.num_trials
 
     def with_settings(self, settings: Mapping[str, Any]) -> Any:
         """A finished trial with these settings, or None."""
