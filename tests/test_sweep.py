@@ -143,6 +143,26 @@ def test_stacked_runs_equal_the_same_runs_alone(config, alone, tmp_path):
     assert {result["stacked"] for result in results} == {3}
 
 
+def test_training_calls_back_after_each_step_and_evaluation_and_may_be_ended_there(config):
+    class EndError(Exception):
+        pass
+
+    num_steps, evaluated = 0, []
+
+    def after_step():
+        nonlocal num_steps
+        num_steps += 1
+        if num_steps == 19:
+            raise EndError
+
+    with pytest.raises(EndError):
+        stacked.train(
+            [prepare(config)], DEVICE, after_step=after_step,
+            after_evaluation=lambda runs: evaluated.append((num_steps, runs[0].evaluations[-1]["step"])),
+        )  # fmt: skip
+    assert evaluated == [(8, 8), (16, 16)]
+
+
 NUMBERS = {"seed": [0, 1], "learning_rate": [1e-3, 1e-2], "dropout": [0.1, 0.2], "warmup_steps": [1, 2]}
 
 

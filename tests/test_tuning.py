@@ -1,5 +1,6 @@
 """Tuning: what may be tuned, how a study continues after any end, and that processes share it without repeating a trial."""
 
+import ast
 import importlib.util
 import logging
 import math
@@ -12,6 +13,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +103,7 @@ def test_bad_ranges_are_one_line_errors(texts, words):
     assert_raises(UsageError, lambda: Space(Config(), parse(texts, Config())), says=words)
 
 
-@pytest.mark.parametrize("ranges", [{"norm": "rmsnorm"}, {"num_layers": []}, {"num_layers": Interval(1.0, 2.0)}])
+@pytest.mark.parametrize("ranges", [{"activation": "gelu"}, {"num_layers": []}, {"num_layers": Interval(1.0, 2.0)}])
 def test_from_python_a_range_is_an_interval_or_a_list(ranges):
     [name] = ranges
     assert_raises(UsageError, Space, Config(), ranges, says=[name])
@@ -156,10 +158,10 @@ def test_the_table_has_the_best_five():
 def test_the_preset_is_the_config_again_and_names_the_tuned_settings(tmp_path, changes):
     config = load_preset("debug").override(changes)
     path = tmp_path / "best.py"
-    path.write_text(
-        preset_source("debug", config, ["num_layers"], 'A """docstring""" with C:\\new\\text "'), encoding="utf-8"
-    )
+    about = 'A """docstring""" with C:\\Users\\path "'
+    path.write_text(preset_source("debug", config, ["num_layers"], about), encoding="utf-8")
     assert load_preset(path) == config
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) == about
     assert f'"num_layers": {config.model.num_layers}' in path.read_text(encoding="utf-8")
 
 
@@ -442,7 +444,12 @@ def test_the_last_trial_of_another_process_is_waited_for(stored, config, trained
     assert len([message for message in logged(caplog) if message.startswith("Waiting")]) == 1
 
 
-def test_the_trial_of_a_killed_process_is_replaced(stored, config, trained, tmp_path):
+@pytest.fixture
+def no_waiting(monkeypatch):
+    monkeypatch.setattr(tuning.time, "sleep", lambda seconds: pytest.fail("waits for a trial that nobody runs"))
+
+
+def test_the_trial_of_a_killed_process_is_replaced(stored, config, trained, tmp_path, no_waiting):
     search(config, tmp_path, trials=3)
     start_elsewhere(stored(tmp_path))
     sign_of_life(tmp_path, 3, f"-{studies.GRACE + 10} seconds")
@@ -450,7 +457,7 @@ def test_the_trial_of_a_killed_process_is_replaced(stored, config, trained, tmp_
     assert states(stored(tmp_path)) == ["COMPLETE"] * 3 + ["FAIL", "COMPLETE"]
 
 
-def test_a_process_that_was_killed_before_it_chose_settings_is_not_waited_for(stored, config, trained, tmp_path):
+def test_a_process_that_was_killed_before_it_chose_settings_is_not_waited_for(stored, config, trained, tmp_path, no_waiting):
     search(config, tmp_path, trials=3)
     stored(tmp_path).ask()
     with sqlite3.connect(tmp_path / "study.db") as database:
@@ -677,6 +684,29 @@ def test_unusable_databases_are_one_line_errors(stored, config, tmp_path, monkey
     message = assert_raises(kind, search, config, tmp_path / "new", storage=storage, says=words)
     assert "secret" not in message
     assert not (tmp_path / "new").exists()
+
+
+def test_a_database_that_fails_during_a_trial_is_a_one_line_error(stored, config, trained, tmp_path):
+    trained.during = interrupt(1, lambda: (tmp_path / "study.db").write_bytes(b"no" * 100_000))
+    assert_raises(DataError, search, config, tmp_path, says=[str(tmp_path), "not a database"])
+
+
+def test_a_thread_does_not_report_the_database_again(stored, monkeypatch):
+    from sqlalchemy.exc import SQLAlchemyError
+
+    def fail(error):
+        raise error
+
+    reported = []
+    monkeypatch.setattr(threading, "excepthook", lambda thread: reported.append(thread.exc_type))
+    with studies.database_errors("study.db"):
+        for error in (SQLAlchemyError(), KeyError()):
+            thread = threading.Thread(target=fail, args=[error])
+            thread.start()
+            thread.join()
+    assert reported == [KeyError]
+    threading.excepthook(threading.ExceptHookArgs([SQLAlchemyError, SQLAlchemyError(), None, None]))
+    assert reported == [KeyError, SQLAlchemyError]
 
 
 def test_without_the_driver_of_a_database_the_error_names_it_but_not_the_password(stored, config, tmp_path, monkeypatch):

@@ -83,7 +83,7 @@ class Space:
             raise UsageError(f"tuning needs a range of values to try, {FORM}")
         for name, values in self.ranges.items():
             require_allowed("range", self.config, name, tunable(self.config))
-            if not isinstance(values, Interval) and (isinstance(values, str) or not 2 <= len(values) == len(set(values))):
+            if not isinstance(values, Interval) and not 2 <= len(values) == len(set(values)):
                 raise UsageError(f"range: {name}={shortened(values)} must be an interval, or a list of different values")
         first = {name: to_check(values)[0] for name, values in self.ranges.items()}
         for name, values in self.ranges.items():

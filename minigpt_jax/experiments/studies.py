@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -193,15 +194,25 @@ def open_database(optuna: Any, url: str) -> Any:
 
 @contextlib.contextmanager
 def database_errors(where: str) -> Iterator[None]:
-    """Raises what a database raises in here as DataError, in one line. `where` is its URL or folder."""
+    """Turns the errors of a database in here into DataError. `where` is its URL or folder."""
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 
+    hook, kinds = threading.excepthook, (StorageInternalError, SQLAlchemyError)
+    # Optuna gives signs of life in a thread of its own, whose traceback would say the same.
+    threading.excepthook = lambda thread: None if isinstance(thread.exc_value, kinds) else hook(thread)
     try:
         yield
-    except (StorageInternalError, SQLAlchemyError) as error:
-        cause = error if isinstance(error, SQLAlchemyError) else error.__cause__
-        raise DataError(f"no study in {shown(where)}: {one_line(str(getattr(cause, 'orig', None) or cause))}") from error
+    except (*kinds, UnboundLocalError) as error:
+        # Optuna raises UnboundLocalError if the database fails again while it records the end of a trial.
+        cause = error.__context__ if isinstance(error, UnboundLocalError) else error
+        if not isinstance(cause, kinds):
+            raise
+        cause = cause.__cause__ if isinstance(cause, StorageInternalError) else cause
+        reason = one_line(str(getattr(cause, "orig", None) or cause))
+        raise DataError(f"the study's database in {shown(where)} cannot be used: {reason}") from error
+    finally:
+        threading.excepthook = hook
 
 
 def shown(url: str) -> str:

@@ -143,7 +143,7 @@ class Worker:
                     is_waiting = False
                     continue
                 if not is_waiting:
-                    log.info("Waiting for %d trials that other processes run.", num_running)
+                    log.info("Waiting for trials of other processes: %d.", num_running)
                 is_waiting = True
                 time.sleep(studies.POLL)
         except (TimeLimitError, StoppedError) as error:
