@@ -545,9 +545,11 @@ def databases():
 @pytest.fixture
 def postgres():
     """Starts a server of its own. Returns the URL of its database."""
+    import pwd  # Windows lacks it
+
     folder = Path(tempfile.mkdtemp(prefix="postgres"))  # not in pytest's folder, which other users cannot enter
     is_root = os.geteuid() == 0  # whom PostgreSQL refuses
-    owner = {"user": "nobody", "group": "nogroup"} if is_root else {}
+    owner = {"user": "nobody", "group": pwd.getpwnam("nobody").pw_gid} if is_root else {}
     if is_root:
         shutil.chown(folder, **owner)
     with socket.socket() as free:
