@@ -51,6 +51,17 @@ def define_flag(field: dataclasses.Field, text: str | None = None) -> flags.Flag
     return DEFINE[setting_type(field)](field.name, None, text or setting_help(field))
 
 
+def define_moved_flags() -> dict[str, flags.FlagHolder]:
+    """Defines the flags that say where and how the texts of a run are now. Returns them by the name of the setting."""
+    helps = {
+        "dataset": "where the run's text is now, if it has moved (default: as in training)",
+        "val_dataset": "where its validation text is now (default: as in training)",
+        "encoding": "their encoding now (default: as in training)",
+        "data_dir": "folder for tokenized text (default: as in training)",
+    }
+    return {name: flags.DEFINE_string(name, None, text) for name, text in helps.items()}
+
+
 def define_kernels_flag(what_for: str = "") -> flags.FlagHolder:
     """Defines --kernels, the implementation of the model. `what_for` says what the flag applies to, if not to everything."""
     text = what_for + "the fastest implementation for this machine, or the equations as written in models/"

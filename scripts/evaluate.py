@@ -21,14 +21,7 @@ SPLIT = flags.DEFINE_string("split", "val", "split of the data: val | train")
 STRIDE = flags.DEFINE_integer(
     "stride", None, "tokens between the starts of windows: fewer give each token more context (default: context_length)"
 )
-MOVED = {
-    "dataset": flags.DEFINE_string(
-        "dataset", None, "where the run's text is now, if it has moved (default: as in training)"
-    ),
-    "val_dataset": flags.DEFINE_string("val_dataset", None, "where its validation text is now (default: as in training)"),
-    "encoding": flags.DEFINE_string("encoding", None, "their encoding now (default: as in training)"),
-    "data_dir": flags.DEFINE_string("data_dir", None, "folder for tokenized text (default: as in training)"),
-}
+MOVED = cli.define_moved_flags()
 PLOT = flags.DEFINE_string("plot", None, "PNG file for the confusion matrix of a classifier (extra plot)")
 MEMORISATION = flags.DEFINE_bool(
     "memorisation", False, "also measure what the model repeats of its training text (extra memorisation)"

@@ -59,10 +59,8 @@ ORDER_WITHIN = {
         "schedule", "optimizer", "state", "step", "clock", "compilations", "profile", "resume", "run", "causes", "callbacks",
         "loop",
     ],
-    "experiments": [
         "memorisation", "reference_runs", "grid", "stacked", "sweep_report", "sweep", "changes", "ablation",
-        "ablation_report", "ranges", "tuning_report", "studies", "tuning",
-    ],
+        "ablation_report", "ranges", "tuning_report", "studies", "tuning", "attribution", "lds",
 }  # fmt: skip
 # `training` trains a task. It knows neither tokens nor models.
 CLOSED_TO_TRAINING = (
@@ -117,6 +115,7 @@ MAY_JIT = {
     "generation/beam.py",
     "generation/masked_language_model.py",
     "compare/traps.py",
+    "experiments/attribution.py",
     "experiments/stacked.py",
     "benchmarks/generate.py",
     "benchmarks/gpu/correctness.py",

@@ -208,3 +208,22 @@ def first_intact(workdir: Path, candidates: list[int]) -> int:
         else:
             return step
     raise DataError(f"{workdir} has no checkpoint yet: train it with {command('train')} --workdir {workdir}")
+
+
+def all_intact(workdir: Path) -> list[int]:
+    """The steps of all intact checkpoints, in ascending order. Logs a warning for each corrupt one. Raises DataError if none
+    is intact.
+    """
+    errors = {}
+    for step in steps(workdir):
+        try:
+            verify(workdir, step)
+            read_info(workdir, step)
+        except DataError as error:
+            errors[step] = error
+    intact = [step for step in steps(workdir) if step not in errors]
+    if not intact:
+        first_intact(workdir, [*errors])  # raises
+    for error in errors.values():
+        log.warning("Skipping a checkpoint: %s.", error)
+    return intact
