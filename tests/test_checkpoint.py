@@ -314,6 +314,21 @@ def test_the_first_intact_checkpoint_is_used_and_each_corrupt_one_named(saved, t
     assert_raises(DataError, checkpoints.first_intact, tmp_path, [], says=(f"scripts/train.py --workdir {tmp_path}",))
 
 
+def test_all_intact_checkpoints_are_used_and_each_corrupt_one_named(saved, tmp_path, caplog):
+    assert_raises(DataError, checkpoints.all_intact, tmp_path, says=(f"scripts/train.py --workdir {tmp_path}",))
+    for step in (10, 3, 7):
+        checkpoints.save(tmp_path, some_state().trees, info(step))
+    assert checkpoints.all_intact(tmp_path) == [3, 7, 10]
+    assert not caplog.records
+    flip_a_bit(step_dir(tmp_path, 7) / "checkpoint.json")
+    assert checkpoints.all_intact(tmp_path) == [3, 10]
+    [warning] = logged(caplog, "WARNING")
+    assert_says(warning, str(step_dir(tmp_path, 7)), "checkpoint.json")
+    for step in (3, 10):
+        (step_dir(tmp_path, step) / "manifest.json").unlink()
+    assert_raises(DataError, checkpoints.all_intact, tmp_path, says=(str(step_dir(tmp_path, 10)), "manifest.json"))
+
+
 def test_an_interrupted_delete_leaves_nothing_that_looks_like_a_checkpoint(workdir, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(checkpoints.shutil, "rmtree", lambda *args, **keywords: None)

@@ -59,8 +59,10 @@ ORDER_WITHIN = {
         "schedule", "optimizer", "state", "step", "clock", "compilations", "profile", "resume", "run", "causes", "callbacks",
         "loop",
     ],
+    "experiments": [
         "memorisation", "reference_runs", "grid", "stacked", "sweep_report", "sweep", "changes", "ablation",
         "ablation_report", "ranges", "tuning_report", "studies", "tuning", "attribution", "lds",
+    ],
 }  # fmt: skip
 # `training` trains a task. It knows neither tokens nor models.
 CLOSED_TO_TRAINING = (

@@ -3,6 +3,7 @@
 Training runs in processes of its own. Most of the other commands run in this process, in a fraction of the time.
 """
 
+import ast
 import contextlib
 import errno
 import gzip
@@ -33,6 +34,7 @@ from helpers import assert_says
 from minigpt_jax import cli
 from minigpt_jax.config import Config, preset_names
 from minigpt_jax.data import batches, corpora, tokenizers
+from minigpt_jax.experiments import lds
 from minigpt_jax.experiments.changes import CHANGES
 from minigpt_jax.runs import checkpoints, plots, references
 from minigpt_jax.system import devices
@@ -678,6 +680,43 @@ def test_memorisation_is_measured_beside_the_loss_and_the_text_may_have_moved(tr
     assert list(memorisation["extractable"]["by_prompt_tokens"]) == ["10"]  # the context has 16 tokens
 
 
+# ---- Attributing ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_text_is_attributed_to_its_own_passage_in_a_table(trained, call):
+    train, starts = TEXT[: int(0.9 * len(TEXT))], []
+    process = succeeded(call(trained.folder, "attribute --workdir runs/debug --text 'question — naïve' --num_passages 2"))
+    header, *rows = process.stdout.splitlines()
+    assert_says(header, "raised", "position", "passage")
+    assert_says(rows[2], "lowered")
+    for row in rows[:2] + rows[3:]:
+        score, position, passage = re.fullmatch(r" *(\S+) +(\d+)  ('.*')", row).groups()
+        assert (float(score) > 0) == (row in rows[:2])
+        assert ast.literal_eval(passage) == train[int(position) : int(position) + 17]
+        starts.append(position)
+    assert len(set(starts)) == 4
+    assert_says(process.stderr, "80", "10", "20")  # passages, and the steps of the checkpoints
+
+
+@pytest.mark.slow
+def test_the_lds_is_printed_beside_that_of_random_scores(trained, call, monkeypatch):
+    for name, value in {
+        "NUM_MODELS": 10,
+        "NUM_PASSAGES": 40,
+        "NUM_TEXTS": 3,
+        "SETTINGS": lds.SETTINGS | {"steps": 4},
+    }.items():
+        monkeypatch.setattr(lds, name, value)
+    process = succeeded(call(trained.folder, "attribute --workdir runs/debug --lds"))
+    header, *rows = process.stdout.splitlines()
+    assert_says(header, "LDS", "±")
+    for row, name in zip(rows, ("tracin", "random"), strict=True):
+        value, error = re.fullmatch(rf"{name} +(-?\d\.\d+) ± (\d\.\d+)", row).groups()
+        assert -1 <= float(value) <= 1
+        assert float(error) > 0
+    assert_says(process.stderr, "10", "40", "16")
+
+
 # ---- Tokens and twins -----------------------------------------------------------------------------------------------------
 
 
@@ -815,6 +854,7 @@ def test_a_folder_of_images_trains_is_evaluated_and_classified_with_plots(tmp_pa
 
 NEW = "train --config debug --dataset text.txt --workdir new"
 PROMPTED = "generate --workdir runs/debug --prompt To"
+ATTRIBUTE = "attribute --workdir runs/debug --text"
 SWEEP = "sweep --config debug --dataset text.txt --workdir new --vary"
 ABLATE = "ablate --base debug --dataset text.txt --workdir new"
 TUNE = "tune --config debug --dataset text.txt --workdir new --range"
@@ -879,6 +919,15 @@ MISTAKES = [
     ("evaluate --workdir nowhere", DATA, ["nowhere", "config.json", "scripts/train.py"]),
     ("evaluate --workdir runs/debug --plot confusion.png", USAGE, ["language_modelling", "plot"]),
     ("evaluate --workdir runs/debug --plot confusion.jpg", USAGE, ["plot='confusion.jpg'", ".png"]),
+    ("attribute --workdir runs/debug", USAGE, ["--text", "--lds"]),
+    (f"{ATTRIBUTE} ''", USAGE, ["0", "2", "17"]),
+    (f"{ATTRIBUTE} T", USAGE, ["1", "2", "17"]),
+    (f"{ATTRIBUTE} 'To be, or not to be'", USAGE, ["19", "2", "17"]),
+    (f"{ATTRIBUTE} 'Zürich'", DATA, ["text", "'Z'", "'ü'", "tokenizer.json"]),
+    (f"{ATTRIBUTE} To --num_passages 0", USAGE, ["num_passages=0", "1"]),
+    (f"{ATTRIBUTE} To --dataset later.txt", DATA, ["later.txt", "--dataset"]),
+    ("attribute --workdir nowhere --text To", DATA, ["nowhere", "config.json", "scripts/train.py"]),
+    ("attribute --workdir nowhere --lds", DATA, ["nowhere", "config.json", "scripts/train.py"]),
     ("classify --workdir runs/debug", USAGE, ["--image"]),
     ("classify --workdir runs/debug --image some.png", DATA, ["runs/debug", "language_modelling"]),
     ("classify --workdir runs/debug --image some.png --plot plot.jpg", USAGE, ["plot='plot.jpg'", ".png"]),
@@ -1064,6 +1113,7 @@ def test_a_masked_model_trains_evaluates_and_fills_in(trained, call):
         ("fill_mask --workdir runs/bert --prompt 'To be'", USAGE, ["[MASK]"]),
         ("evaluate --workdir runs/bert --stride 4", USAGE, ["stride=4"]),
         ("evaluate --workdir runs/bert --memorisation", USAGE, ["masked_language_modelling", "language_modelling"]),
+        ("attribute --workdir runs/bert --text To", USAGE, ["masked_language_modelling", "language_modelling"]),
         ("generate --workdir runs/bert", DATA, ["runs/bert", "masked_language_modelling", "language_modelling"]),
         ("train --config debug --dataset text.txt --init_from runs/bert --workdir runs/new", DATA, ["runs/bert"]),
         (
@@ -1092,6 +1142,7 @@ def test_a_masked_model_trains_evaluates_and_fills_in(trained, call):
         ("tune", "--config --range --trials --minutes --workdir --storage --steps --kernels"),
         ("evaluate", "--workdir --split --dataset --val_dataset --data_dir --plot --memorisation"),
         ("classify", "--workdir --image --invert --plot --kernels"),
+        ("attribute", "--workdir --text --num_passages --lds --dataset --data_dir"),
     ],
 )
 def test_help_lists_the_flags_of_the_script(tmp_path, call, name, expected):
