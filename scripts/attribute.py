@@ -39,6 +39,9 @@ def main() -> None:
         print("scores    LDS ± standard error")
         for name, estimate in measured.items():
             print(f"{name:<8}  {estimate.mean:.3f} ± {estimate.standard_error:.3f}")
+        print(
+            "1: a half's scores order the losses of retrained models exactly; 0: no relation. Of small models, not this run."
+        )
 
 
 def print_passages(what: str, passages: Sequence[Passage]) -> None:

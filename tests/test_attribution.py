@@ -135,7 +135,8 @@ def test_rates_are_those_of_the_steps_between_checkpoints(schedule):
 
 # ---- Runs -----------------------------------------------------------------------------------------------------------------
 
-TEXT = "".join(np.random.default_rng(0).choice(list("abcd \n"), 1200))
+WORDS = "the and of in with for not his her from they would king Lord sweet night heart question naught, thou; speak! Rome?"
+TEXT = " ".join(np.random.default_rng(0).choice(WORDS.split(), 250))[:1200]
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +186,7 @@ def test_scores_of_a_run_are_those_of_its_parameters_and_rates(workdir):
         gradients = [
             jax.grad(mean_loss)(params, np.asarray(task.tokenizer.encode(part)), objective) for part in (text, passage.text)
         ]
-        expected += rate * dot(*gradients)
+        expected += rate * float(dot(*gradients))
     assert passage.score == pytest.approx(expected, rel=1e-3)
 
 
@@ -198,8 +199,8 @@ def test_one_checkpoint_is_enough_and_corrupt_ones_are_skipped(workdir, tmp_path
     with caplog.at_level(logging.INFO):
         result = attribute(copy, TEXT[:10], 2)
     assert result.steps == [120]
-    assert [message.split()[0] for message in logged(caplog, logging.WARNING)] == ["Skipping", "Skipping"]
-    assert_says("".join(logged(caplog, logging.INFO)), "one", "120", "--keep_checkpoints")
+    assert [message.split()[0] for message in logged(caplog, "WARNING")] == ["Skipping", "Skipping"]
+    assert_says("".join(logged(caplog, "INFO")), "one", "120", "--keep_checkpoints")
 
 
 @pytest.mark.e2e
@@ -207,9 +208,9 @@ def test_a_text_that_has_moved_is_named_and_another_one_is_refused(workdir, tmp_
     copy = shutil.copytree(workdir, tmp_path / "run")
     path = copy / "config.json"
     path.write_text(path.read_text().replace("text.txt", "missing.txt"))
-    assert_raises(DataError, attribute, copy, "abcd", says=["missing.txt", "--dataset"])
-    moved = attribute(copy, "abcd", dataset=str(workdir.parent / "text.txt"))
-    assert moved == attribute(workdir, "abcd")
+    assert_raises(DataError, attribute, copy, "lord", says=["missing.txt", "--dataset"])
+    moved = attribute(copy, "lord", dataset=str(workdir.parent / "text.txt"))
+    assert moved == attribute(workdir, "lord")
 
 
 @pytest.mark.e2e
@@ -218,8 +219,8 @@ def test_a_text_that_has_moved_is_named_and_another_one_is_refused(workdir, tmp_
     [
         ("", UsageError, ["0", "2", "17"]),
         ("a", UsageError, ["1", "2", "17"]),
-        ("abcd" * 5, UsageError, ["20", "2", "17"]),
-        ("abcz", DataError, ["text", "'z'", "tokenizer.json"]),
+        ("lord" * 5, UsageError, ["20", "2", "17"]),
+        ("lorz", DataError, ["text", "'z'", "tokenizer.json"]),
     ],
 )
 def test_a_text_that_does_not_fit_is_refused(workdir, text, kind, words):
@@ -304,13 +305,14 @@ def test_passages_are_spread_over_the_text_and_an_epoch_visits_each(task):
 
 
 @pytest.mark.e2e
-def test_each_model_is_trained_on_its_half_alone(task, monkeypatch):
+def test_each_model_is_trained_on_its_half_alone_with_its_own_seed(task, monkeypatch):
     """In stacks of two; the third model is alone."""
     monkeypatch.setattr(lds, "STACK", 2)
     halves_MN, texts, device = random_halves(3, 33), texts_of(task), jax.devices()[0]
     losses_MQ = lds.retrain(task, halves_MN, texts, device)
-    for half_N, losses_Q in zip(halves_MN, losses_MQ, strict=True):
-        alone = stacked.Stack([dataclasses.replace(task, starts_N=task.starts_N[half_N])], device)
+    for seed, (half_N, losses_Q) in enumerate(zip(halves_MN, losses_MQ, strict=True), 1):
+        config, starts = task.config.override(seed=seed), task.starts_N[half_N]
+        alone = stacked.Stack([dataclasses.replace(task, config=config, starts_N=starts)], device)
         for _ in range(6):
             alone.advance()
         params = alone.eval_params(0)
@@ -328,7 +330,7 @@ def test_the_scores_are_those_of_checkpoints_of_a_model_of_all_passages(task, mo
     for step in range(1, 7):
         run.advance()
         if step in (3, 6):
-            models.append(run.eval_params(0))
+            models.append(jax.device_get(run.eval_params(0)))
     rates = attribution.mean_rates(task.config.training, 6, [3, 6])
     passages = Passages(task.splits["train"].ids, task.starts_N, 16, 33)
     text = batches.windows(texts.ids, 16, texts.starts_N[1:2])

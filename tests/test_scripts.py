@@ -708,8 +708,9 @@ def test_the_lds_is_printed_beside_that_of_random_scores(trained, call, monkeypa
     }.items():
         monkeypatch.setattr(lds, name, value)
     process = succeeded(call(trained.folder, "attribute --workdir runs/debug --lds"))
-    header, *rows = process.stdout.splitlines()
+    header, *rows, meaning = process.stdout.splitlines()
     assert_says(header, "LDS", "±")
+    assert_says(meaning, "1", "0", "small")
     for row, name in zip(rows, ("tracin", "random"), strict=True):
         value, error = re.fullmatch(rf"{name} +(-?\d\.\d+) ± (\d\.\d+)", row).groups()
         assert -1 <= float(value) <= 1

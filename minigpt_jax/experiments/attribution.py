@@ -115,17 +115,21 @@ class Attribution:
     steps: list[int]  # of the checkpoints
 
 
-def attribute(workdir: str | Path, text: str, num_passages: int = 5, **moved: str | Path | None) -> Attribution:
+def attribute(
+    workdir: str | Path, text: str, num_passages: int = 5, *, dataset: str | Path | None = None,
+    val_dataset: str | Path | None = None, encoding: str | None = None, data_dir: str | Path | None = None,
+) -> Attribution:  # fmt: skip
     """The `num_passages` passages of a run's training text that most raised the probability of `text`, and as many that
     most lowered it, by TracIn over all kept checkpoints.
 
-    Passages are the windows that the run was trained on, without repetitions in later epochs. `moved` says where and how
-    the run's texts are now, as in `mg.evaluate`. Corrupt checkpoints are skipped with a warning.
+    Passages are the windows that the run was trained on, without repetitions in later epochs. `dataset` and so on are those
+    of `mg.evaluate`. Corrupt checkpoints are skipped with a warning.
 
     Raises UsageError for a run of another task than language modelling, and for a text of less than two tokens or more than
     fit into the context; DataError for a text that cannot be encoded, and as `mg.evaluate` does.
     """
     num_passages = whole_number("num_passages", num_passages, at_least=1)
+    moved = {"dataset": dataset, "val_dataset": val_dataset, "encoding": encoding, "data_dir": data_dir}
     with streams.optional(), logs.shown():
         workdir, sharding = local_path(workdir), default_sharding()
         steps, task = read_run(workdir, moved, sharding)

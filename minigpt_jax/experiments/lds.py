@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -124,19 +126,24 @@ def train(tasks: Sequence[OnPassages], device: Any, steps: Sequence[int]) -> lis
     while runs.step < tasks[0].num_steps:
         runs.advance()
         if runs.step in steps:
-            kept.append([runs.eval_params(index) for index in range(len(tasks))])
+            # Copied: a step donates its state, which a single run's parameters are part of.
+            kept.append([jax.tree.map(jnp.copy, runs.eval_params(index)) for index in range(len(tasks))])
     return kept
 
 
 # ---- Measuring ------------------------------------------------------------------------------------------------------------
 
 
-def measure_lds(workdir: str | Path, **moved: str | Path | None) -> dict[str, Estimate]:
+def measure_lds(
+    workdir: str | Path, *, dataset: str | Path | None = None, val_dataset: str | Path | None = None,
+    encoding: str | None = None, data_dir: str | Path | None = None,
+) -> dict[str, Estimate]:  # fmt: skip
     """The LDS of TracIn (`tracin`) and of random scores (`random`), on passages of a run's training text.
 
-    The texts are passages of its validation text. All models have the same seed, so that only their passages differ. `moved`
-    and exceptions are those of `attribution.attribute`; also DataError for a training text that is too short.
+    The texts are passages of its validation text. `dataset` and so on, and exceptions, are those of `attribution.attribute`;
+    also DataError for a training text that is too short.
     """
+    moved = {"dataset": dataset, "val_dataset": val_dataset, "encoding": encoding, "data_dir": data_dir}
     retain_heap()
     with streams.optional(), logs.shown():
         _, run = read_run(local_path(workdir), moved, default_sharding())
@@ -153,9 +160,12 @@ def measure_lds(workdir: str | Path, **moved: str | Path | None) -> dict[str, Es
 
 
 def retrain(task: OnPassages, halves_MN: np.ndarray, texts: Passages, device: Any) -> np.ndarray:
-    """losses_MQ: the losses of the texts, after training a model on each half of the task's passages."""
+    """losses_MQ: the losses of the texts, after training a model on each half of the task's passages, with its own seed."""
     (M, N), start, losses_MQ = halves_MN.shape, time.monotonic(), []
-    tasks = [dataclasses.replace(task, starts_N=task.starts_N[half_N]) for half_N in halves_MN]
+    tasks = [
+        dataclasses.replace(task, config=task.config.override(seed=number), starts_N=task.starts_N[half_N])
+        for number, half_N in enumerate(halves_MN, 1)
+    ]
     size = stacked.num_fitting(task, device, STACK, None)
     log.info("Training %d models of the size of `debug`, %d side by side, each on half of %d passages of %d tokens.",
              M, size, N, texts.context_length)  # fmt: skip
