@@ -596,10 +596,10 @@ def test_tuning_prints_the_best_and_writes_a_preset_that_trains_to_the_same_loss
     preset = (trained.folder / "runs" / "tune" / "debug" / "best.py").read_text(encoding="utf-8")
     again = "python scripts/tune.py --config=debug --range=learning_rate=1e-3,1e-2 --steps=4 --dataset=text.txt --trials=3"
     assert_says(preset, loss, again)
-    process = succeeded(start(trained.folder, "train --config runs/tune/debug/best.py --workdir runs/tuned"))
+    process = succeeded(start(trained.folder, "train --config runs/tune/debug/best.py --workdir runs/best"))
     [trained_loss] = re.findall(r"whole split: ([\d.]+)", process.stderr)
     assert float(trained_loss) == pytest.approx(float(loss), abs=2e-4)
-    config = Config.from_json((trained.folder / "runs" / "tuned" / "config.json").read_text(encoding="utf-8"))
+    config = Config.from_json((trained.folder / "runs" / "best" / "config.json").read_text(encoding="utf-8"))
     assert rate == f"learning_rate={config.training.learning_rate}"
     assert len(others) < 2
 
