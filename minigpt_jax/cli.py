@@ -22,6 +22,7 @@ except ValueError as error:
 from minigpt_jax.commands import IS_CHECKOUT, SCRIPTS_DIR, command
 from minigpt_jax.config import SECTIONS, SETTINGS, TASKS, Section, setting_type, settings_of
 from minigpt_jax.errors import DataError, StoppedError, UsageError, did_you_mean
+from minigpt_jax.files import local_path
 from minigpt_jax.system import streams
 from minigpt_jax.system.compilation_cache import compilation_cache
 from minigpt_jax.system.heap import retain_heap
@@ -60,6 +61,13 @@ def define_moved_flags() -> dict[str, flags.FlagHolder]:
         "data_dir": "folder for tokenized text (default: as in training)",
     }
     return {name: flags.DEFINE_string(name, None, text) for name, text in helps.items()}
+
+
+def given_or(workdir: str | None, default: Path) -> Path:
+    """The folder in --workdir, or the default without that flag. Raises UsageError if it is empty."""
+    if workdir == "":
+        raise UsageError("workdir is empty: give a folder, or omit --workdir")
+    return local_path(workdir or default)
 
 
 def define_kernels_flag(what_for: str = "") -> flags.FlagHolder:

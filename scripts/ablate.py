@@ -9,18 +9,15 @@ both. Each finished run is a line of results.jsonl, and no checkpoints are writt
 or topics it trains the runs that are missing.
 """
 
-import logging
 from pathlib import Path
 
 from absl import flags
 
 from minigpt_jax import cli
 from minigpt_jax.config import load_preset
-from minigpt_jax.errors import UsageError
 from minigpt_jax.experiments import ablation_report
 from minigpt_jax.experiments.ablation import MIN_SEEDS, ablate
 from minigpt_jax.experiments.changes import CHANGES
-from minigpt_jax.files import local_path
 from minigpt_jax.runs import plots
 
 BASE = flags.DEFINE_string("base", "shakespeare_char", "preset in configs/, or the path of a .py file with get_config()")
@@ -32,22 +29,15 @@ KERNELS = cli.define_kernels_flag()
 cli.define_precision_flag()
 cli.define_setting_flags("steps", "dataset", "val_dataset", "encoding", "data_dir")
 
-log = logging.getLogger("minigpt_jax.ablation")
-
 
 def main() -> None:
-    if WORKDIR.value == "":
-        raise UsageError("workdir is empty: give a folder, or omit --workdir")
-    workdir = local_path(WORKDIR.value or cli.RUNS_DIR / "ablations" / Path(BASE.value).stem)
+    workdir = cli.given_or(WORKDIR.value, cli.RUNS_DIR / "ablations" / Path(BASE.value).stem)
     base = load_preset(BASE.value).override(cli.given_settings())
     outcomes = ablate(
         base, workdir, num_seeds=SEEDS.value, only=ONLY.value, overwrite=OVERWRITE.value, kernels=KERNELS.value
     )
     print(ablation_report.table(outcomes))
-    try:
-        plots.save(ablation_report.draw(outcomes), workdir / "ablation.png")
-    except UsageError as error:  # matplotlib is not installed
-        log.info("No plot: %s", error)
+    plots.save_if_possible(lambda: ablation_report.draw(outcomes), workdir / "ablation.png")
 
 
 if __name__ == "__main__":

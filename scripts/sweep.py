@@ -9,7 +9,6 @@ are written. The same command resumes; with more values it trains the runs that 
 step on the whole validation split.
 """
 
-import logging
 from pathlib import Path
 
 from absl import flags
@@ -20,7 +19,6 @@ from minigpt_jax.errors import UsageError
 from minigpt_jax.experiments import sweep_report
 from minigpt_jax.experiments.grid import parse
 from minigpt_jax.experiments.sweep import sweep
-from minigpt_jax.files import local_path
 from minigpt_jax.interop import load
 from minigpt_jax.runs import plots
 
@@ -35,13 +33,9 @@ KERNELS = cli.define_kernels_flag()
 cli.define_precision_flag()
 cli.define_setting_flags()
 
-log = logging.getLogger("minigpt_jax.sweep")
-
 
 def main() -> None:
-    if WORKDIR.value == "":
-        raise UsageError("workdir is empty: give a folder, or omit --workdir")
-    workdir = local_path(WORKDIR.value or cli.RUNS_DIR / "sweeps" / Path(CONFIG.value).stem)
+    workdir = cli.given_or(WORKDIR.value, cli.RUNS_DIR / "sweeps" / Path(CONFIG.value).stem)
     given = cli.given_settings()
     config = load.override(load_preset(CONFIG.value), given)
     vary = parse(VARY.value, config)
@@ -49,10 +43,7 @@ def main() -> None:
         raise UsageError(f"{', '.join(sorted(both))}: give a value, or values to --vary, but not both")
     results = sweep(config, vary, workdir, stack=STACK.value, overwrite=OVERWRITE.value, kernels=KERNELS.value)
     print(sweep_report.table(results))
-    try:
-        plots.save(sweep_report.draw(results, vary), workdir / "sweep.png")
-    except UsageError as error:  # matplotlib is not installed
-        log.info("No plot: %s", error)
+    plots.save_if_possible(lambda: sweep_report.draw(results, vary), workdir / "sweep.png")
 
 
 if __name__ == "__main__":

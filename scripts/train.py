@@ -20,7 +20,6 @@ import minigpt_jax as mg
 from minigpt_jax import cli
 from minigpt_jax.config import load_preset
 from minigpt_jax.errors import UsageError
-from minigpt_jax.files import local_path
 from minigpt_jax.interop import load
 from minigpt_jax.runs import checkpoints
 
@@ -44,21 +43,17 @@ log = logging.getLogger("minigpt_jax.train")
 def main() -> None:
     if MAX_MINUTES.value is not None and not MAX_MINUTES.value > 0:
         raise UsageError(f"max_minutes={MAX_MINUTES.value} must be greater than 0")
-    if WORKDIR.value == "":
-        raise UsageError("workdir is empty: give a folder, or omit --workdir")
     preset = CONFIG.value or "shakespeare_char"
-    workdir = local_path(WORKDIR.value or cli.RUNS_DIR / Path(preset).stem)
+    workdir = cli.given_or(WORKDIR.value, cli.RUNS_DIR / Path(preset).stem)
     given = cli.given_settings()
     # Without --config, an existing run keeps its own settings.
     keeps_settings = CONFIG.value is None and (workdir / "config.json").exists() and not OVERWRITE.value
     config = load.read_run_config(workdir) if keeps_settings else load_preset(preset)
     if keeps_settings and not checkpoints.steps(workdir):
         log.info("%s has no checkpoint yet: restarting with its settings. Use --overwrite to discard them.", workdir)
-    init_from = given.get("init_from", config.training.init_from)
-    if init_from and not (keeps_settings and init_from == config.training.init_from):
-        config = config.override(init_from=init_from).override(load.settings_from(init_from))
+    keeps_model = keeps_settings and given.get("init_from", config.training.init_from) == config.training.init_from
     mg.train(
-        config.override(given),
+        config.override(given) if keeps_model else load.override(config, given),
         workdir,
         OVERWRITE.value,
         kernels=KERNELS.value,

@@ -23,7 +23,6 @@ from minigpt_jax.errors import UsageError
 from minigpt_jax.experiments.ranges import parse
 from minigpt_jax.experiments.tuning import tune
 from minigpt_jax.experiments.tuning_report import table
-from minigpt_jax.files import local_path
 from minigpt_jax.interop import load
 
 CONFIG = flags.DEFINE_string("config", "shakespeare_char", "preset in configs/, or the path of a .py file with get_config()")
@@ -44,9 +43,7 @@ cli.define_setting_flags()
 
 
 def main() -> None:
-    if WORKDIR.value == "":
-        raise UsageError("workdir is empty: give a folder, or omit --workdir")
-    workdir, given = local_path(WORKDIR.value or cli.RUNS_DIR / "tune" / Path(CONFIG.value).stem), cli.given_settings()
+    workdir, given = cli.given_or(WORKDIR.value, cli.RUNS_DIR / "tune" / Path(CONFIG.value).stem), cli.given_settings()
     config = load.override(load_preset(CONFIG.value), given)
     ranges = parse(RANGE.value, config)
     if both := given.keys() & ranges:

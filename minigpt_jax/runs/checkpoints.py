@@ -187,6 +187,12 @@ def best_first(workdir: Path) -> list[int]:
     return sorted(steps(workdir), key=rank)
 
 
+def check(workdir: Path, step: int) -> None:
+    """Raises DataError if the checkpoint is corrupt or its metadata cannot be read."""
+    verify(workdir, step)
+    read_info(workdir, step)
+
+
 def best_intact(workdir: Path) -> int:
     """The step of the intact checkpoint with the lowest validation loss. Raises DataError if there is none."""
     return first_intact(workdir, best_first(workdir))
@@ -199,8 +205,7 @@ def first_intact(workdir: Path, candidates: list[int]) -> int:
     """
     for index, step in enumerate(candidates):
         try:
-            verify(workdir, step)
-            read_info(workdir, step)
+            check(workdir, step)
         except DataError as error:
             if index + 1 == len(candidates):
                 raise DataError(f"{workdir} has no intact checkpoint: {error}") from error
@@ -217,8 +222,7 @@ def all_intact(workdir: Path) -> list[int]:
     errors = {}
     for step in steps(workdir):
         try:
-            verify(workdir, step)
-            read_info(workdir, step)
+            check(workdir, step)
         except DataError as error:
             errors[step] = error
     intact = [step for step in steps(workdir) if step not in errors]

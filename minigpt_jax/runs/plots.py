@@ -1,7 +1,7 @@
 """Plots of the metrics of runs, and what all plots share. They need matplotlib (extra plot)."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,16 @@ def save(figure: Any, path: Path) -> None:
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror or error}") from error
     log.info("Wrote %s", path)
+
+
+def save_if_possible(draw: Callable[[], Any], path: Path) -> None:
+    """Writes the figure that `draw` returns as PNG, or logs that matplotlib is not installed. Raises DataError as `save`."""
+    try:
+        figure = draw()
+    except UsageError as error:
+        log.info("No plot: %s", error)
+    else:
+        save(figure, path)
 
 
 def readable(names: Sequence[str], font_manager: Any) -> tuple[list[str], dict[str, Any]]:
