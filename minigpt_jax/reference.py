@@ -1,17 +1,15 @@
 """A complete GPT on one page: model, loss, training step and sampling loop, as pure functions of arrays.
 
 Read it from top to bottom. `python -m minigpt_jax.reference` trains a small model within a minute and prints a sample.
-The rest of the package, the engine, computes the same functions of the same parameters, only faster. A comment at each
-function names its counterpart there. Tests compare the two for every config choice. This page has no safety checks and no
-16-bit types, and draws other dropout masks. Suffixes name dimensions: B batch, T query positions, S key positions,
-D model width, F feed-forward width, H query heads, G key/value heads, K head size, V vocabulary, N text length. The engine
-initialises the parameters: nested dicts of arrays named kernel (weights, inputs × outputs), bias, scale or embedding.
+The rest of the package, the engine, computes the same functions of the same parameters, only faster. Comments name the
+counterparts, and tests compare them for every choice. This page has no safety checks and no 16-bit types, and draws other
+dropout masks. Suffixes name dimensions: B batch, T query positions, S key positions, D model width, F feed-forward width,
+H query heads, G key/value heads, K head size, V vocabulary, N text length. The engine initialises the parameters:
 
 params = {embedding: {tokens, positions}, transformer: {block_0: {attention: {query, key, value, output}, attention_norm,
-          feed_forward: {up, gate, down}, feed_forward_norm}, block_1, ..., final_norm}, head}
+          feed_forward: {up, gate, down}, feed_forward_norm}, block_1, ..., final_norm}, head}, kernels: inputs × outputs
 """
 
-import functools
 import math
 
 import jax
@@ -22,6 +20,7 @@ from minigpt_jax.config import Config, ModelConfig, TrainingConfig
 from minigpt_jax.data import batches, corpora
 from minigpt_jax.models.gpt import GPT
 from minigpt_jax.models.initial import init_params
+from minigpt_jax.training.muon import orthogonal
 
 
 def embed(params, tokens_BT, config):  # engine: TokenAndPosition in models/layers.py
@@ -64,8 +63,7 @@ def attention(params, x_BTD, config):  # engine: MultiHeadAttention in models/la
     """softmax(Q Kᵀ / √K) V in each of H heads ("Attention Is All You Need", equation 1 and section 3.2.2)."""
     (B, T, _), H, G, K = x_BTD.shape, config.num_heads, config.kv_heads, config.head_size
     q_BTHK = dense(params["query"], x_BTD).reshape(B, T, H, K)
-    k_BSGK = dense(params["key"], x_BTD).reshape(B, T, G, K)
-    v_BSGK = dense(params["value"], x_BTD).reshape(B, T, G, K)
+    k_BSGK, v_BSGK = (dense(params[name], x_BTD).reshape(B, T, G, K) for name in ("key", "value"))
     if config.qk_norm:
         q_BTHK, k_BSGK = unit_rms(q_BTHK, 1e-6), unit_rms(k_BSGK, 1e-6)
     if config.qk_scale:
@@ -144,9 +142,9 @@ def init_state(params):  # engine: init_state in training/state.py
     return {"step": 0, "params": params, "mean": zeros, "square": zeros, "average": params}  # mean, square: Adam's m, v
 
 
-@functools.partial(jax.jit, static_argnames=("config", "num_steps"))
+@jax.jit(static_argnames=("config", "num_steps"))
 def train_step(state, batch, config: Config, num_steps, key=None):  # engine: training/{step,optimizer}.py
-    """Clip the gradient by its global norm, then apply AdamW (Loshchilov & Hutter 2019). Returns (next state, loss)."""
+    """Clip by the global norm, then apply AdamW (Loshchilov & Hutter 2019), or Muon to the blocks. Returns (state, loss)."""
     c, step, tree_map = config.training, state["step"], jax.tree.map
     value, grads = jax.value_and_grad(loss)(state["params"], batch, config.model, key)
     grad_norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(grads)))
@@ -154,12 +152,14 @@ def train_step(state, batch, config: Config, num_steps, key=None):  # engine: tr
     mean = tree_map(lambda m, g: c.beta1 * m + (1 - c.beta1) * g, state["mean"], grads)
     square = tree_map(lambda s, g: c.beta2 * s + (1 - c.beta2) * g**2, state["square"], grads)
 
-    def update(p, m, s):
-        adam = m / (1 - c.beta1 ** (step + 1)) / (jnp.sqrt(s / (1 - c.beta2 ** (step + 1))) + 1e-8)
+    def update(path, p, m, s, g):
+        change = m / (1 - c.beta1 ** (step + 1)) / (jnp.sqrt(s / (1 - c.beta2 ** (step + 1))) + 1e-8)
+        if c.optimizer == "muon" and p.ndim == 2 and "block_" in str(path):
+            change = 0.2 * math.sqrt(max(p.shape)) * orthogonal(c.beta1 * m + (1 - c.beta1) * g)
         decay = c.weight_decay * p if p.ndim >= 2 else 0.0  # matrices only
-        return p - learning_rate(step, c, num_steps) * (adam + decay)
+        return p - learning_rate(step, c, num_steps) * (change + decay)
 
-    params = tree_map(update, state["params"], mean, square)
+    params = jax.tree_util.tree_map_with_path(update, state["params"], mean, square, grads)
     ema = jnp.minimum(c.ema, (1 + step) / (10 + step))  # smaller at first, so the initial values soon fade
     average = tree_map(lambda a, p: ema * a + (1 - ema) * p, state["average"], params)
     return {"step": step + 1, "params": params, "mean": mean, "square": square, "average": average}, value

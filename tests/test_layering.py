@@ -56,8 +56,8 @@ ORDER_WITHIN = {
         "image_classifier",
     ],
     "training": [
-        "schedule", "optimizer", "state", "step", "clock", "compilations", "profile", "resume", "run", "causes", "callbacks",
-        "loop",
+        "schedule", "muon", "optimizer", "state", "step", "clock", "compilations", "profile", "resume", "run", "causes",
+        "callbacks", "loop",
     ],
     "experiments": [
         "memorisation", "reference_runs", "grid", "stacked", "sweep_report", "sweep", "changes", "ablation",

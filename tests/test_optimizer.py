@@ -1,4 +1,4 @@
-"""The learning-rate schedule at its edge cases, and the whole Optax chain against AdamW written in NumPy."""
+"""The learning-rate schedule at its edge cases, and the whole Optax chain against AdamW and Muon written in NumPy."""
 
 import dataclasses
 
@@ -10,6 +10,7 @@ import pytest
 
 from minigpt_jax.config import ModelConfig, TrainingConfig
 from minigpt_jax.models.gpt import GPT
+from minigpt_jax.training.muon import RMS, orthogonal
 from minigpt_jax.training.optimizer import make_optimizer
 from minigpt_jax.training.schedule import DECAYS, learning_rate_schedule
 
@@ -119,3 +120,55 @@ def test_the_chain_is_clipping_followed_by_adamw():
             expected[name] = expected[name] - learning_rate * (unbiased[0] / (np.sqrt(unbiased[1]) + 1e-8) + decay)
         for name in params:
             np.testing.assert_allclose(params[name], expected[name], rtol=1e-4, atol=1e-6)
+
+
+# ---- Muon -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (4, 16), (16, 4), (1, 5)])
+def test_orthogonal_keeps_singular_vectors_and_makes_singular_values_about_one(shape):
+    random = np.random.default_rng(0)
+    x = random.standard_normal(shape).astype(np.float32)
+    left, values, right = np.linalg.svd(x, full_matrices=False)
+    assert len(values) == 1 or values.max() / values.min() > 1.5
+    actual = left.T @ np.asarray(jax.jit(orthogonal)(1e-3 * x)) @ right.T
+    np.testing.assert_allclose(actual - np.diag(np.diag(actual)), 0, atol=1e-4)
+    assert np.diag(actual).min() > 0.7
+    assert np.diag(actual).max() < 1.3
+
+
+def test_singular_values_down_to_a_hundredth_become_about_one_and_zeros_stay_zeros():
+    for values in (np.array([1.0, 0.01]), np.geomspace(0.01, 0.3, 12), np.array([0.7, 0.7, 0.05])):
+        values = values / np.linalg.norm(values)
+        grown = np.diag(np.asarray(orthogonal(jnp.float32(np.diag(values)))))
+        large = grown[values >= 0.01]
+        assert 0.72 < large.min() <= large.max() < 1.28
+    np.testing.assert_array_equal(orthogonal(np.zeros((3, 5), np.float32)), np.zeros((3, 5)))
+
+
+def test_muon_moves_the_matrices_of_blocks_and_adamw_all_else():
+    """Three steps: the mean gradient, a step ahead, made orthogonal; decay and learning rate as AdamW's."""
+    muon = dataclasses.replace(CONFIG, optimizer="muon", warmup_steps=0, schedule="constant", beta1=0.8, grad_clip=1e6)
+    random = np.random.default_rng(0)
+    params = {"block_0": {"kernel": np.ones((4, 16)), "bias": np.ones(4)}, "head": {"kernel": np.ones((4, 16))}}
+    params = jax.tree.map(jnp.float32, params)
+    all_grads = [jax.tree.map(lambda x: jnp.float32(random.standard_normal(x.shape)), params) for _ in range(3)]
+    after = {}
+    for kind in ("muon", "adamw"):
+        optimizer, moved = make_optimizer(dataclasses.replace(muon, optimizer=kind), 10), params
+        state = optimizer.chain.init(params)
+        for grads in all_grads:
+            updates, state = jax.jit(optimizer.chain.update)(grads, state, moved)
+            moved = optax.apply_updates(moved, updates)
+        after[kind] = moved
+    for path in (("block_0", "bias"), ("head", "kernel")):
+        np.testing.assert_array_equal(*(after[kind][path[0]][path[1]] for kind in after))
+
+    mean, expected = np.zeros((4, 16)), np.ones((4, 16))
+    for grads in all_grads:
+        grad = np.asarray(grads["block_0"]["kernel"])
+        mean = 0.8 * mean + 0.2 * grad
+        update = RMS * 4 * np.asarray(orthogonal(jnp.float32(0.8 * mean + 0.2 * grad)))
+        assert np.sqrt(np.square(update).mean()) == pytest.approx(0.2, rel=0.15)
+        expected = expected - CONFIG.learning_rate * (update + CONFIG.weight_decay * expected)
+    np.testing.assert_allclose(after["muon"]["block_0"]["kernel"], expected, rtol=1e-4, atol=1e-6)

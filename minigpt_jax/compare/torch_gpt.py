@@ -286,14 +286,51 @@ def learning_rate_schedule(config: TrainingConfig, num_steps: int) -> Callable[[
     return share
 
 
+def orthogonal(x_MN: Tensor) -> Tensor:
+    """About U Vᵀ for x = U S Vᵀ (Jordan et al. 2024)."""
+    if x_MN.shape[0] > x_MN.shape[1]:
+        return orthogonal(x_MN.T).T
+    x_MN = x_MN / (x_MN.norm() + 1e-12)
+    for a, b, c in (8.0934, -23.6204, 17.4462), (3.6366, -2.7219, 0.5365), (2.6613, -1.9772, 0.4526):
+        gram_MM = x_MN @ x_MN.T
+        x_MN = a * x_MN + (b * gram_MM + c * gram_MM @ gram_MM) @ x_MN
+    return x_MN
+
+
+class MuonOrAdamW(AdamW):
+    """Muon for the group of parameters with `is_muon`, AdamW for the others.
+
+    `torch.optim.Muon` computes in bfloat16, which would hide whether the twins agree.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            beta, rate = group["betas"][0], group["lr"]
+            for parameter in group["params"] if group["is_muon"] else []:
+                mean = self.state[parameter].setdefault("mean", torch.zeros_like(parameter))
+                mean.lerp_(parameter.grad, 1 - beta)
+                update = orthogonal(mean.lerp(parameter.grad, 1 - beta))
+                parameter.mul_(1 - rate * group["weight_decay"])
+                parameter.sub_(rate * 0.2 * max(parameter.shape) ** 0.5 * update)
+                parameter.grad = None  # AdamW leaves it as it is
+        super().step(closure)
+
+
 def make_optimizer(
     config: TrainingConfig, model: nn.Module, num_steps: int, fused: bool | None = None
 ) -> tuple[AdamW, LambdaLR]:
-    """AdamW (Loshchilov & Hutter 2019), which refers to the parameters and updates them in place, and its schedule."""
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
-    others = [parameter for parameter in model.parameters() if parameter.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimizer = AdamW(groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=1e-8, fused=fused)
+    """AdamW (Loshchilov & Hutter 2019) or Muon, which updates the parameters it refers to in place, and its schedule."""
+    groups = {(has_decay, is_muon): [] for has_decay in (True, False) for is_muon in (True, False)}
+    for name, parameter in model.named_parameters():
+        is_muon = config.optimizer == "muon" and parameter.ndim == 2 and ".blocks." in name
+        groups[parameter.ndim >= 2, is_muon].append(parameter)
+    options = [
+        {"params": parameters, "weight_decay": config.weight_decay * has_decay, "is_muon": is_muon}
+        for (has_decay, is_muon), parameters in groups.items()
+    ]
+    kind = MuonOrAdamW if config.optimizer == "muon" else AdamW
+    optimizer = kind(options, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=1e-8, fused=fused)
     return optimizer, LambdaLR(optimizer, learning_rate_schedule(config, num_steps))
 
 

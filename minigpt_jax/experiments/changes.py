@@ -67,6 +67,7 @@ CHANGES: dict[str, Callable[[Config], list[Settings]]] = {
     "depth": depths,
     "init": each("init", "fan_in", "gpt2"),
     "token_shift": each("token_shift", False, True),
+    "optimizer": each("optimizer", "adamw", "muon"),
     "learning_rate": learning_rates,
     "schedule": each("schedule", "cosine", "linear", "constant"),
     "warmup": each("warmup_steps", 0, 100),

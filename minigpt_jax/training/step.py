@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from minigpt_jax.training.optimizer import ClippedAdamW
+from minigpt_jax.training.optimizer import Optimizer
 from minigpt_jax.training.state import TrainState
 
 
@@ -29,7 +29,7 @@ def accumulate_gradients(params: Any, batch: dict, key: jax.Array, loss: Callabl
     return jax.tree.map(lambda leaf: leaf / jnp.maximum(count, 1), (total, grads))
 
 
-def apply_gradients(state: TrainState, grads: Any, optimizer: ClippedAdamW, ema: jax.Array | float) -> TrainState:
+def apply_gradients(state: TrainState, grads: Any, optimizer: Optimizer, ema: jax.Array | float) -> TrainState:
     """The state after the optimizer's update. Its step number is not incremented yet."""
     updates, opt_state = optimizer.chain.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -47,7 +47,7 @@ def keep_if_finite(new: TrainState, old: TrainState, is_finite: jax.Array) -> Tr
 @functools.partial(jax.jit, static_argnames="grad_accumulation", donate_argnames="state")
 def train_step(
     state: TrainState, batch: dict, key: jax.Array, *,
-    objective: Any, optimizer: ClippedAdamW, ema: float = 0.0, grad_accumulation: int = 1,
+    objective: Any, optimizer: Optimizer, ema: float = 0.0, grad_accumulation: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:  # fmt: skip
     """One optimizer step on the mean loss over the batch's targets. `key` is the run's root key. `state` is donated: its
     memory is reused. `objective` is a NextToken (tasks/next_token.py) or another task's. Its numbers, those of `optimizer`
