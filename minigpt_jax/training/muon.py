@@ -45,3 +45,14 @@ def scale_by_muon(beta: jax.Array | float) -> optax.GradientTransformation:
         return jax.tree.map(lambda x: RMS * max(x.shape) ** 0.5 * orthogonal(x), ahead), MuonState(mu)
 
     return optax.GradientTransformation(lambda params: MuonState(jax.tree.map(jnp.zeros_like, params)), update)
+
+
+def muon_or(other: optax.GradientTransformation, beta: jax.Array | float) -> optax.GradientTransformation:
+    """Muon for the matrices of the blocks, the other optimizer for the embeddings, the head and all vectors."""
+
+    def is_matrix_of_block(path: Any, x: Any) -> bool:
+        return x.ndim == 2 and "block_" in jax.tree_util.keystr(path)
+
+    return optax.partition(
+        {True: scale_by_muon(beta), False: other}, lambda tree: jax.tree_util.tree_map_with_path(is_matrix_of_block, tree)
+    )

@@ -1,7 +1,6 @@
 """The optimizer: one Optax chain of gradient clipping, AdamW or Muon, and the learning-rate schedule."""
 
 from types import SimpleNamespace
-from typing import Any
 
 import jax
 import optax
@@ -9,7 +8,7 @@ from flax import struct
 
 from minigpt_jax.config import TrainingConfig
 from minigpt_jax.models.patterns import frozen_mask
-from minigpt_jax.training.muon import scale_by_muon
+from minigpt_jax.training.muon import muon_or
 from minigpt_jax.training.schedule import learning_rate_schedule
 
 NUMBERS = "learning_rate", "min_learning_rate", "warmup_steps", "weight_decay", "beta1", "beta2", "grad_clip"
@@ -17,11 +16,9 @@ NUMBERS = "learning_rate", "min_learning_rate", "warmup_steps", "weight_decay", 
 
 @struct.dataclass
 class Optimizer:
-    """Clips the gradient by its global norm, then applies AdamW (Loshchilov & Hutter 2019), or Muon to the matrices of the
-    blocks and AdamW to all other parameters. Only matrices are decayed.
-
-    The numbers are pytree leaves, not compile-time constants: runs that differ only in them share a compiled step and can be
-    stacked under vmap."""
+    """Clips the gradient by its global norm, then applies AdamW (Loshchilov & Hutter 2019) or, to matrices of blocks, Muon.
+    Only matrices are decayed. The numbers are pytree leaves, not compile-time constants: runs that differ only in them share
+    a compiled step and can be stacked under vmap."""
 
     numbers: dict[str, float]  # the fields of TrainingConfig named above, and num_steps
     kind: str = struct.field(pytree_node=False)  # adamw or muon
@@ -32,18 +29,13 @@ class Optimizer:
     def chain(self) -> optax.GradientTransformation:
         c = SimpleNamespace(**self.numbers, schedule=self.schedule)
         adam = optax.scale_by_adam(c.beta1, c.beta2)
-        either = {"adamw": adam, "muon": optax.partition({False: adam, True: scale_by_muon(c.beta1)}, is_matrix_of_block)}
+        direction = adam if self.kind == "adamw" else muon_or(adam, c.beta1)
         decay = optax.add_decayed_weights(c.weight_decay, mask=lambda tree: jax.tree.map(lambda x: x.ndim >= 2, tree))
         rate = optax.scale_by_learning_rate(learning_rate_schedule(c, c.num_steps))
-        chain = optax.chain(optax.clip_by_global_norm(c.grad_clip), optax.chain(either[self.kind], decay, rate))
+        chain = optax.chain(optax.clip_by_global_norm(c.grad_clip), optax.chain(direction, decay, rate))
         if (freeze := self.freeze) is None:
             return chain
         return optax.partition({False: chain, True: optax.set_to_zero()}, lambda tree: frozen_mask(tree, freeze))
-
-
-def is_matrix_of_block(tree: Any) -> Any:
-    """A tree like `tree`: whether each parameter is a matrix in a block of the trunk."""
-    return jax.tree_util.tree_map_with_path(lambda path, x: x.ndim == 2 and "block_" in jax.tree_util.keystr(path), tree)
 
 
 def make_optimizer(config: TrainingConfig, num_steps: int, freeze: str | None = None) -> Optimizer:

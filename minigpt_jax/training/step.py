@@ -15,12 +15,10 @@ from minigpt_jax.training.state import TrainState
 def accumulate_gradients(params: Any, batch: dict, key: jax.Array, loss: Callable, num_parts: int) -> tuple[jax.Array, Any]:
     """(mean loss over the batch's targets, its gradient), accumulated over `num_parts` micro-batches to save memory."""
 
-    def total_and_count(params, part, part_key):
-        return loss(params, part, part_key)[:2]
-
     def add_part(sums, part_and_index):
         part, index = part_and_index
-        part_sums = jax.value_and_grad(total_and_count, has_aux=True)(params, part, jax.random.fold_in(key, index))
+        part_key = jax.random.fold_in(key, index)
+        part_sums = jax.value_and_grad(lambda params: loss(params, part, part_key)[:2], has_aux=True)(params)
         return jax.tree.map(jnp.add, sums, part_sums), None
 
     parts = jax.tree.map(lambda leaf: leaf.reshape(num_parts, -1, *leaf.shape[1:]), batch)
@@ -49,10 +47,9 @@ def train_step(
     state: TrainState, batch: dict, key: jax.Array, *,
     objective: Any, optimizer: Optimizer, ema: float = 0.0, grad_accumulation: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:  # fmt: skip
-    """One optimizer step on the mean loss over the batch's targets. `key` is the run's root key. `state` is donated: its
-    memory is reused. `objective` is a NextToken (tasks/next_token.py) or another task's. Its numbers, those of `optimizer`
-    and `ema` are pytree leaves: changing them does not recompile. Returns the next state and
-    {"loss": nats per target, "grad_norm": before clipping, "is_finite": whether both and the new parameters are finite}."""
+    """One optimizer step on the mean loss over the batch's targets. `key` is the run's root key; `state` is donated. The
+    numbers of `objective`, `optimizer` and `ema` are pytree leaves: changing them does not recompile. Returns the next state
+    and {"loss": nats per target, "grad_norm": before clipping, "is_finite": if both and the new parameters are finite}."""
     step_key = jax.random.fold_in(key, state.step)
     loss, grads = accumulate_gradients(state.params, batch, step_key, objective.loss, grad_accumulation)
     new_state, grad_norm = apply_gradients(state, grads, optimizer, ema), optax.tree.norm(grads)
