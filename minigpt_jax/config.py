@@ -203,7 +203,7 @@ class TrainingConfig(Section):
     warmup_steps: int = setting(100, "steps of linear warmup to the peak learning rate", at_least=0)
     schedule: str = setting("cosine", "learning-rate decay after the warmup", choices=("cosine", "linear", "constant"))
     weight_decay: float = setting(0.1, "decoupled weight decay, applied to matrices only", at_least=0.0)
-    beta1: float = setting(0.9, "decay rate of the mean gradient; Muon: often 0.95", at_least=0.0, below=1.0)
+    beta1: float = setting(0.9, "decay rate of the mean gradient", at_least=0.0, below=1.0)
     beta2: float = setting(0.99, "AdamW: decay rate of the mean squared gradient", at_least=0.0, below=1.0)
     grad_clip: float = setting(1.0, "maximum global norm of the gradient", above=0.0)
     ema: float = setting(

@@ -286,12 +286,18 @@ def learning_rate_schedule(config: TrainingConfig, num_steps: int) -> Callable[[
     return share
 
 
+COEFFICIENTS = (
+    (8.4703, -25.1081, 18.6293), (4.1828, -3.1087, 0.5806), (3.9619, -2.9541, 0.563), (3.2866, -2.4647, 0.5074),
+    (2.2737, -1.6447, 0.4162),
+)  # fmt: skip
+
+
 def orthogonal(x_MN: Tensor) -> Tensor:
     """About U Vᵀ for x = U S Vᵀ (Jordan et al. 2024)."""
     if x_MN.shape[0] > x_MN.shape[1]:
         return orthogonal(x_MN.T).T
     x_MN = x_MN / (x_MN.norm() + 1e-12)
-    for a, b, c in (8.0934, -23.6204, 17.4462), (3.6366, -2.7219, 0.5365), (2.6613, -1.9772, 0.4526):
+    for a, b, c in COEFFICIENTS:
         gram_MM = x_MN @ x_MN.T
         x_MN = a * x_MN + (b * gram_MM + c * gram_MM @ gram_MM) @ x_MN
     return x_MN

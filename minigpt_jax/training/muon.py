@@ -10,9 +10,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-# Of three polynomials that together bring singular values from 0.01 to 1 closest to 1, namely to 0.73 to 1.27; found with a
+# Of five polynomials that together bring singular values from 0.001 to 1 closest to 1, namely to 0.88 to 1.12; found with a
 # linear program for each (Amsel et al. 2025, arXiv:2505.16932, section 3).
-COEFFICIENTS = (8.0934, -23.6204, 17.4462), (3.6366, -2.7219, 0.5365), (2.6613, -1.9772, 0.4526)
+COEFFICIENTS = (
+    (8.4703, -25.1081, 18.6293), (4.1828, -3.1087, 0.5806), (3.9619, -2.9541, 0.563), (3.2866, -2.4647, 0.5074),
+    (2.2737, -1.6447, 0.4162),
+)  # fmt: skip
 RMS = 0.2  # of an update's values, about that of AdamW's, so that both take the same learning rates (Liu et al. 2025)
 
 
