@@ -5,12 +5,9 @@ The rest of the package, the engine, computes the same functions of the same par
 counterparts, and tests compare them for every choice. This page has no safety checks and no 16-bit types, and draws other
 dropout masks. Suffixes name dimensions: B batch, T query positions, S key positions, D model width, F feed-forward width,
 H query heads, G key/value heads, K head size, V vocabulary, N text length. The engine initialises the parameters:
-
 params = {embedding: {tokens, positions}, transformer: {block_0: {attention: {query, key, value, output}, attention_norm,
           feed_forward: {up, gate, down}, feed_forward_norm}, block_1, ..., final_norm}, head}, kernels: inputs × outputs
 """
-
-import math
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +17,6 @@ from minigpt_jax.config import Config, ModelConfig, TrainingConfig
 from minigpt_jax.data import batches, corpora
 from minigpt_jax.models.gpt import GPT
 from minigpt_jax.models.initial import init_params
-from minigpt_jax.training.muon import orthogonal
 
 
 def embed(params, tokens_BT, config):  # engine: TokenAndPosition in models/layers.py
@@ -31,7 +27,7 @@ def embed(params, tokens_BT, config):  # engine: TokenAndPosition in models/laye
     if config.positions == "sinusoidal":  # "Attention Is All You Need", sections 3.4 and 3.5
         angles = jnp.arange(T)[:, None] / 10000 ** (jnp.arange(0, D, 2) / D)[None, :]
         encoding_TD = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1).reshape(T, -1)[:, :D]
-        x_BTD = x_BTD * math.sqrt(D) + encoding_TD[None]
+        x_BTD = x_BTD * D**0.5 + encoding_TD[None]
     return x_BTD
 
 
@@ -72,9 +68,8 @@ def attention(params, x_BTD, config):  # engine: MultiHeadAttention in models/la
     if config.positions == "rotary":
         q_BTHK, k_BSGK = rotate(q_BTHK), rotate(k_BSGK)
     k_BSHK, v_BSHK = jnp.repeat(k_BSGK, H // G, axis=2), jnp.repeat(v_BSGK, H // G, axis=2)  # shared if G < H
-    age_TS = jnp.arange(T)[:, None] - jnp.arange(T)[None, :]  # how far the key is behind the query
-    allowed_TS = (age_TS >= 0) & (age_TS < config.context_length)  # neither in the future nor beyond the context
-    scores_BHTS = jnp.einsum("BTHK,BSHK->BHTS", q_BTHK, k_BSHK) / math.sqrt(K)
+    allowed_TS = jnp.tri(T, dtype=bool) & ~jnp.tri(T, k=-config.context_length, dtype=bool)  # past keys in the context
+    scores_BHTS = jnp.einsum("BTHK,BSHK->BHTS", q_BTHK, k_BSHK) / K**0.5
     weights_BHTS = jax.nn.softmax(jnp.where(allowed_TS[None, None], scores_BHTS, -jnp.inf))
     o_BTHK = jnp.einsum("BHTS,BSHK->BTHK", weights_BHTS, v_BSHK)
     return dense(params["output"], o_BTHK.reshape(B, T, H * K))
@@ -83,8 +78,8 @@ def attention(params, x_BTD, config):  # engine: MultiHeadAttention in models/la
 ACTIVATIONS = {  # engine: ACTIVATIONS in models/ops.py
     "relu2": lambda x: jnp.maximum(x, 0) ** 2,
     "relu": lambda x: jnp.maximum(x, 0),
-    "gelu": lambda x: x * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
-    "gelu_exact": lambda x: x * (1 + jax.lax.erf(x / math.sqrt(2))) / 2,
+    "gelu": lambda x: x * (1 + jnp.tanh((2 / jnp.pi) ** 0.5 * (x + 0.044715 * x**3))) / 2,
+    "gelu_exact": lambda x: x * (1 + jax.lax.erf(x / 2**0.5)) / 2,
     "swiglu": lambda x: x / (1 + jnp.exp(-x)),  # SiLU, applied to the gate
 }
 
@@ -144,7 +139,7 @@ def init_state(params):  # engine: init_state in training/state.py
 
 @jax.jit(static_argnames=("config", "num_steps"))
 def train_step(state, batch, config: Config, num_steps, key=None):  # engine: training/{step,optimizer}.py
-    """Clip by the global norm, then apply AdamW (Loshchilov & Hutter 2019), or Muon to the blocks. Returns (state, loss)."""
+    """Clip by the global norm, then AdamW (Loshchilov & Hutter 2019), or Muon (Jordan et al. 2024) in blocks."""
     c, step, tree_map = config.training, state["step"], jax.tree.map
     value, grads = jax.value_and_grad(loss)(state["params"], batch, config.model, key)
     grad_norm = jnp.sqrt(sum(jnp.sum(g**2) for g in jax.tree.leaves(grads)))
@@ -155,9 +150,14 @@ def train_step(state, batch, config: Config, num_steps, key=None):  # engine: tr
     def update(path, p, m, s, g):
         change = m / (1 - c.beta1 ** (step + 1)) / (jnp.sqrt(s / (1 - c.beta2 ** (step + 1))) + 1e-8)
         if c.optimizer == "muon" and p.ndim == 2 and "block_" in str(path):
-            change = 0.2 * math.sqrt(max(p.shape)) * orthogonal(c.beta1 * m + (1 - c.beta1) * g)
-        decay = c.weight_decay * p if p.ndim >= 2 else 0.0  # matrices only
-        return p - learning_rate(step, c, num_steps) * (change + decay)
+            x_MN = c.beta1 * m + (1 - c.beta1) * g  # the mean gradient, one step ahead (Nesterov 1983)
+            x_MN = x_MN / (jnp.linalg.norm(x_MN) + 1e-12)
+            for c1, c3, c5 in (  # odd polynomials that bring singular values close to one, engine: training/muon.py
+                (8.4703, -25.1081, 18.6293), (4.1828, -3.1087, 0.5806), (3.9619, -2.9541, 0.563), (3.2866, -2.4647, 0.5074),
+                (2.2737, -1.6447, 0.4162)):  # fmt: skip
+                x_MN = c1 * x_MN + (c3 * x_MN @ x_MN.T + c5 * (x_MN @ x_MN.T) @ (x_MN @ x_MN.T)) @ x_MN
+            change = 0.2 * max(p.shape) ** 0.5 * x_MN
+        return p - learning_rate(step, c, num_steps) * (change + c.weight_decay * p * (p.ndim >= 2))  # only matrices decay
 
     params = jax.tree_util.tree_map_with_path(update, state["params"], mean, square, grads)
     ema = jnp.minimum(c.ema, (1 + step) / (10 + step))  # smaller at first, so the initial values soon fade
@@ -182,8 +182,8 @@ def sample(params, prompt_BN, num_tokens, key, config, process=lambda logits_BV,
 
 
 def main(num_steps=400):  # engine: run_loop in training/loop.py
-    text = "".join(piece for _, piece in corpora.open_text("shakespeare").pieces())
-    vocabulary, ids = np.unique(np.array(list(text)), return_inverse=True)
+    characters = [character for _, piece in corpora.open_text("shakespeare").pieces() for character in piece]
+    vocabulary, ids = np.unique(characters, return_inverse=True)
     model = ModelConfig(num_layers=2, num_heads=2, embed_dim=64, ff_dim=256, context_length=64, vocab_size=len(vocabulary))
     config = Config(model, TrainingConfig(learning_rate=5e-3, min_learning_rate=5e-4, warmup_steps=40, ema=0.97))
     state = init_state(init_params(jax.random.key(0), GPT(model)))  # the engine's initial values

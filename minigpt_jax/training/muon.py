@@ -42,9 +42,9 @@ def scale_by_muon(beta: jax.Array | float) -> optax.GradientTransformation:
     def mean(mu: Any, grads: Any) -> Any:
         return jax.tree.map(lambda m, g: beta * m + (1 - beta) * g, mu, grads)
 
-    def update(grads: Any, state: MuonState, params: Any = None) -> tuple[Any, MuonState]:
-        mu = mean(state.mu, grads)
-        ahead = mean(mu, grads)
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, MuonState]:
+        mu = mean(state.mu, updates)
+        ahead = mean(mu, updates)
         return jax.tree.map(lambda x: RMS * max(x.shape) ** 0.5 * orthogonal(x), ahead), MuonState(mu)
 
     return optax.GradientTransformation(lambda params: MuonState(jax.tree.map(jnp.zeros_like, params)), update)
