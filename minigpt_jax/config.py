@@ -200,7 +200,7 @@ class TrainingConfig(Section):
     optimizer: str = setting("adamw", "adamw, or muon for the matrices of the blocks", choices=("adamw", "muon"))
     learning_rate: float = setting(1e-3, "peak learning rate", above=0.0)
     min_learning_rate: float = setting(1e-4, "learning rate at the last step", at_least=0.0)
-    warmup_steps: int = setting(100, "steps of linear warmup to the peak learning rate", at_least=0)
+    warmup_steps: int = setting(100, "steps of linear warmup to the peak learning rate, at most all steps", at_least=0)
     schedule: str = setting("cosine", "learning-rate decay after the warmup", choices=("cosine", "linear", "constant"))
     weight_decay: float = setting(0.1, "decoupled weight decay, applied to matrices only", at_least=0.0)
     beta1: float = setting(0.9, "decay rate of the mean gradient", at_least=0.0, below=1.0)

@@ -5,7 +5,7 @@ python scripts/chat.py --workdir runs/chat_shakespeare --temperature 0.8 --top_k
 python scripts/chat.py --workdir runs/qa_shakespeare --greedy < questions.txt
 
 Each line is a message; one that ends in a backslash continues on the next line. /help lists the commands. Ctrl-C stops an
-answer, Ctrl-D ends. Only answers go to standard output.
+answer, or clears the line, and Ctrl-D ends. Only answers go to standard output.
 """
 
 import dataclasses
@@ -63,22 +63,30 @@ def load_chat(workdir: Path) -> ChatModel:
         raise DataError(f"{workdir} is a run of the task {task}, which learns no conversations: choose one of the task chat")
     model = mg.load(workdir, kernels=KERNELS.value)
     if not is_run and model.template is None:
-        raise DataError(f"{workdir} has no chat template: choose a model that has one, usually called chat or instruct")
+        raise DataError(
+            f"{workdir} has no chat template: choose a run of the task chat, or a model that has a template, usually called "
+            "chat or instruct"
+        )
     return ChatModel(model)
 
 
 def read_message() -> str | None:
     """The next message, of one or several lines. None where the input ends."""
     lines = []
-    try:
-        while True:
-            print("> ", end="", file=sys.stderr, flush=True)
+    while True:
+        if sys.stdin.isatty():
+            print("... " if lines else "> ", end="", file=sys.stderr, flush=True)
+        try:
             lines.append(input())
-            if not lines[-1].endswith("\\"):
-                return "\n".join(line.removesuffix("\\") for line in lines)
-    except (EOFError, OSError, KeyboardInterrupt):  # OSError: the terminal was closed
-        print(file=sys.stderr)
-        return None
+        except KeyboardInterrupt:
+            print(file=sys.stderr)
+            lines = []
+            continue
+        except (EOFError, OSError):  # OSError: the terminal was closed
+            print(file=sys.stderr)
+            return None
+        if not lines[-1].endswith("\\"):
+            return "\n".join(line.removesuffix("\\") for line in lines)
 
 
 @dataclasses.dataclass
@@ -114,6 +122,8 @@ class Session:
         if (num_left_out := len(turns) - len(fitting)) != self.num_left_out:
             size = self.model.model.config.context_length
             log.info("The model no longer sees the %d oldest messages: its context is %d tokens.", num_left_out, size)
+        if num_cut := self.model.num_cut(fitting):
+            log.info("The message is longer than the context: the model does not see the first %d tokens.", num_cut)
         pieces = []
         try:
             for piece in self.model.stream(fitting, self.length, self.seed, **self.strategy):
@@ -146,6 +156,8 @@ class Session:
 
     def save(self, file: str) -> None:
         """FILE: add the conversation to a .jsonl file, which train.py reads"""
+        if not file:
+            raise UsageError("give the file to save to: /save FILE")
         path = local_path(file)
         try:
             before = read_text_file(path) if path.exists() and path.stat().st_size else ""

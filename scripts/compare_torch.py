@@ -15,7 +15,7 @@ from minigpt_jax import cli
 from minigpt_jax.api import choose_kernels
 from minigpt_jax.commands import install_command
 from minigpt_jax.config import Config, load_preset
-from minigpt_jax.errors import DataError, UsageError, require_choice
+from minigpt_jax.errors import DataError, UsageError
 from minigpt_jax.tasks import prepare
 
 CONFIG = flags.DEFINE_string("config", "shakespeare_char", "a preset in configs/, or the path of a .py file")
@@ -26,7 +26,8 @@ ROUNDS, STEPS_PER_ROUND = 5, 10
 
 def main() -> None:
     config = load_preset(CONFIG.value).override({"steps": 20} | cli.given_settings())
-    require_choice("task", config.task, ["language_modelling"])  # the twin is a GPT
+    if config.task != "language_modelling":
+        raise UsageError(f"{CONFIG.value} is a preset of the task {config.task}, but the twin is a GPT")
     if importlib.util.find_spec("torch") is None:
         raise UsageError(f"comparing with PyTorch needs torch: {install_command('torch')}")
     from minigpt_jax.compare.agreement import compare

@@ -36,8 +36,8 @@ def main() -> None:
     if is_lora and not MERGE.value:
         config, base, adapter = load.load_best_adapter(workdir, default_sharding())
         base_folder = peft.write(base, adapter, config.fine_tuning, str(config.training.init_from), out)
-        log.info("Exported the adapter of %s to %s. Load it with peft.AutoPeftModelForCausalLM.from_pretrained(%r).",
-                 base_folder, OUT.value, OUT.value)  # fmt: skip
+        log.info("Exported the adapter of %s to %s, for the base model %s.", workdir, OUT.value, base_folder)
+        log.info("Load it with peft.AutoPeftModelForCausalLM.from_pretrained(%r).", OUT.value)
         return
     model_type = hf_writer.write(load.load(workdir, default_sharding()), out)
     log.info("Exported to %s (model_type %s). Load it with transformers.AutoModelForCausalLM.from_pretrained(%r).",

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, assert_raises, normal, random_params, random_tokens
+from helpers import assert_close, assert_raises, assert_says, logged, normal, random_params, random_tokens
 from settings import BASE
 
 from minigpt_jax.config import ModelConfig
@@ -127,6 +127,15 @@ def test_an_unknown_word_is_never_a_candidate():
     [candidates] = model.fill("be [MASK]", num_best=100)
     words = {candidate.text for candidate in candidates if candidate.probability}
     assert words == {*WordTokenizer.SPECIAL, "be"} - {"<unk>"}
+
+
+def test_unknown_words_of_a_prompt_are_counted_in_the_log(caplog):
+    model = masked_model(WordTokenizer((*WordTokenizer.SPECIAL, "be")))
+    model.fill("be [MASK]")
+    assert logged(caplog) == []
+    model.fill("not be [MASK] not")
+    [line] = logged(caplog)
+    assert_says(line, "<unk>", "2 times")
 
 
 def test_texts_that_cannot_be_filled_in_are_refused():

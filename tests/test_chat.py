@@ -258,7 +258,7 @@ def session():
     for name in set(flags.FLAGS) - before:
         delattr(flags.FLAGS, name)
     session = script.Session(Echo(), 100, 7, {}, None)
-    session.commands = script.COMMANDS
+    session.commands, session.read_message = script.COMMANDS, script.read_message
     return session
 
 
@@ -306,6 +306,33 @@ def test_messages_that_are_left_out_are_counted_in_the_log(session, caplog):
         assert_says(line, number, "264")
     session.read("/help")
     assert_says(logged(caplog)[-1], *session.commands)
+
+
+def test_a_message_that_is_longer_than_the_context_is_said_to_be_cut(session, caplog):
+    caplog.set_level(logging.INFO, "minigpt_jax")
+    session.read("a" * 200)
+    assert logged(caplog) == []
+    session.read("/reset")
+    session.read("a" * 300)
+    prompt = session.model.format.prompt([Message("user", "a" * 300)])
+    [line] = logged(caplog)
+    assert_says(line, "longer than the context", f"{len(prompt) - 264} tokens")
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_ctrl_c_clears_the_message_and_prompts_are_for_terminals(session, monkeypatch, capsys, is_terminal):
+    inputs = iter(["one \\", KeyboardInterrupt, "two \\", "three", EOFError])
+
+    def read():
+        if isinstance(line := next(inputs), str):
+            return line
+        raise line
+
+    monkeypatch.setattr("builtins.input", read)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: is_terminal, raising=False)
+    assert session.read_message() == "two \nthree"
+    assert session.read_message() is None
+    assert capsys.readouterr().err == ("> ... \n> ... > \n" if is_terminal else "\n\n")
 
 
 def test_a_saved_conversation_can_be_trained_on(session, tmp_path):

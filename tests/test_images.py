@@ -145,8 +145,9 @@ def test_a_folder_has_one_subfolder_for_each_class(write, tmp_path, caplog):
     assert read.labels_N.tolist() == [0, 1, 1]
     assert read.images_NHWC.shape == (3, 4, 4, 1)
     assert read.images_NHWC[:, 0, 0, 0].tolist() == [30, 20, 10]
-    [line] = logged(caplog)
-    assert_says(line, str(tmp_path), "2", "3", "4", "4")
+    without, resized = logged(caplog)
+    assert_says(without, str(tmp_path), "no images in empty")
+    assert_says(resized, str(tmp_path), "2", "3", "4", "4")
 
 
 def test_images_are_resized_and_converted(write, tmp_path):

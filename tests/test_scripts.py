@@ -794,7 +794,9 @@ def test_a_lora_run_is_exported_as_an_adapter_and_as_a_whole_model(trained, call
     assert_says(first, "runs/lora", "runs/base", "parameters trained")
     adapter = succeeded(call(folder, "export_hf --workdir runs/lora --out adapter"))
     assert (adapter.stdout, adapter.stderr.count("\n")) == ("", 1)
-    assert_says(adapter.stderr, "adapter", "peft.AutoPeftModelForCausalLM")
+    assert_says(
+        adapter.stderr, "adapter of runs/lora", f"base model {folder / 'adapter/base'}", "peft.AutoPeftModelForCausalLM"
+    )
     succeeded(call(folder, "export_hf --workdir runs/lora --out merged --merge"))
     names = "runs/lora", "adapter", "merged", "runs/base"
     *same, base = (succeeded(call(folder, f"generate --workdir {name} {GREEDY}")).stdout for name in names)
@@ -1032,7 +1034,7 @@ MISTAKES = [
     ("benchmark gpu train", USAGE, ["gpu", "--plot"]),
     ("benchmark gpu --skip device,limit", USAGE, ["skip='limit'", "'limits'", "limits", "train_gpt2_124m", "compiling"]),
     ("fill_mask --workdir runs/debug --prompt [MASK]", DATA, ["runs/debug", "language_modelling"]),
-    ("compare_torch --config bert_shakespeare", USAGE, ["task='masked_language_modelling'", "language_modelling"]),
+    ("compare_torch --config bert_shakespeare", USAGE, ["bert_shakespeare", "masked_language_modelling", "GPT"]),
     ("benchmark gpu --minutes 0", USAGE, ["minutes=0.0", "0"]),
 ]
 

@@ -229,7 +229,7 @@ def test_evaluation_uses_no_dropout():
 
 # ---- Numbers are leaves ---------------------------------------------------------------------------------------------------
 
-STRUCTURE = {"grad_accumulation", "schedule"}
+STRUCTURE = {"grad_accumulation", "optimizer", "schedule"}
 NUMBERS = changes_of(TRAINING, but=LOOP_SETTINGS | STRUCTURE)
 
 

@@ -18,7 +18,7 @@ import jax
 
 from minigpt_jax.api import choose_kernels, first_device
 from minigpt_jax.config import Config, get_setting, whole_number
-from minigpt_jax.errors import DataError, UsageError, require_choice
+from minigpt_jax.errors import DataError, UsageError
 from minigpt_jax.experiments import stacked
 from minigpt_jax.experiments.changes import Settings, changes
 from minigpt_jax.experiments.grid import Point, key_of, named
@@ -75,7 +75,8 @@ def ablate(
     for unusable data, and if the folder holds something else, such as an ablation of another base.
     """
     whole_number("seeds", num_seeds, at_least=MIN_SEEDS)
-    require_choice("task", base.task, ["language_modelling"])
+    if base.task != "language_modelling":
+        raise UsageError(f"the base is of the task {base.task}: ablations are made for language_modelling")
     for name in ("init_from", "freeze"):
         if (value := get_setting(base, name)) is not None:
             raise UsageError(f"{name}={value}: an ablation trains all parameters from random weights; omit it")

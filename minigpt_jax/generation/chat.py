@@ -40,6 +40,10 @@ class ChatModel:
         for _ in self.model.decode([row], length, seed, processors(**strategy), chunk=STREAM_CHUNK):
             yield row.text.take()
 
+    def num_cut(self, conversation: Sequence[Message]) -> int:
+        """How many tokens at the start of the conversation are beyond the context, so that the model does not see them."""
+        return max(0, len(self.format.prompt(conversation)) - self.model.config.context_length)
+
     def fitting(self, conversation: Sequence[Message], length: int) -> list[Message]:
         """The conversation without its oldest turns, so that the rest and an answer fit into the context.
 

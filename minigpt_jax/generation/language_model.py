@@ -266,12 +266,17 @@ class LanguageModel:
             if prompt:
                 raise DataError(f"prompt: {error}") from error
             tokens = np.zeros(1, np.int32)  # DNA, music and numbers may have no line breaks
-        if num_unknown := np.count_nonzero(tokens == self.tokenizer.unknown):
-            log.warning("The prompt has words outside the vocabulary: the model sees them as <unk> (%d times).", num_unknown)
+        warn_of_unknown(tokens, self.tokenizer)
         context_length = self.config.context_length
         if len(tokens) > context_length:
             log.warning("The prompt has %d tokens; the model sees the last %d, its context.", len(tokens), context_length)
         return tokens[-context_length:]
+
+
+def warn_of_unknown(tokens: np.ndarray, tokenizer: Tokenizer) -> None:
+    """Logs how many words of a prompt are not in the vocabulary."""
+    if num_unknown := np.count_nonzero(tokens == tokenizer.unknown):
+        log.warning("The prompt has words outside the vocabulary: the model sees them as <unk> (%d times).", num_unknown)
 
 
 def listed(values: Any) -> list:

@@ -11,6 +11,7 @@ import numpy as np
 from minigpt_jax.config import ModelConfig
 from minigpt_jax.data.tokenizers import Tokenizer
 from minigpt_jax.errors import DataError, UsageError
+from minigpt_jax.generation.language_model import warn_of_unknown
 from minigpt_jax.models.bert import BERT, mask_token
 from minigpt_jax.models.kernels import PLAIN, Kernels
 
@@ -52,6 +53,7 @@ class MaskedLanguageModel:
             raise UsageError(f'the prompt has no {MASK}: mark what to fill in, as in "To be or {MASK} to be"')
         mask = [mask_token(self.config)]
         tokens_T = np.concatenate([self.tokenizer.encode(first)] + [[*mask, *self.tokenizer.encode(part)] for part in rest])
+        warn_of_unknown(tokens_T, self.tokenizer)
         p_NV = self.token_probabilities(tokens_T)[tokens_T == mask]
         if (unknown := self.tokenizer.unknown) is not None:
             p_NV[:, unknown] = 0.0

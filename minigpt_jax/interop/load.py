@@ -62,7 +62,7 @@ def load_masked(path: str | Path, sharding: jax.sharding.Sharding) -> MaskedLang
     workdir = local_path(path)
     config = read_run_config(workdir)
     if config.task != "masked_language_modelling":
-        raise DataError(f"{workdir} is a run of the task {config.task}, not of masked_language_modelling")
+        raise DataError(f"{workdir} is a run of the task {config.task}: choose a run of masked_language_modelling")
     step, model = checkpoints.best_intact(workdir), BERT(config.model)
     return MaskedLanguageModel(config.model, *tokenizer_and_params(workdir, config, step, model, sharding, load_masked))
 

@@ -130,7 +130,7 @@ class Chat(TextTask):
         split = self.splits["train"]
         if self.chats.endless is not None:
             return f"{chat_config(self.config).dataset}, new questions in each step"
-        return f"{chat_config(self.config).dataset}, {split.num_answer_tokens / 1e6:.2f} M tokens of answers to train on"
+        return f"{chat_config(self.config).dataset}, {split.num_answer_tokens:,} tokens of answers to train on"
 
     def describe_result(self, measures: Mapping[str, float]) -> str:
         parts = {name.replace("_", " "): value for name, value in measures.items()}
@@ -184,7 +184,10 @@ def split(name: str, examples: Sequence[Example], form: ChatFormat, context_leng
     encoded = [form.encode(example.conversation) for example in examples]
     fitting, num_cut, num_dropped = packing.fit(encoded, context_length)
     if not fitting:
-        raise DataError(f"no answer of the {name} conversations fits into context_length={context_length}: increase it")
+        raise DataError(
+            f"no answer of the {name} conversations fits into context_length={context_length}: "
+            "a longer context or shorter conversations are needed"
+        )
     if num_cut or num_dropped:
         log.info(
             "%s: of %d conversations, %d are longer than context_length=%d and lose their end, and %d are left out because "

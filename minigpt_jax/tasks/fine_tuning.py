@@ -127,7 +127,7 @@ def fine_tuned(task: Task, previous: PreviousRun | None, sharding: jax.sharding.
 def describe_parameters(task: Task, params: Any) -> str:
     """How many parameters there are and, where not all are trained, how many of them are. For the log."""
     if not isinstance(task, FineTuned):
-        return f"{num_values(params) / 1e6:.2f} M parameters"
+        return f"{num_values(params):,} parameters"
     objective: Any = task.objective
     trained, total = objective.parameter_counts(params)
     return f"{trained:,} of {total:,} parameters trained ({trained / total:.2%})"

@@ -39,7 +39,7 @@ def make_tokenizer(tokenizer: str, pieces: Iterable[str], vocab_size: int | None
         reason = "the text supports only" if tokenizer in ("word", "bpe") else "it has"
         raise DataError(
             f"vocab_size={vocab_size} does not fit tokenizer={tokenizer}: {reason} {result.vocab_size} tokens; "
-            "omit vocab_size or set it to that number"
+            f"set vocab_size={result.vocab_size}"
         )
     return result
 
