@@ -793,7 +793,7 @@ def test_a_lora_run_is_exported_as_an_adapter_and_as_a_whole_model(trained, call
     first, *_ = succeeded(start(folder, f"train {small} {lora} --workdir runs/lora")).stderr.splitlines()
     assert_says(first, "runs/lora", "runs/base", "parameters trained")
     adapter = succeeded(call(folder, "export_hf --workdir runs/lora --out adapter"))
-    assert (adapter.stdout, adapter.stderr.count("\n")) == ("", 1)
+    assert (adapter.stdout, adapter.stderr.count("\n")) == ("", 2)
     assert_says(
         adapter.stderr, "adapter of runs/lora", f"base model {folder / 'adapter/base'}", "peft.AutoPeftModelForCausalLM"
     )
@@ -994,7 +994,7 @@ MISTAKES = [
     (f"{ABLATE} --seeds 2", USAGE, ["seeds=2", "3"]),
     (f"{ABLATE} --dataset missing.txt", DATA, ["missing.txt"]),
     (f"{ABLATE} --workdir runs/debug", DATA, ["runs/debug", "run", "--workdir"]),
-    (f"{ABLATE} --base chat_shakespeare", USAGE, ["task='chat'", "language_modelling"]),
+    (f"{ABLATE} --base chat_shakespeare", USAGE, ["task chat", "language_modelling"]),
     (f"{ABLATE} --base debgu", USAGE, ["'debgu'", "'debug'"]),
     (f"{ABLATE} --seed 3", USAGE, ["--seed", "'seeds'"]),
     (f"{TUNE} lerning_rate=1e-4..1e-2", USAGE, ["'lerning_rate'", "'learning_rate'", "learning_rate", "dropout", "norm"]),

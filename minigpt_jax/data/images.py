@@ -112,12 +112,13 @@ def read_folder(folder: Path, size: int, color: bool) -> Images:
     Raises DataError for fewer than two classes and for an image that cannot be read.
     """
     paths = {name: image_paths(folder / name) for name in names_in(folder) if (folder / name).is_dir()}
-    if empty := [name for name, found in paths.items() if not found]:
-        log.warning("%s: no images in %s, so these are not classes.", folder, ", ".join(empty))
+    empty = [name for name, found in paths.items() if not found]
     paths = {name: found for name, found in paths.items() if found}
     if len(paths) < 2:
         has = f"only images of class {next(iter(paths))!r}" if paths else "no images in subfolders"
         raise DataError(f"{folder} has {has}: at least two classes are needed, {A_FOLDER}")
+    if empty:
+        log.warning("%s: no images in %s, so these are not classes.", folder, ", ".join(empty))
     pixels, num_resized = [], 0
     with progress("reading images", sum(map(len, paths.values()))) as bar:
         for path in (path for found in paths.values() for path in found):
