@@ -34,6 +34,7 @@ _HOMES = {
     "load": "api",
     "load_image_classifier": "api",
     "load_preset": "config",
+    "load_text_classifier": "api",
     "measure_memorisation": "experiments.memorisation",
     "train": "api",
 }

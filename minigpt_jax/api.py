@@ -20,6 +20,7 @@ from minigpt_jax.system.heap import retain_heap
 if TYPE_CHECKING:
     from minigpt_jax.generation.language_model import LanguageModel
     from minigpt_jax.tasks.image_classifier import ImageClassifier
+    from minigpt_jax.tasks.text_classifier import PassageClassifier
 
 REQUIRED_SETTINGS = {
     "jax_enable_x64": (False,), "jax_numpy_dtype_promotion": ("standard",), "jax_no_tracing": (False,),
@@ -121,3 +122,10 @@ def load_image_classifier(workdir: str | Path, *, kernels: str = "tuned") -> "Im
     from minigpt_jax.tasks import image_classifier
 
     return image_classifier.load(local_path(workdir), default_sharding(), lambda config: choose_kernels(config, kernels))
+
+
+def load_text_classifier(workdir: str | Path, *, kernels: str = "tuned") -> "PassageClassifier":
+    """Loads the text classifier of a run's folder. See `tasks.text_classifier.load`."""
+    from minigpt_jax.tasks import text_classifier
+
+    return text_classifier.load(local_path(workdir), default_sharding(), lambda config: choose_kernels(config, kernels))

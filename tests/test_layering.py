@@ -53,7 +53,7 @@ ORDER_WITHIN = {
     "tasks": [
         "task", "plots", "next_token", "classification", "augmentation", "masked_token", "evaluation", "fine_tuning", "text",
         "windows", "language_modelling", "chat", "masked_language_modelling", "text_classification", "image_classification",
-        "image_classifier",
+        "image_classifier", "text_classifier",
     ],
     "training": [
         "schedule", "muon", "optimizer", "state", "step", "clock", "compilations", "profile", "resume", "run", "causes",

@@ -6,10 +6,10 @@ import json
 import jax
 import numpy as np
 import pytest
-from helpers import assert_equal, assert_raises, random_params, random_tokens
+from helpers import assert_equal, assert_raises, assert_says, logged, random_params, random_tokens
 from settings import BASE
 
-from minigpt_jax.api import train
+from minigpt_jax.api import load_text_classifier, train
 from minigpt_jax.config import Config, LabelledTextConfig, MaskedDataConfig, ModelConfig, TrainingConfig
 from minigpt_jax.data import labelled
 from minigpt_jax.data.labelled import Document, cut, genre, plays, read_documents
@@ -177,3 +177,37 @@ def test_training_starts_from_the_encoder_of_a_masked_language_model(tmp_path):
         DataError, train, config.override({"init_from": str(tmp_path / "further")}), tmp_path / "new",
         says=("text_classification", "masked_language_modelling"),
     )  # fmt: skip
+
+
+# ---- The trained classifier -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.e2e
+def test_a_run_is_loaded_as_a_classifier_of_texts(tmp_path, caplog):
+    lines = [line(text, label) for text, label in (("to be to be", "b"), ("or not", "a"), ("or", "c"))] * 10
+    config = Config(MODEL, TRAINING, config_for(tmp_path, lines, tokenizer="word"))
+    train(config, workdir := tmp_path / "run")
+    classifier, task = load_text_classifier(workdir), prepare(config)
+    assert classifier.classes == ("a", "b", "c")
+    text = "to be or not to be"  # 11 tokens, more than the context
+    passages = cut([Document(text, "a")], classifier.classes, task.tokenizer, MODEL.context_length)
+    assert len(passages.labels_N) == 2
+    logits_NC = task.objective.model.apply({"params": classifier.params}, passages.tokens_NT, passages.is_token_NT)
+    expected = dict(zip("abc", jax.nn.softmax(logits_NC).mean(axis=0).tolist(), strict=True))
+    caplog.clear()
+    probabilities = classifier.probabilities(text)
+    assert logged(caplog) == []
+    assert probabilities == pytest.approx(expected, rel=1e-4)
+    assert list(probabilities.values()) == sorted(probabilities.values(), reverse=True)
+    classifier.probabilities("to win or win")
+    assert_says(logged(caplog)[-1], "<unk>", "2 times")
+    assert_raises(DataError, classifier.probabilities, "", says=("empty",))
+
+    path = workdir / "classes.json"
+    path.write_text(path.read_text().replace('"a"', '"A"'))
+    assert_raises(DataError, load_text_classifier, workdir, says=(str(path),))
+
+
+def test_a_run_of_another_task_is_not_a_classifier_of_texts(tmp_path):
+    (tmp_path / "config.json").write_text(Config().to_json())
+    assert_raises(DataError, load_text_classifier, tmp_path, says=(str(tmp_path), "language_modelling"))

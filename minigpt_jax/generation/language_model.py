@@ -274,9 +274,9 @@ class LanguageModel:
 
 
 def warn_of_unknown(tokens: np.ndarray, tokenizer: Tokenizer) -> None:
-    """Logs how many words of a prompt are not in the vocabulary."""
+    """Logs how many words of a text are not in the vocabulary."""
     if num_unknown := np.count_nonzero(tokens == tokenizer.unknown):
-        log.warning("The prompt has words outside the vocabulary: the model sees them as <unk> (%d times).", num_unknown)
+        log.warning("Words outside the vocabulary: the model sees them as <unk> (%d times).", num_unknown)
 
 
 def listed(values: Any) -> list:

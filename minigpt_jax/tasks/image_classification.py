@@ -22,11 +22,10 @@ from minigpt_jax.models.flops import trunk_flops_per_token
 from minigpt_jax.models.kernels import PLAIN, Kernels
 from minigpt_jax.models.vit import ViT
 from minigpt_jax.tasks.augmentation import augment
-from minigpt_jax.tasks.classification import class_loss
+from minigpt_jax.tasks.classification import CLASSES_FILE, class_loss
 from minigpt_jax.tasks.evaluation import confusion, means, probabilities
 from minigpt_jax.tasks.task import PreviousRun
 
-CLASSES_FILE = "classes.json"
 UNUSED = "vocab_size", "vocab_multiple", "tie_embeddings"  # settings of the model that are about tokens
 
 

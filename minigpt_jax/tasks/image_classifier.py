@@ -1,7 +1,6 @@
 """A trained image classifier: which class an image has, and where its class token looks."""
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,12 @@ import numpy as np
 
 from minigpt_jax.config import ImageConfig, ModelConfig
 from minigpt_jax.errors import DataError
-from minigpt_jax.files import sha256
 from minigpt_jax.interop.load import read_run_config
 from minigpt_jax.models.kernels import Kernels
 from minigpt_jax.runs import checkpoints
+from minigpt_jax.tasks.classification import read_classes
 from minigpt_jax.tasks.evaluation import probabilities
-from minigpt_jax.tasks.image_classification import CLASSES_FILE, NamesOfImages
+from minigpt_jax.tasks.image_classification import NamesOfImages
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -49,14 +48,8 @@ def load(workdir: Path, sharding: Any, choose_kernels: Callable[[ModelConfig], K
     config = read_run_config(workdir)
     if not isinstance(config.data, ImageConfig):
         raise DataError(f"{workdir} is a run of the task {config.task}, which does not train an image classifier")
-    step, path = checkpoints.best_intact(workdir), workdir / CLASSES_FILE
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-    if sha256(text.encode()) != checkpoints.read_info(workdir, step).sources["classes"]:
-        raise DataError(f"{path} is not the file that the run's checkpoints were trained with")
-    known = json.loads(text)
+    step = checkpoints.best_intact(workdir)
+    known = read_classes(workdir, step)
     objective = NamesOfImages.of(config, len(known["classes"]), choose_kernels(config.model))
     like = jax.eval_shape(objective.init, jax.random.key(0))
     params = checkpoints.restore_eval_params(workdir, step, config.training.ema > 0, like, sharding)

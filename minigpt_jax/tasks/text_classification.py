@@ -1,6 +1,7 @@
 """Text classification: an encoder is trained to name the class of a passage."""
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from minigpt_jax.data import batches
 from minigpt_jax.data.labelled import Documents, Passages, cut, read_documents
 from minigpt_jax.data.tokenizers import Tokenizer, make_tokenizer
 from minigpt_jax.errors import UsageError, require_choice
+from minigpt_jax.files import sha256
 from minigpt_jax.interop import load
 from minigpt_jax.models.bert import TextClassifier
 from minigpt_jax.models.initial import init_params
 from minigpt_jax.models.kernels import PLAIN, Kernels
-from minigpt_jax.tasks.classification import class_loss
+from minigpt_jax.tasks.classification import CLASSES_FILE, class_loss
 from minigpt_jax.tasks.evaluation import confusion, means, probabilities
 from minigpt_jax.tasks.task import PreviousRun
 from minigpt_jax.tasks.text import TextTask, read_same, steps_of, tokenizer_for
@@ -60,6 +62,10 @@ class TextClassification(TextTask):
     classes: tuple[str, ...]
 
     causal = False
+
+    @property
+    def files(self) -> dict[str, str]:
+        return {**super().files, CLASSES_FILE: classes_json(self.classes)}
 
     def initial_params(self, sharding: jax.sharding.Sharding) -> Any:
         """With `init_from`, the encoder of a masked language model. The layer that gives the classes is always new."""
@@ -123,12 +129,17 @@ class TextClassification(TextTask):
         return f"{measures['loss']:.4f} nats per passage, accuracy {accuracies}{measures['majority_accuracy']:.1%})"
 
     def next_command(self, workdir: Path) -> str:
-        return f"All measures: {command('evaluate')} --workdir {workdir}"
+        return f"Classify a text: {command('classify')} --workdir {workdir} --text TEXT"
 
 
 def data_of(config: Config) -> LabelledTextConfig:
     assert isinstance(config.data, LabelledTextConfig)  # guaranteed by `config.task`, which is derived from its type
     return config.data
+
+
+def classes_json(classes: tuple[str, ...]) -> str:
+    """The file of a run from which `text_classifier.py` learns the names of the classes."""
+    return json.dumps({"classes": classes}, indent=2) + "\n"
 
 
 def prepare(config: Config, previous: PreviousRun | None = None, kernels: Kernels = PLAIN) -> TextClassification:
@@ -145,7 +156,9 @@ def prepare(config: Config, previous: PreviousRun | None = None, kernels: Kernel
     classes, T = documents.classes, config.model.context_length
     splits = {"train": cut(documents.train, classes, tokenizer, T), "val": cut(documents.val, classes, tokenizer, T)}
     num_steps = steps_of(config.training, len(splits["train"].labels_N))
-    sources = {"text": documents.sha256, "tokenizer": tokenizer.sha256}
+    sources = {
+        "text": documents.sha256, "tokenizer": tokenizer.sha256, "classes": sha256(classes_json(classes).encode())
+    }  # fmt: skip
     objective = ClassOfText.of(config, len(classes), kernels)
     return TextClassification(config, tokenizer, splits, sources, num_steps, objective, classes)
 
