@@ -324,7 +324,7 @@ def test_bad_arguments_are_one_line_errors(config, tmp_path, changed, options, w
 
 
 def test_other_tasks_are_refused(tmp_path):
-    words = ["task='image_classification'", "language_modelling"]
+    words = ["image_classification", "language_modelling"]
     assert_raises(UsageError, ablate, load_preset("vit_digits"), tmp_path / "new", says=words)
 
 
