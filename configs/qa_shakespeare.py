@@ -17,8 +17,8 @@ Measured on 2026-11-29 on an AMD EPYC server (AVX2 only), jax 0.10.2, Python 3.1
     play    99.1  100.0   99.5 %       0.0 %
     all     70.3   74.2   75.8 %      12.7 %
 
-Loss on the answers: 0.097, 0.080 and 0.104 nats per token. With AdamW, 7,200 steps take as long, and
-one of three seeds hardly learned to copy more than a few words (72.9 % after 7,500 steps, 32.8, 66.6 %).
+Loss on the answers: 0.097, 0.080 and 0.104 nats per token. With AdamW, 7,200 steps take as long, and one
+of three seeds hardly learned to copy more than a few words (72.9 % after 7,500 steps, 32.8, 66.6 %).
 """
 
 from minigpt_jax.config import ChatConfig, Config, ModelConfig, ReferenceResult, TrainingConfig

@@ -1,7 +1,6 @@
 """Text classification: an encoder is trained to name the class of a passage."""
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from minigpt_jax.config import Config, LabelledTextConfig
 from minigpt_jax.data import batches
 from minigpt_jax.data.labelled import Documents, Passages, cut, read_documents
 from minigpt_jax.data.tokenizers import Tokenizer, make_tokenizer
+from minigpt_jax.data.tokenizers.base import json_text
 from minigpt_jax.errors import UsageError, require_choice
 from minigpt_jax.files import sha256
 from minigpt_jax.interop import load
@@ -139,7 +139,7 @@ def data_of(config: Config) -> LabelledTextConfig:
 
 def classes_json(classes: tuple[str, ...]) -> str:
     """The file of a run from which `text_classifier.py` learns the names of the classes."""
-    return json.dumps({"classes": classes}, indent=2) + "\n"
+    return json_text({"classes": classes})
 
 
 def prepare(config: Config, previous: PreviousRun | None = None, kernels: Kernels = PLAIN) -> TextClassification:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from minigpt_jax.config import ModelConfig
@@ -13,7 +12,7 @@ from minigpt_jax.data.labelled import Document, cut
 from minigpt_jax.data.tokenizers import Tokenizer
 from minigpt_jax.errors import DataError
 from minigpt_jax.generation.language_model import warn_of_unknown
-from minigpt_jax.interop.load import read_run_config, read_tokenizer
+from minigpt_jax.interop.load import load_masked, read_run_config, tokenizer_and_params
 from minigpt_jax.models.kernels import Kernels
 from minigpt_jax.runs import checkpoints
 from minigpt_jax.tasks.classification import read_classes
@@ -52,8 +51,6 @@ def load(workdir: Path, sharding: Any, choose_kernels: Callable[[ModelConfig], K
         raise DataError(f"{workdir} is a run of the task {config.task}, which does not train a text classifier")
     step = checkpoints.best_intact(workdir)
     classes = tuple(read_classes(workdir, step)["classes"])
-    tokenizer = read_tokenizer(workdir, checkpoints.read_info(workdir, step).sources["tokenizer"])
     objective = ClassOfText.of(config, len(classes), choose_kernels(config.model))
-    like = jax.eval_shape(objective.init, jax.random.key(0))
-    params = checkpoints.restore_eval_params(workdir, step, config.training.ema > 0, like, sharding)
+    tokenizer, params = tokenizer_and_params(workdir, config, step, objective.model, sharding, load_masked)
     return PassageClassifier(classes, tokenizer, objective, params)

@@ -126,6 +126,6 @@ def kill(process: subprocess.Popen) -> None:
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
-        pass
+        pass  # it has ended
     except AttributeError:  # Windows has no process groups
         process.kill()
